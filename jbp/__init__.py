@@ -1,0 +1,33 @@
+"""jbp: backpropagation you can open up. A backward pass written by hand, in JAX."""
+
+from jbp import losses as losses
+from jbp import optim as optim
+from jbp.backprop import apply as apply
+from jbp.backprop import backward as backward
+from jbp.backprop import forward as forward
+from jbp.backprop import value_and_grad as value_and_grad
+from jbp.combine import branch as branch
+from jbp.combine import repeat as repeat
+from jbp.combine import residual as residual
+from jbp.combine import serial as serial
+from jbp.layer import Layer as Layer
+from jbp.layers import Dense as Dense
+from jbp.layers import Dropout as Dropout
+from jbp.layers import Flatten as Flatten
+from jbp.layers import elu as elu
+from jbp.layers import gelu as gelu
+from jbp.layers import identity as identity
+from jbp.layers import initializers as initializers
+from jbp.layers import leaky_relu as leaky_relu
+from jbp.layers import relu as relu
+from jbp.layers import sigmoid as sigmoid
+from jbp.layers import silu as silu
+from jbp.layers import softmax as softmax
+from jbp.layers import softplus as softplus
+from jbp.layers import tanh as tanh
+from jbp.pairs import Outer as Outer
+from jbp.pairs import Pair as Pair
+from jbp.pairs import Scale as Scale
+from jbp.pairs import Shift as Shift
+from jbp.pairs import Stack as Stack
+from jbp.pairs import contract as contract

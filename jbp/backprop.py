@@ -1,0 +1,143 @@
+"""The spine: forward, backward, contract. Backpropagation in three steps over a whole net.
+
+    step 1  forward    h⁰ = x, s¹ = h⁰W¹ + b¹, h¹ = θ(s¹), …                store every h
+    step 2  backward   δᴸ = ∂e/∂output at the loss;  δˡ⁻¹ = δˡ through l     store every δ
+    step 3  contract   ∂e/∂Wˡ = Σₙ wₙ hₙˡ⁻¹ ⊗ δₙˡ                            from the stored pairs
+
+Layers are written for one example; `jax.vmap` brings the batch, here at the leaf and nowhere else.
+Source: lecture A, the three steps; lecture B, the δ recursion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jbp.combine import Combinator, located
+from jbp.layer import Layer
+from jbp.losses import Loss
+from jbp.pairs import Weights, check_weights, is_pair, weigh
+
+Sink = Callable[[Any], Any]
+
+
+def forward(net: Layer, params: Any, x: Float[Array, "n ..."], key: PRNGKeyArray | None = None) -> tuple[Any, Any]:
+    """Step 1: the outputs [n, ...] and every h that the way back needs. `key` None means evaluation."""
+
+    def visit(place: tuple[int, ...], layer: Layer, params: Any, x: Any, key: Any) -> tuple[Any, Any]:
+        with located(place, layer):
+            if isinstance(layer, Combinator):
+                return layer.walk_forward(visit, params, x, key)
+            keys = None if key is None or layer.uses_key is False else jax.random.split(key, x.shape[0])
+            return _forward_leaf(layer, params, x, keys)
+
+    return visit((), net, params, x, key)
+
+
+def keep(pairs: Any) -> Any:
+    """The sink that hands the pairs over as they are."""
+    return pairs
+
+
+def total(pairs: Any) -> Any:
+    """The sink that contracts at once: Σₙ gₙ for each parameter."""
+    return jax.tree.map(lambda pair: pair.total(), pairs, is_leaf=is_pair)
+
+
+def backward(net: Layer, params: Any, saved: Any, delta: Float[Array, "n ..."], sink: Sink = keep) -> tuple[Any, Any]:
+    """Step 2: δ from the output to the input, and what `sink` makes of each layer's pairs, in the tree of `params`.
+
+    `delta` [n, ...] is ∂eₙ/∂output, one row per example. `sink` is called the moment a layer's pairs exist, inside
+    the scan of `repeat` too, so with `total` the δ of a deep stack are never all alive at once.
+    """
+
+    def visit(place: tuple[int, ...], layer: Layer, params: Any, saved: Any, delta: Any) -> tuple[Any, Any]:
+        with located(place, layer):
+            if isinstance(layer, Combinator):
+                return layer.walk_backward(visit, params, saved, delta)
+            delta_x, pairs = _backward_leaf(layer, params, saved, delta)
+            return delta_x, sink(pairs)
+
+    return visit((), net, params, saved, delta)
+
+
+# Inlined, so that the compiled program is the same as without `jit`, but layers alike are traced only once.
+@partial(jax.jit, static_argnums=0, inline=True)
+def _forward_leaf(layer: Layer, params: Any, x: Any, keys: Any) -> tuple[Any, Any]:
+    return jax.vmap(layer.forward, (None, 0, None if keys is None else 0))(params, x, keys)
+
+
+@partial(jax.jit, static_argnums=0, inline=True)
+def _backward_leaf(layer: Layer, params: Any, saved: Any, delta: Any) -> tuple[Any, Any]:
+    return jax.vmap(layer.backward, (None, 0, 0))(params, saved, delta)
+
+
+def apply(net: Layer, params: Any, x: Float[Array, "n ..."]) -> Array:
+    """The net's outputs [n, ...] in evaluation: no dropout, nothing stored."""
+    return forward(net, params, x)[0]
+
+
+def value_and_grad(net: Layer, loss: Loss, trainable: Any = None) -> Callable[..., tuple[Array, Any]]:
+    """The function (params, x, y, key=None, weights=None) -> (value, gradient): steps 1, 2 and 3, compiled.
+
+    value = Σₙ wₙ eₙ and gradient = Σₙ wₙ gₙ with `weights` [n] as given, not renormalised; without, wₙ = 1/N, the mean.
+    A row of weight 0 takes no part, whatever it holds. `key` feeds dropout: a net that draws at random must be given
+    one here (for its gradient in evaluation, use `forward` and `backward`).
+
+    `trainable` is a tree of bools that starts like `params` (a bool may stand for a whole subtree); where it is
+    False the gradient is zero and neither its contraction nor a δ that only it needs is computed.
+
+    Building the function again for an equal net and loss gives the same compiled function.
+
+    Raises:
+        ValueError: if shapes do not fit (naming the layer), or a key is missing.
+    """
+    leaves, structure = jax.tree.flatten(trainable)
+    if not all(isinstance(leaf, bool) for leaf in leaves):
+        raise ValueError(f"trainable must be a tree of bools that starts like params, but is {trainable!r}")
+    return _value_and_grad(net, loss, tuple(leaves), structure)
+
+
+@lru_cache(maxsize=256)
+def _value_and_grad(net: Layer, loss: Loss, trainable: tuple[bool, ...], structure: Any) -> Callable[..., Any]:
+    mask = jax.tree.unflatten(structure, trainable)
+
+    @jax.jit
+    def value_and_gradient(params: Any, x: Any, y: Any, key: Any = None, weights: Weights = None) -> Any:
+        n = _batch_size(x, y)
+        check_weights(weights, n)
+        if key is None and net.uses_key is True:
+            raise ValueError(f"{net!r} draws at random in training, so value_and_grad needs a key: pass key=...")
+        if weights is not None:  # a padding row may hold anything, even NaN
+            x = jax.tree.map(lambda a: _silence(weights, a), x)
+        output, saved = forward(net, params, x, key)
+        errors = jax.vmap(loss.value)(output, y)
+        delta = jax.vmap(loss.delta)(output, y)
+        if weights is None:
+            value, delta = errors.mean(), delta / n
+        else:
+            value, delta = weigh(weights, errors).sum(), weigh(weights, delta)
+        _, grads = backward(net, params, saved, delta, total)
+        if mask is not None:
+            grads = jax.tree.map(lambda on, g: g if on else jax.tree.map(jnp.zeros_like, g), mask, grads)
+        return value, grads
+
+    return value_and_gradient
+
+
+def _silence(weights: Array, a: Array) -> Array:
+    return jnp.where(weights.reshape((-1,) + (1,) * (a.ndim - 1)) == 0, jnp.zeros_like(a), a)
+
+
+def _batch_size(x: Any, y: Any) -> int:
+    """N, if the inputs and the targets agree on it."""
+    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves((x, y))}
+    if len(sizes) != 1 or sizes <= {(), (0,)}:
+        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves((x, y))]
+        raise ValueError(f"x and y must hold the same number of examples, at least one, but have shapes {shapes}")
+    return sizes.pop()[0]

@@ -1,0 +1,131 @@
+"""What a layer is: three pure functions for ONE example, and the laws they keep."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+from jax.tree_util import register_static
+from jaxtyping import Array, PRNGKeyArray
+
+Shape = tuple[int, ...]
+
+
+class Layer:
+    """A frozen dataclass of static hyper-parameters with `init`, `forward` and `backward`, all for one example.
+
+    Write J for the derivative of `forward` at (params, x). For every δ of the output's shape:
+
+        adjoint        ⟨J v, δ⟩ = ⟨v, backward(δ)⟩ for every direction v in (params, x)
+        linear         backward(a δ₁ + b δ₂) = a backward(δ₁) + b backward(δ₂)
+        shapes         forward's output has the shape that init announced; delta_x has x's
+        tree           `pairs` has the tree of `params`, and each pair contracts to its parameter's shape and dtype
+        sum            the gradients of the examples add up to the gradient of the batch
+        pure           same arguments, same result: under `jit`, under `vmap`, twice
+
+    A subclass's fields must be hashable and comparable (no arrays, no functions), because the compiled program of a
+    layer is cached under the layer itself. `saved` is a pytree of arrays; a static fact that backward needs, such
+    as a shape, rides in it as `Static`.
+    """
+
+    uses_key: ClassVar[bool | None] = None
+    """True: draws at random in training, so training needs a key. False: never looks at its key.
+    None (not said): gets a key whenever there is one."""
+
+    def init(self, key: PRNGKeyArray, shape: Shape) -> tuple[Any, Shape]:
+        """Fresh parameters (a pytree, `()` if none) and the shape of one example's output."""
+        raise NotImplementedError(f"{type(self).__name__} has no init")
+
+    def forward(self, params: Any, x: Any, key: PRNGKeyArray | None) -> tuple[Any, Any]:
+        """Step 1 for one example: the output, and what backward will need. `key` None means evaluation."""
+        raise NotImplementedError(f"{type(self).__name__} has no forward")
+
+    def backward(self, params: Any, saved: Any, delta: Any) -> tuple[Any, Any]:
+        """Step 2 for one example: `delta_x` (None for integer input) and one pair for each parameter.
+
+        `params` serve only to carry δ; whoever passes other ones gets another learning rule.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no backward")
+
+    def before(self, following: Layer | None) -> Layer:
+        """This layer as it is initialised when `following` is the next activation; by default, itself."""
+        return self
+
+    def opening(self, following: Layer | None) -> Layer | None:
+        """The activation that a layer in front of this one meets first: `following` if this one lets it show."""
+        return None
+
+    def __repr__(self) -> str:
+        """The call that makes this layer, without the arguments left at their defaults."""
+        arguments = []
+        for f in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, f.name)
+            if f.default is dataclasses.MISSING:
+                arguments.append(repr(value))
+            elif value != f.default:
+                arguments.append(f"{f.name}={value!r}")
+        return f"{type(self).__name__}({', '.join(arguments)})"
+
+
+@register_static
+@dataclass(frozen=True)
+class Static:
+    """A static fact inside `saved`: it rides in the tree's structure, where `vmap` and `scan` leave it alone."""
+
+    value: Hashable
+
+
+def as_count(value: Any, what: str) -> int:
+    """`value` as an int of at least 1.
+
+    Raises:
+        ValueError: naming `what`, if it is not one.
+    """
+    try:
+        count = operator.index(value)
+    except TypeError:
+        count = 0
+    if count < 1 or isinstance(value, bool):
+        raise ValueError(f"{what} must be a whole number of at least 1, but is {value!r}")
+    return count
+
+
+def as_number(value: Any, what: str, low: float = -math.inf, high: float = math.inf) -> float:
+    """`value` as a finite float in [low, high).
+
+    Raises:
+        ValueError: naming `what`, if it is not one.
+    """
+    number = math.nan if isinstance(value, bool | str) else float(value)
+    if not (math.isfinite(number) and low <= number < high):
+        span = f" in [{low:g}, {high:g})" if (low, high) != (-math.inf, math.inf) else ""
+        raise ValueError(f"{what} must be a finite number{span}, but is {value!r}")
+    return number
+
+
+def as_shape(shape: Any) -> Shape:
+    """`shape` as a tuple of ints: the shape of one example, without the batch axis."""
+    try:
+        entries = tuple(shape) if isinstance(shape, tuple | list) else (shape,)
+        result = tuple(operator.index(entry) for entry in entries)
+    except TypeError:
+        result = (-1,)
+    if any(entry < 1 for entry in result):
+        raise ValueError(f"the shape of one example must be a tuple of positive whole numbers, but is {shape!r}")
+    return result
+
+
+def same_shape(layer: Layer, delta: Array, output: Array) -> None:
+    """Refuse a δ that would broadcast against the output it belongs to."""
+    if delta.shape != output.shape:
+        raise ValueError(f"{layer!r} got a δ of shape {delta.shape} for an output of shape {output.shape}")
+
+
+def leaf_shapes(tree: Any) -> Any:
+    """The shapes in a tree of arrays, for messages."""
+    return jax.tree.map(lambda leaf: tuple(getattr(leaf, "shape", ())), tree)

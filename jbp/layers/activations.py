@@ -1,0 +1,270 @@
+"""Activations θ: each with its derivative beside it, both exact and finite up to |s| = 10⁴ and at 0.
+
+    forward   y = θ(s)
+    backward  δ_s = θ′(s)∘δ
+
+What is saved decides what a step costs. Where θ′ is a function of the output y, only y is saved, and the next layer
+keeps that array anyway: identity (nothing at all), relu, leaky_relu, tanh, sigmoid, softplus, softmax. elu, silu and
+gelu save s. At the kink, relu′(0) = 0 and leaky_relu′(0) = elu′(0) = 1 (for α = 1), as in `jax.nn`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jbp.layer import Layer, Shape, as_number, same_shape
+from jbp.layers.initializers import Initializer, glorot_normal, he_normal, lecun_normal
+
+
+class Activation(Layer):
+    """A layer without parameters that keeps its input's shape. A subclass gives `value` and `pull`."""
+
+    uses_key = False
+    suits: ClassVar[Initializer] = lecun_normal
+    """What a weight in front of this activation is drawn from when the user names nothing."""
+    saves_output: ClassVar[bool] = True
+    """Whether `pull` reads the output y (which the next layer keeps anyway) or the input s."""
+
+    def value(self, s: Array) -> Array:
+        """θ(s)."""
+        raise NotImplementedError(f"{type(self).__name__} has no value")
+
+    def pull(self, saved: Array, delta: Array) -> Array:
+        """δ_s, from the δ of the output and what was saved: y if `saves_output`, else s."""
+        raise NotImplementedError(f"{type(self).__name__} has no pull")
+
+    def init(self, key: PRNGKeyArray, shape: Shape) -> tuple[tuple[()], Shape]:
+        """No parameters; the shape stays."""
+        return (), shape
+
+    def forward(self, params: Any, x: Float[Array, "..."], key: PRNGKeyArray | None) -> tuple[Array, Array]:
+        """y = θ(s)."""
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(f"{self!r} needs floating-point input, but got {x.dtype}: convert it first")
+        y = self.value(x)
+        return y, y if self.saves_output else x
+
+    def backward(self, params: Any, saved: Array, delta: Array) -> tuple[Array, tuple[()]]:
+        """δ_s = θ′(s)∘δ."""
+        same_shape(self, delta, saved)
+        return self.pull(saved, delta), ()
+
+    def opening(self, following: Layer | None) -> Layer:
+        """Itself."""
+        return self
+
+    def __repr__(self) -> str:
+        """`relu` for Relu(): the name under which jbp offers it."""
+        shown = super().__repr__()
+        name = shown.removesuffix("()").lower()
+        return _NAMES.get(shown, name if shown.endswith("()") else shown)
+
+
+@dataclass(frozen=True, repr=False)
+class Identity(Activation):
+    """θ(s) = s, θ′ = 1."""
+
+    def forward(self, params: Any, x: Array, key: PRNGKeyArray | None) -> tuple[Array, tuple[()]]:
+        """y = s; saves nothing."""
+        return x, ()
+
+    def backward(self, params: Any, saved: Any, delta: Array) -> tuple[Array, tuple[()]]:
+        """δ_s = δ."""
+        return delta, ()
+
+
+@dataclass(frozen=True, repr=False)
+class Relu(Activation):
+    """θ(s) = max(0, s), θ′ = [s > 0]; θ′(0) = 0."""
+
+    suits = he_normal
+
+    def value(self, s: Array) -> Array:
+        """max(0, s)."""
+        return jnp.maximum(s, jnp.zeros((), s.dtype))
+
+    def pull(self, saved: Array, delta: Array) -> Array:
+        """[y > 0] δ."""
+        return jnp.where(saved > 0, delta, jnp.zeros((), delta.dtype))
+
+
+@dataclass(frozen=True, repr=False)
+class LeakyRelu(Activation):
+    """θ(s) = s for s ≥ 0, a·s below, with slope a > 0; θ′(0) = 1. The sign of y is the sign of s."""
+
+    negative_slope: float = 0.01
+    suits = he_normal
+
+    def __post_init__(self) -> None:
+        slope = as_number(self.negative_slope, "the negative_slope of LeakyRelu", 0.0)
+        if slope == 0:
+            raise ValueError("the negative_slope of LeakyRelu must be above 0; for slope 0 use jbp.relu")
+        object.__setattr__(self, "negative_slope", slope)
+
+    def value(self, s: Array) -> Array:
+        """s or a·s."""
+        return jnp.where(s >= 0, s, self.negative_slope * s)
+
+    def pull(self, saved: Array, delta: Array) -> Array:
+        """δ or a·δ."""
+        return jnp.where(saved >= 0, delta, self.negative_slope * delta)
+
+
+@dataclass(frozen=True, repr=False)
+class Tanh(Activation):
+    """θ(s) = tanh s, θ′ = 1 − θ² (lecture B), computed as (1 − y)(1 + y), which keeps its digits near ±1."""
+
+    suits = glorot_normal
+
+    def value(self, s: Array) -> Array:
+        """tanh s."""
+        return jnp.tanh(s)
+
+    def pull(self, saved: Array, delta: Array) -> Array:
+        """(1 − y)(1 + y) δ."""
+        return delta * ((1 - saved) * (1 + saved))
+
+
+@dataclass(frozen=True, repr=False)
+class Sigmoid(Activation):
+    """θ(s) = 1/(1 + e⁻ˢ), θ′ = θ(1 − θ), at most ¼ (lecture B)."""
+
+    suits = glorot_normal
+
+    def value(self, s: Array) -> Array:
+        """1/(1 + e⁻ˢ)."""
+        return lax.logistic(s)
+
+    def pull(self, saved: Array, delta: Array) -> Array:
+        """y(1 − y) δ."""
+        return delta * (saved * (1 - saved))
+
+
+@dataclass(frozen=True, repr=False)
+class Softmax(Activation):
+    """y = e^s / Σ e^s along the last axis, with its full Jacobian ∂y[j]/∂s[i] = y[j]([i=j] − y[i]) (lecture E)."""
+
+    suits = glorot_normal
+
+    def value(self, s: Array) -> Array:
+        """e^(s − max s) / Σ e^(s − max s)."""
+        if s.ndim == 0:
+            raise ValueError("softmax needs an input with at least one axis, but got a scalar")
+        e = jnp.exp(s - s.max(-1, keepdims=True))
+        return e / e.sum(-1, keepdims=True)
+
+    def pull(self, saved: Array, delta: Array) -> Array:
+        """y∘(δ − ⟨y, δ⟩): the Jacobian, which is symmetric, times δ."""
+        return saved * (delta - (saved * delta).sum(-1, keepdims=True))
+
+
+@dataclass(frozen=True, repr=False)
+class Softplus(Activation):
+    """θ(s) = log(1 + eˢ), θ′ = σ(s) = 1 − e⁻ʸ."""
+
+    suits = he_normal
+
+    def value(self, s: Array) -> Array:
+        """max(s, 0) + log(1 + e^−|s|)."""
+        return jnp.maximum(s, jnp.zeros((), s.dtype)) + jnp.log1p(jnp.exp(-jnp.abs(s)))
+
+    def pull(self, saved: Array, delta: Array) -> Array:
+        """(1 − e⁻ʸ) δ."""
+        return delta * -jnp.expm1(-saved)
+
+
+@dataclass(frozen=True, repr=False)
+class Elu(Activation):
+    """θ(s) = s for s > 0, α(eˢ − 1) below; θ′ = 1 or α eˢ. Source: Clevert, Unterthiner, Hochreiter 2016, eq. 14.
+
+    θ′ = y + α would need only y but loses all digits for very negative s, so s is saved.
+    """
+
+    alpha: float = 1.0
+    suits = he_normal
+    saves_output = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "alpha", as_number(self.alpha, "the alpha of Elu", 0.0))
+
+    def value(self, s: Array) -> Array:
+        """s or α(eˢ − 1)."""
+        # The exponent is cut at 0 so that the branch not taken stays finite.
+        return jnp.where(s > 0, s, self.alpha * jnp.expm1(jnp.minimum(s, jnp.zeros((), s.dtype))))
+
+    def pull(self, saved: Array, delta: Array) -> Array:
+        """δ or α eˢ δ."""
+        below = self.alpha * jnp.exp(jnp.minimum(saved, jnp.zeros((), saved.dtype)))
+        return jnp.where(saved > 0, delta, delta * below)
+
+
+@dataclass(frozen=True, repr=False)
+class Silu(Activation):
+    """θ(s) = s σ(s), θ′ = σ(s)(1 + s(1 − σ(s))). Source: Elfwing, Uchibe, Doya 2018, eq. 5-6."""
+
+    suits = he_normal
+    saves_output = False
+
+    def value(self, s: Array) -> Array:
+        """s σ(s)."""
+        return s * lax.logistic(s)
+
+    def pull(self, saved: Array, delta: Array) -> Array:
+        """σ(1 + s(1 − σ)) δ."""
+        sigma = lax.logistic(saved)
+        return delta * (sigma * (1 + saved * (1 - sigma)))
+
+
+@dataclass(frozen=True, repr=False)
+class Gelu(Activation):
+    """θ(s) = s Φ(s) with Φ the normal distribution function; θ′ = Φ(s) + s φ(s).
+
+    `approximate` True (the default, as in `jax.nn.gelu`): θ(s) = ½ s (1 + tanh u), u = √(2/π)(s + 0.044715 s³), and
+    θ′ = ½(1 + tanh u) + ½ s (1 − tanh² u) u′. Source: Hendrycks, Gimpel 2016, section 2.
+    """
+
+    approximate: bool = True
+    suits = he_normal
+    saves_output = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.approximate, bool):
+            raise ValueError(f"approximate of Gelu must be True or False, but is {self.approximate!r}")
+
+    def value(self, s: Array) -> Array:
+        """s Φ(s), or its tanh form."""
+        if self.approximate:
+            return s * (0.5 * (1 + jnp.tanh(_C * (s + 0.044715 * (s * s * s)))))
+        return s * (0.5 * lax.erfc(-s * math.sqrt(0.5)))
+
+    def pull(self, saved: Array, delta: Array) -> Array:
+        """θ′(s) δ."""
+        s = saved
+        if self.approximate:
+            t = jnp.tanh(_C * (s + 0.044715 * (s * s * s)))
+            slope = _C * (1 + 3 * 0.044715 * (s * s))
+            return delta * (0.5 * (1 + t) + 0.5 * s * ((1 - t) * (1 + t) * slope))
+        density = jnp.exp(-0.5 * (s * s)) / math.sqrt(2 * math.pi)
+        return delta * (0.5 * lax.erfc(-s * math.sqrt(0.5)) + s * density)
+
+
+_C = math.sqrt(2 / math.pi)
+
+identity = Identity()
+relu = Relu()
+leaky_relu = LeakyRelu()
+tanh = Tanh()
+sigmoid = Sigmoid()
+softmax = Softmax()
+softplus = Softplus()
+elu = Elu()
+silu = Silu()
+gelu = Gelu()
+
+_NAMES = {"LeakyRelu()": "leaky_relu"}

@@ -1,0 +1,60 @@
+"""Dropout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from jbp.layer import Layer, Shape, as_number, same_shape
+
+
+@dataclass(frozen=True, repr=False)
+class Dropout(Layer):
+    """Each unit is dropped with probability `drop_rate`; the others are scaled so that the mean stays.
+
+    forward   y = m∘h / (1 − p), m Bernoulli(1 − p), drawn anew for every example; in evaluation (no key) y = h
+    backward  δ_h = m∘δ / (1 − p), with the same m
+
+    Source: Srivastava et al. 2014, section 4, in the "inverted" scaling.
+    """
+
+    drop_rate: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "drop_rate", as_number(self.drop_rate, "the drop_rate of Dropout", 0.0, 1.0))
+
+    @property
+    def uses_key(self) -> bool:  # type: ignore[override]
+        """Whether anything is drawn: not at rate 0."""
+        return self.drop_rate > 0
+
+    def init(self, key: PRNGKeyArray, shape: Shape) -> tuple[tuple[()], Shape]:
+        """No parameters; the shape stays."""
+        return (), shape
+
+    def opening(self, following: Layer | None) -> Layer | None:
+        """What comes after: this layer has no activation of its own."""
+        return following
+
+    def forward(
+        self, params: Any, x: Float[Array, "..."], key: PRNGKeyArray | None
+    ) -> tuple[Array, Bool[Array, "..."] | None]:
+        """m∘h / (1 − p); saves m, or None in evaluation."""
+        if key is None or not self.uses_key:
+            return x, None
+        kept = jax.random.bernoulli(key, 1 - self.drop_rate, x.shape)
+        return self._masked(kept, x), kept
+
+    def backward(self, params: Any, saved: Bool[Array, "..."] | None, delta: Array) -> tuple[Array, tuple[()]]:
+        """m∘δ / (1 − p)."""
+        if saved is None:
+            return delta, ()
+        same_shape(self, delta, saved)
+        return self._masked(saved, delta), ()
+
+    def _masked(self, kept: Array, values: Array) -> Array:
+        return jnp.where(kept, values * (1 / (1 - self.drop_rate)), jnp.zeros((), values.dtype))

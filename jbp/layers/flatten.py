@@ -1,0 +1,34 @@
+"""Flatten."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Array, PRNGKeyArray
+
+from jbp.layer import Layer, Shape, Static
+
+
+@dataclass(frozen=True, repr=False)
+class Flatten(Layer):
+    """One example becomes a vector, row by row; backward puts δ back into the shape it came from."""
+
+    uses_key = False
+
+    def init(self, key: PRNGKeyArray, shape: Shape) -> tuple[tuple[()], Shape]:
+        """No parameters; [a, b, …] becomes [a·b·…]."""
+        return (), (math.prod(shape),)
+
+    def opening(self, following: Layer | None) -> Layer | None:
+        """What comes after: this layer has no activation of its own."""
+        return following
+
+    def forward(self, params: Any, x: Array, key: PRNGKeyArray | None) -> tuple[Array, Static]:
+        """x as a vector; saves only its shape."""
+        return x.reshape(-1), Static(x.shape)
+
+    def backward(self, params: Any, saved: Any, delta: Array) -> tuple[Array, tuple[()]]:
+        """δ in the shape of x."""
+        return delta.reshape(saved.value), ()

@@ -1,0 +1,82 @@
+"""Initial weights, as named, comparable classes; the drawing itself is `jax.nn.initializers`.
+
+A layer that is told none follows the activation that comes next (`following`): He for the rectifier family (half of
+a rectifier's input is lost, so the variance is doubled), Glorot for tanh, sigmoid and softmax, LeCun before a linear
+output.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jbp.layer import Shape, as_number
+
+
+class Initializer:
+    """Draws the initial value of one parameter."""
+
+    def __call__(self, key: PRNGKeyArray, shape: Shape) -> Array:
+        """An array of `shape`, in JAX's default float type."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class VarianceScaling(Initializer):
+    """Mean 0 and variance scale / fan of a weight [i, o]; fan is i, or (i+o)/2.
+
+    "normal" is cut off at two standard deviations and rescaled to keep the variance, as in `jax.nn.initializers`.
+    Source: LeCun et al. 1998 (scale 1, fan i); Glorot, Bengio 2010, eq. 12 (1, mean of both); He et al. 2015,
+    eq. 10 (2, i).
+    """
+
+    scale: float
+    fan: Literal["fan_in", "fan_avg"]
+    distribution: Literal["normal", "uniform"]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scale", as_number(self.scale, "the scale of VarianceScaling", 0.0))
+        if self.fan not in ("fan_in", "fan_avg") or self.distribution not in ("normal", "uniform"):
+            raise ValueError(f"expected fan 'fan_in' or 'fan_avg' and distribution 'normal' or 'uniform': {self}")
+
+    def __call__(self, key: PRNGKeyArray, shape: Shape) -> Float[Array, "i o"]:
+        """A weight of `shape` [i, o]."""
+        distribution = "truncated_normal" if self.distribution == "normal" else "uniform"
+        return jax.nn.initializers.variance_scaling(self.scale, self.fan, distribution)(key, shape)
+
+
+@dataclass(frozen=True)
+class Normal(Initializer):
+    """Independent normals of mean 0 and the given standard deviation, whatever the fan."""
+
+    stddev: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stddev", as_number(self.stddev, "the stddev of Normal", 0.0))
+
+    def __call__(self, key: PRNGKeyArray, shape: Shape) -> Array:
+        """An array of `shape`."""
+        return self.stddev * jax.random.normal(key, shape)
+
+
+@dataclass(frozen=True)
+class Zeros(Initializer):
+    """All zeros: the default for biases."""
+
+    def __call__(self, key: PRNGKeyArray, shape: Shape) -> Array:
+        """Zeros of `shape`."""
+        return jnp.zeros(shape)
+
+
+lecun_normal = VarianceScaling(1.0, "fan_in", "normal")
+lecun_uniform = VarianceScaling(1.0, "fan_in", "uniform")
+glorot_normal = VarianceScaling(1.0, "fan_avg", "normal")
+glorot_uniform = VarianceScaling(1.0, "fan_avg", "uniform")
+he_normal = VarianceScaling(2.0, "fan_in", "normal")
+he_uniform = VarianceScaling(2.0, "fan_in", "uniform")
+standard_normal = Normal(1.0)
+zeros = Zeros()

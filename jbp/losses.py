@@ -1,0 +1,259 @@
+"""Losses: of one example, the value, its δ, and a square root of its Hessian.
+
+The last axis of an output holds the outputs k (classes, or targets of a regression); axes before it are positions t
+of a sequence. Every loss is *summed* over k and averaged over t; `mean_squared_error` alone divides by k. Nothing
+here divides by the number of examples: that is a weight (`jbp.value_and_grad`).
+
+Names follow optax, but for the reduction, which is stated above.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Target = Any
+
+
+class Loss:
+    """A loss of one example, as three pure functions of its output and target.
+
+    Laws: `delta` is ∂value/∂output; the columns v of `sqrt_hessian` satisfy Σᵥ sᵥ sᵥᵀ = ∂²value/∂output².
+    A subclass is a frozen dataclass; `sqrt_hessian` may be left out, and then only what needs it refuses.
+    """
+
+    def value(self, output: Float[Array, "*t k"], target: Target) -> Float[Array, ""]:
+        """e(output, target), a scalar."""
+        raise NotImplementedError(f"{type(self).__name__} has no value")
+
+    def delta(self, output: Float[Array, "*t k"], target: Target) -> Float[Array, "*t k"]:
+        """∂e/∂output."""
+        raise NotImplementedError(f"{type(self).__name__} has no delta")
+
+    def sqrt_hessian(self, output: Float[Array, "*t k"], target: Target) -> Float[Array, "v *t k"]:
+        """Columns v, first axis, with Σᵥ sᵥ sᵥᵀ = ∂²e/∂output²."""
+        raise NotImplementedError(f"{type(self).__name__} has no sqrt_hessian, which this quantity needs")
+
+    def __repr__(self) -> str:
+        """The name under which jbp offers the loss."""
+        return _name(type(self).__name__)
+
+
+@dataclass(frozen=True, repr=False)
+class SquaredError(Loss):
+    """e = Σ (p − y)², δ = 2(p − y), Hessian 2I (lectures B and D)."""
+
+    def value(self, output: Array, target: Target) -> Array:
+        """Σₖ (p − y)²."""
+        return _mean_over_positions(jnp.square(_error(self, output, target)).sum(-1))
+
+    def delta(self, output: Array, target: Target) -> Array:
+        """2(p − y)."""
+        return _per_position(2 * _error(self, output, target))
+
+    def sqrt_hessian(self, output: Array, target: Target) -> Array:
+        """√2 I."""
+        return _diagonal_columns(jnp.full_like(output, math.sqrt(2)))
+
+
+@dataclass(frozen=True, repr=False)
+class L2Loss(Loss):
+    """e = ½ Σ (p − y)², δ = p − y, Hessian I (lecture A)."""
+
+    def value(self, output: Array, target: Target) -> Array:
+        """½ Σₖ (p − y)²."""
+        return 0.5 * _mean_over_positions(jnp.square(_error(self, output, target)).sum(-1))
+
+    def delta(self, output: Array, target: Target) -> Array:
+        """p − y."""
+        return _per_position(_error(self, output, target))
+
+    def sqrt_hessian(self, output: Array, target: Target) -> Array:
+        """I."""
+        return _diagonal_columns(jnp.ones_like(output))
+
+
+@dataclass(frozen=True, repr=False)
+class MeanSquaredError(Loss):
+    """e = 1/k Σ (p − y)² over the k outputs, δ = 2(p − y)/k, Hessian 2I/k (lecture E)."""
+
+    def value(self, output: Array, target: Target) -> Array:
+        """1/k Σₖ (p − y)²."""
+        return jnp.square(_error(self, output, target)).mean()
+
+    def delta(self, output: Array, target: Target) -> Array:
+        """2(p − y)/k."""
+        return _error(self, output, target) * (2 / output.size)
+
+    def sqrt_hessian(self, output: Array, target: Target) -> Array:
+        """√(2/k) I."""
+        return _diagonal_columns(jnp.full_like(output, math.sqrt(2 / _classes(output))))
+
+
+@dataclass(frozen=True, repr=False)
+class SoftmaxCrossEntropy(Loss):
+    """e = −Σ tᵢ log softmax(s)ᵢ on logits s; for Σt = 1, δ = softmax(s) − t, Hessian diag(p) − ppᵀ (lecture E).
+
+    The target is a class index 0…k−1 (integer, one per position) or a distribution t over the k classes. For t that
+    does not add up to 1 the softmax is weighted by Σt, so that δ is the derivative all the same. Finite for all
+    finite logits. A class index outside 0…k−1 counts as no class at all (t = 0): check labels where they are loaded.
+    """
+
+    def value(self, output: Array, target: Target) -> Array:
+        """Σt · logsumexp(s) − ⟨t, s⟩."""
+        t, mass = _distribution(self, output, target)
+        shifted = output - output.max(-1, keepdims=True)
+        lse = jnp.log(jnp.exp(shifted).sum(-1))
+        # A log-probability of a class with t = 0 takes no part, not even if its logit is −inf.
+        picked = jnp.where(t == 0, jnp.zeros_like(t), t * shifted).sum(-1)
+        return _mean_over_positions((lse if mass is None else mass * lse) - picked)
+
+    def delta(self, output: Array, target: Target) -> Array:
+        """softmax(s) Σt − t."""
+        t, mass = _distribution(self, output, target)
+        p = _softmax(output)
+        return _per_position((p if mass is None else p * jnp.expand_dims(mass, -1)) - t)
+
+    def sqrt_hessian(self, output: Array, target: Target) -> Array:
+        """Column v at each position: √(pᵥ Σt)(eᵥ − p), for which Σᵥ sᵥsᵥᵀ = Σt (diag(p) − ppᵀ)."""
+        _, mass = _distribution(self, output, target)
+        p = _softmax(output)
+        eye = jnp.eye(p.shape[-1], dtype=p.dtype)
+        weight = jnp.sqrt(p if mass is None else p * jnp.expand_dims(mass, -1))
+        return _block_columns(jnp.expand_dims(weight, -1) * (eye - jnp.expand_dims(p, -2)))
+
+
+@dataclass(frozen=True, repr=False)
+class SigmoidBinaryCrossEntropy(Loss):
+    """e = Σ −t log σ(s) − (1−t) log(1−σ(s)) on logits s, one yes-or-no question per output; δ = σ(s) − t.
+
+    Hessian diag(σ(1−σ)). Targets have the output's shape, with entries in [0, 1]. Finite for all finite logits.
+    """
+
+    def value(self, output: Array, target: Target) -> Array:
+        """Σₖ max(s, 0) − s t + log(1 + e^−|s|)."""
+        t = _like(self, output, target)
+        positive = jnp.maximum(output, jnp.zeros((), output.dtype))
+        return _mean_over_positions((positive - output * t + jnp.log1p(jnp.exp(-jnp.abs(output)))).sum(-1))
+
+    def delta(self, output: Array, target: Target) -> Array:
+        """σ(s) − t."""
+        return _per_position(jax.lax.logistic(output) - _like(self, output, target))
+
+    def sqrt_hessian(self, output: Array, target: Target) -> Array:
+        """√(σ(s) σ(−s)) on the diagonal."""
+        _like(self, output, target)
+        return _diagonal_columns(jnp.sqrt(jax.lax.logistic(output) * jax.lax.logistic(-output)))
+
+
+@dataclass(frozen=True, repr=False)
+class CrossEntropy(Loss):
+    """e = −Σ tᵢ log yᵢ on *probabilities* y, such as an explicit softmax layer gives; δ = −t/y, Hessian diag(t/y²).
+
+    Targets as for `softmax_cross_entropy`. Where tᵢ = 0 the class takes no part; where tᵢ > 0 and yᵢ = 0 the value is
+    inf and δ is −inf, never NaN. Behind softmax, `softmax_cross_entropy` on the logits is cheaper and always finite.
+    Source: lecture B (−log h_y), lecture E (∂L/∂yᵢ = −tᵢ/yᵢ).
+    """
+
+    def value(self, output: Array, target: Target) -> Array:
+        """−Σₖ t log y."""
+        t, _ = _distribution(self, output, target)
+        return _mean_over_positions(-jnp.where(t == 0, jnp.zeros_like(t), t * jnp.log(output)).sum(-1))
+
+    def delta(self, output: Array, target: Target) -> Array:
+        """−t/y."""
+        t, _ = _distribution(self, output, target)
+        return _per_position(-jnp.where(t == 0, jnp.zeros_like(t), t / output))
+
+    def sqrt_hessian(self, output: Array, target: Target) -> Array:
+        """√t / y on the diagonal."""
+        t, _ = _distribution(self, output, target)
+        return _diagonal_columns(jnp.where(t == 0, jnp.zeros_like(t), jnp.sqrt(t) / output))
+
+
+squared_error = SquaredError()
+l2_loss = L2Loss()
+mean_squared_error = MeanSquaredError()
+softmax_cross_entropy = SoftmaxCrossEntropy()
+sigmoid_binary_cross_entropy = SigmoidBinaryCrossEntropy()
+cross_entropy = CrossEntropy()
+
+
+def _like(loss: Loss, output: Array, target: Target) -> Array:
+    """The target in the output's dtype, if it has the output's shape."""
+    target = jnp.asarray(target)
+    if target.shape != output.shape:
+        raise ValueError(
+            f"{loss!r} needs a target of the output's shape {output.shape} for each example, "
+            f"but got {target.shape}: reshape the targets (one number per example is [n, 1]) or widen the last layer"
+        )
+    return target.astype(output.dtype)
+
+
+def _error(loss: Loss, output: Array, target: Target) -> Array:
+    return output - _like(loss, output, target)
+
+
+def _distribution(loss: Loss, output: Array, target: Target) -> tuple[Array, Array | None]:
+    """The target as t[*t, k] and Σₖ t, which is None where it is known to be 1."""
+    target = jnp.asarray(target)
+    if output.ndim == 0:
+        raise ValueError(f"{loss!r} needs an output with an axis of classes, but got a scalar")
+    if target.shape == output.shape:
+        t = target.astype(output.dtype)
+        return t, t.sum(-1)
+    if target.shape == output.shape[:-1] and jnp.issubdtype(target.dtype, jnp.integer):
+        classes = jnp.arange(output.shape[-1], dtype=target.dtype)
+        return (jnp.expand_dims(target, -1) == classes.reshape((1,) * target.ndim + (-1,))).astype(output.dtype), None
+    raise ValueError(
+        f"{loss!r} on an output of shape {output.shape} needs for each example integer classes of shape "
+        f"{output.shape[:-1]} or a distribution of shape {output.shape}, but got {target.dtype} of {target.shape}"
+    )
+
+
+def _softmax(logits: Array) -> Array:
+    e = jnp.exp(logits - logits.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def _classes(output: Array) -> int:
+    return output.shape[-1] if output.ndim else 1
+
+
+def _positions(output: Array) -> int:
+    return math.prod(output.shape[:-1])
+
+
+def _mean_over_positions(values: Array) -> Array:
+    return values.mean() if values.ndim else values
+
+
+def _per_position(delta: Array) -> Array:
+    """δ of a mean over positions, from the δ of each."""
+    return delta / _positions(delta) if _positions(delta) > 1 else delta
+
+
+def _diagonal_columns(root: Float[Array, "*t k"]) -> Float[Array, "v *t k"]:
+    """The columns of a diagonal root, v = t·k, scaled by 1/√T for the mean over positions."""
+    flat = root.reshape(-1) / math.sqrt(_positions(root))
+    return jnp.diag(flat).reshape(flat.size, *root.shape)
+
+
+def _block_columns(roots: Float[Array, "*t k k"]) -> Float[Array, "v *t k"]:
+    """The columns of a block-diagonal root, one block [v, k] a position, v = t·k, scaled likewise."""
+    *lead, k, _ = roots.shape
+    positions = math.prod(lead)
+    blocks = roots.reshape(positions, k, k) / math.sqrt(positions)
+    eye = jnp.eye(positions, dtype=roots.dtype)
+    columns = jnp.expand_dims(eye, (1, 3)) * jnp.expand_dims(blocks, 2)
+    return columns.reshape(positions * k, *lead, k)
+
+
+def _name(class_name: str) -> str:
+    """SoftmaxCrossEntropy → softmax_cross_entropy."""
+    return "".join(f"_{c.lower()}" if c.isupper() else c for c in class_name).lstrip("_")

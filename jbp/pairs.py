@@ -1,0 +1,154 @@
+"""Pairs: the gradient, not contracted yet.
+
+A backward pass that stops before its last step holds, for every parameter, what came in (`h`) and the δ of what
+went out (`delta`). That is a *pair*. Contracted over the batch it is the gradient; contracted otherwise it is
+per-example gradients, their norms, their second moments. A pair's class says how `h` and `delta` make the gradient
+of one example, so each of those readings is written once per class and not once per layer.
+
+Axis letters: n example, t use of the parameter inside one example, i in, o out, l layer of a stack.
+Inside a layer there is no n; the spine's `vmap` puts it first. `Stack` puts l before it.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, TypeGuard
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import register_dataclass
+from jaxtyping import Array, Float
+
+Weights = Float[Array, " n"] | None
+
+
+class Pair:
+    """What a backward pass keeps for one parameter."""
+
+    @abstractmethod
+    def total(self, weights: Weights = None) -> Array:
+        """Σₙ wₙ gₙ, in the parameter's own shape. None means wₙ = 1: the plain sum over the batch."""
+
+    @property
+    @abstractmethod
+    def batch(self) -> int:
+        """N, the number of examples."""
+
+
+def is_pair(node: Any) -> TypeGuard[Pair]:
+    """Whether `node` is a pair: the `is_leaf` that walks a tree of pairs."""
+    return isinstance(node, Pair)
+
+
+def weigh(weights: Weights, delta: Array) -> Array:
+    """wₙ δₙ, where a row of weight 0 becomes exactly 0 whatever it holds: 0·NaN would be NaN."""
+    if weights is None:
+        return delta
+    w = jnp.asarray(weights, delta.dtype).reshape(delta.shape[:1] + (1,) * (delta.ndim - 1))
+    return jnp.where(w == 0, jnp.zeros_like(delta), w * delta)
+
+
+@register_dataclass
+@dataclass(frozen=True, eq=False)
+class Outer(Pair):
+    """g = Σₜ h ⊗ δ: the pair of a weight that multiplies. `shape` is the weight's own, of size i·o."""
+
+    h: Float[Array, "*n t i"]
+    delta: Float[Array, "*n t o"]
+    shape: tuple[int, ...] = field(metadata={"static": True})
+
+    def total(self, weights: Weights = None) -> Array:
+        """Σₙₜ wₙ h[n,t,i] δ[n,t,o]: one matrix product."""
+        return jnp.einsum("nti,nto->io", self.h, weigh(weights, self.delta)).reshape(self.shape)
+
+    @property
+    def batch(self) -> int:
+        """N, the number of examples."""
+        return self.delta.shape[0]
+
+
+@register_dataclass
+@dataclass(frozen=True, eq=False)
+class Shift(Pair):
+    """g = Σₜ δ: the pair of a parameter that is added, such as a bias. `shape` is its own, of size o."""
+
+    delta: Float[Array, "*n t o"]
+    shape: tuple[int, ...] = field(metadata={"static": True})
+
+    def total(self, weights: Weights = None) -> Array:
+        """Σₙₜ wₙ δ[n,t,o]."""
+        return weigh(weights, self.delta).sum((0, 1)).reshape(self.shape)
+
+    @property
+    def batch(self) -> int:
+        """N, the number of examples."""
+        return self.delta.shape[0]
+
+
+@register_dataclass
+@dataclass(frozen=True, eq=False)
+class Scale(Pair):
+    """g = Σₜ h∘δ: the pair of a gain, a parameter that multiplies element by element. `shape` is its own."""
+
+    h: Float[Array, "*n t o"]
+    delta: Float[Array, "*n t o"]
+    shape: tuple[int, ...] = field(metadata={"static": True})
+
+    def total(self, weights: Weights = None) -> Array:
+        """Σₙₜ wₙ h[n,t,o] δ[n,t,o]."""
+        return jnp.einsum("nto,nto->o", self.h, weigh(weights, self.delta)).reshape(self.shape)
+
+    @property
+    def batch(self) -> int:
+        """N, the number of examples."""
+        return self.delta.shape[0]
+
+
+@register_dataclass
+@dataclass(frozen=True, eq=False)
+class Stack(Pair):
+    """One pair per layer of a scanned stack: every array of `pair` has an axis l in front. Stacks nest."""
+
+    pair: Pair
+
+    def total(self, weights: Weights = None) -> Array:
+        """Σₙ wₙ gₙ for each layer of the stack: [l, *shape]."""
+        return jax.vmap(lambda pair: pair.total(weights))(self.pair)
+
+    @property
+    def batch(self) -> int:
+        """N, the number of examples."""
+        # Every array below has this stack's l in front; without it the inner pair's own rule applies.
+        return jax.eval_shape(lambda pair: jax.tree.map(lambda a: a[0], pair), self.pair).batch
+
+
+def contract(pairs: Any, weights: Weights = None) -> Any:
+    """Step 3: contract every pair over the batch, which makes the gradient.
+
+    `pairs` is the tree that `jbp.backward` returns; the result is the tree of the parameters.
+    With `weights` [n] it is Σₙ wₙ gₙ, not renormalised; without, the mean 1/N Σₙ gₙ.
+    A row of weight 0 takes no part, whatever its δ holds.
+
+    Raises:
+        ValueError: if `weights` has not one entry per example.
+    """
+    leaves = jax.tree.leaves(pairs, is_leaf=is_pair)
+    if stranger := next((leaf for leaf in leaves if not is_pair(leaf)), None):
+        raise ValueError(
+            f"contract takes the tree of pairs that jbp.backward returns, but found a {type(stranger).__name__} in it"
+        )
+    for n in {leaf.batch for leaf in leaves}:
+        check_weights(weights, n)
+    if weights is None:
+        return jax.tree.map(lambda pair: pair.total() / pair.batch, pairs, is_leaf=is_pair)
+    return jax.tree.map(lambda pair: pair.total(weights), pairs, is_leaf=is_pair)
+
+
+def check_weights(weights: Weights, n: int) -> None:
+    """Refuse example weights that are not one number for each of the n examples."""
+    if weights is not None and jnp.shape(weights) != (n,):
+        raise ValueError(
+            f"weights must hold one number for each of the {n} examples, shape ({n},), "
+            f"but have shape {jnp.shape(weights)}"
+        )
