@@ -1,0 +1,131 @@
+"""What is done to examples before training: holding a part out, and standardising."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+_BLOCK = 4096  # rows converted to float64 at a time, so that standardising MNIST needs megabytes, not another copy
+
+
+def held_out(groups: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
+    """Which `count` rows to hold out, as a mask [n]: the same share of every group, at random.
+
+    All rows get a random order: that of n 64-bit words of PCG64(seed), which NumPy promises never to change.
+    Each group gives its first rows in that order: its share count·nᵍ/n rounded down, and the rows still
+    missing come from the groups with none so far, then by the largest remainder. A group never gives its last
+    row, so what is kept has every group. groups: [n], whole numbers 0 to k−1 that all occur.
+
+    Raises: ValueError if that many rows cannot be held out while each group keeps one.
+    """
+    sizes = np.bincount(groups)
+    n, possible = len(groups), len(groups) - len(sizes)
+    if count > possible:
+        raise ValueError(
+            f"expected to hold out {count} of {n} rows, but with {len(sizes)} classes that each keep a row "
+            f"at most {possible} can go; give more rows per class, or hold out fewer"
+        )
+    quota, remainder = np.divmod(sizes * count, n)
+    turn = np.lexsort((-remainder, quota > 0))
+    missing = count - int(quota.sum())
+    while missing:
+        able = turn[quota[turn] < sizes[turn] - 1][:missing]
+        quota[able] += 1
+        missing -= len(able)
+    order = np.argsort(np.random.PCG64(seed).random_raw(n), kind="stable")
+    mask = np.zeros(n, bool)
+    for group, size in enumerate(quota):
+        mask[order[groups[order] == group][:size]] = True
+    return mask
+
+
+def split(
+    x: np.ndarray, y: np.ndarray, fraction: float = 0.1, seed: int = 0, stratify: bool | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(x_a, y_a, x_b, y_b), where b is held out: round(fraction·n) rows; both parts keep the rows' order.
+
+    x: [n, ...], y: [n] or [n, m]. With `stratify`, for labels [n], each class gives the same share of its
+    rows and keeps at least one (see `held_out`); None stratifies whole numbers and text in one dimension, and
+    nothing else.
+
+    Raises: ValueError if the lengths differ, the fraction is not between 0 and 1, a part would be empty, or
+    there are no labels to stratify by.
+    """
+    x, y = np.asarray(x), np.asarray(y)
+    if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
+        raise ValueError(
+            f"expected x and y with one row per example each, got shapes {x.shape} and {y.shape}; "
+            "make them equally long"
+        )
+    if not 0 < fraction < 1:
+        raise ValueError(f"expected a fraction between 0 and 1 to hold out, got {fraction}; 0.1 holds out a tenth")
+    if seed < 0:
+        raise ValueError(f"expected a seed of 0 or above, got {seed}; any such whole number does")
+    count = round(fraction * len(x))
+    if not 0 < count < len(x):
+        raise ValueError(
+            f"expected both parts to get a row, but a fraction of {fraction} of {len(x)} rows is {count}; "
+            "give more rows, or another fraction"
+        )
+    labels = y.ndim == 1 and y.dtype.kind in "iubU"
+    if stratify and not labels:
+        raise ValueError(
+            f"expected whole-number or text labels [n] to stratify by, got {y.dtype} of shape {y.shape}; "
+            "pass stratify=False"
+        )
+    # Not stratified is stratified by one group of all.
+    groups = np.unique(y if labels and stratify is not False else np.zeros(len(y)), return_inverse=True)[1]
+    b = held_out(groups, count, seed)
+    return x[~b], y[~b], x[b], y[b]
+
+
+@dataclass(frozen=True, eq=False)
+class Standardizer:
+    """x ↦ (x − mean) / scale, in float64 and returned as float32.
+
+    mean, scale: float64, of one example's shape, or of shape () for one number each for everything.
+    """
+
+    mean: np.ndarray
+    scale: np.ndarray
+
+    @classmethod
+    def fit(cls, x: np.ndarray, per_feature: bool = True) -> "Standardizer":
+        """Mean and standard deviation (over n) of each feature of x [n, ...], or of all values together.
+
+        A feature that is constant gets scale 1, and so becomes 0.
+
+        Raises: ValueError if x has no rows, is no array of numbers, or has a mean or deviation that is not
+        finite.
+        """
+        x = np.asarray(x)
+        if x.size == 0 or x.ndim == 0 or x.dtype.kind not in "biuf":
+            raise ValueError(f"expected numbers [n, ...] with n ≥ 1 to fit to, got {x.dtype} of shape {x.shape}")
+        axis = 0 if per_feature else None
+        count = len(x) if per_feature else x.size
+        with np.errstate(invalid="ignore", over="ignore"):  # NaN and Inf get their error below
+            mean = np.mean(x, axis, np.float64)
+            squares = sum((np.square(x[rows] - mean).sum(axis) for rows in _blocks(x)), np.zeros_like(mean))
+            # Rounding in the mean leaves a constant feature a tiny deviation; dividing by it would make noise
+            # large.
+            scale = np.where(x.min(axis) == x.max(axis), 1.0, np.sqrt(squares / count))
+        if not np.isfinite(mean).all() or not np.isfinite(scale).all():
+            raise ValueError("expected finite values to standardise, got NaN or Inf; remove the rows that have them")
+        return cls(np.asarray(mean), scale)
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Standardise x: [n, ...] → float32 [n, ...].
+
+        Raises: ValueError if the examples have another shape than those of the fit.
+        """
+        x = np.asarray(x)
+        if x.ndim == 0 or (self.mean.ndim and x.shape[1:] != self.mean.shape):
+            raise ValueError(f"expected examples of shape {self.mean.shape} to standardise, got x of shape {x.shape}")
+        out = np.empty(x.shape, np.float32)
+        for rows in _blocks(x):
+            out[rows] = (x[rows] - self.mean) / self.scale
+        return out
+
+
+def _blocks(x: np.ndarray) -> list[slice]:
+    return [slice(i * _BLOCK, (i + 1) * _BLOCK) for i in range(math.ceil(len(x) / _BLOCK))]
