@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jbp.combine import Combinator, located
@@ -67,12 +68,16 @@ def backward(net: Layer, params: Any, saved: Any, delta: Float[Array, "n ..."], 
 
 
 # Inlined, so that the compiled program is the same as without `jit`, but layers alike are traced only once.
-@partial(jax.jit, static_argnums=0, inline=True)
+# JAX 0.12 gave inlining while tracing a name of its own.
+_INLINE: Any = jax.Inline.JAX_EARLY if hasattr(jax, "Inline") else True
+
+
+@partial(jax.jit, static_argnums=0, inline=_INLINE)
 def _forward_leaf(layer: Layer, params: Any, x: Any, keys: Any) -> tuple[Any, Any]:
     return jax.vmap(layer.forward, (None, 0, None if keys is None else 0))(params, x, keys)
 
 
-@partial(jax.jit, static_argnums=0, inline=True)
+@partial(jax.jit, static_argnums=0, inline=_INLINE)
 def _backward_leaf(layer: Layer, params: Any, saved: Any, delta: Any) -> tuple[Any, Any]:
     return jax.vmap(layer.backward, (None, 0, 0))(params, saved, delta)
 
@@ -122,6 +127,8 @@ def _value_and_grad(net: Layer, loss: Loss, trainable: tuple[bool, ...], structu
             value, delta = errors.mean(), delta / n
         else:
             value, delta = weigh(weights, errors).sum(), weigh(weights, delta)
+
+        delta = lax.optimization_barrier(delta)
         _, grads = backward(net, params, saved, delta, total)
         if mask is not None:
             grads = jax.tree.map(lambda on, g: g if on else jax.tree.map(jnp.zeros_like, g), mask, grads)

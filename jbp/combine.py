@@ -16,6 +16,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.tree_util import register_static
 from jaxtyping import Array, PRNGKeyArray
 
 from jbp.layer import Layer, Shape, Static, as_count, as_shape, leaf_shapes
@@ -307,6 +308,7 @@ class Repeat(Combinator):
         """x through the n layers; what each saved, stacked."""
         self._expect_stack(params)
         keys = None if key is None or self.uses_key is False else jax.random.split(key, self.n)
+        plan: list[_Sharing] = []
 
         def body(x: Array, p_k: tuple[Any, Any]) -> tuple[Any, Any]:
             y, saved = visit((), self.layer, p_k[0], x, p_k[1])
@@ -315,18 +317,24 @@ class Repeat(Combinator):
                     f"repeat: {self.layer!r} made {y.dtype}{list(y.shape)} of {x.dtype}{list(x.shape)}, "
                     "but must keep shape and dtype"
                 )
-            return y, saved
+            plan[:] = [_Sharing.among(x, y, saved)]
+            return y, plan[0].distinct(saved)
 
-        return lax.scan(body, x, (params, keys), length=self.n)
+        y, stacks = lax.scan(body, x, (params, keys), length=self.n)
+        return y, (stacks, y if plan[0].shares_output else None, plan[0])
 
     def walk_backward(self, visit: Visit, params: Any, saved: Any, delta: Any) -> tuple[Any, Any]:
         """δ through the n layers, last to first; what the visits found, stacked."""
         self._expect_stack(params)
+        stacks, last, plan = saved
 
-        def body(delta: Array, p_s: tuple[Any, Any]) -> tuple[Any, Any]:
-            return visit((), self.layer, *p_s, delta)
+        def body(carry: tuple[Any, Any], p_s: tuple[Any, Any]) -> tuple[Any, Any]:
+            delta, y = carry
+            p, distinct = p_s
+            delta_x, found = visit((), self.layer, p, plan.whole(distinct, y), delta)
+            return (delta_x, distinct[plan.input] if plan.shares_output else None), found
 
-        delta_x, found = lax.scan(body, delta, (params, saved), length=self.n, reverse=True)
+        (delta_x, _), found = lax.scan(body, (delta, last), (params, stacks), length=self.n, reverse=True)
         return delta_x, jax.tree.map(lambda f: Stack(f) if is_pair(f) else f, found, is_leaf=is_pair)
 
     def _expect_stack(self, params: Any) -> None:
@@ -338,6 +346,50 @@ class Repeat(Combinator):
     def __repr__(self) -> str:
         """The call that makes this net."""
         return f"repeat({self.layer!r}, {self.n})"
+
+
+@register_static
+@dataclass(frozen=True)
+class _Sharing:
+    """Which of the arrays that one repetition saves are the same array, so that `repeat` stacks each only once.
+
+    `source[i]` says which of the distinct arrays leaf i of `saved` is; −1 stands for the repetition's output, which
+    the next repetition saves as its input. Arrays count as the same when they are the same object, so a duplicate
+    that is not recognised costs memory and nothing else.
+    """
+
+    source: tuple[int, ...]
+    input: int
+    structure: Any
+
+    @staticmethod
+    def among(x: Any, y: Any, saved: Any) -> _Sharing:
+        """What is shared in `saved`, given the repetition's input and output."""
+        leaves, structure = jax.tree.flatten(saved)
+        ids, source = [], []
+        takes_input = any(leaf is x for leaf in leaves)
+        for leaf in leaves:
+            if leaf is y and takes_input and y is not x:
+                source.append(-1)
+                continue
+            if id(leaf) not in ids:
+                ids.append(id(leaf))
+            source.append(ids.index(id(leaf)))
+        return _Sharing(tuple(source), ids.index(id(x)) if takes_input else -1, structure)
+
+    @property
+    def shares_output(self) -> bool:
+        """Whether an output is left to the next repetition to keep."""
+        return -1 in self.source
+
+    def distinct(self, saved: Any) -> tuple[Any, ...]:
+        """The arrays to stack."""
+        leaves = jax.tree.leaves(saved)
+        return tuple(leaves[self.source.index(j)] for j in range(max(self.source, default=-1) + 1))
+
+    def whole(self, distinct: tuple[Any, ...], y: Any) -> Any:
+        """`saved` as it was, from the distinct arrays and the repetition's output."""
+        return jax.tree.unflatten(self.structure, [y if j < 0 else distinct[j] for j in self.source])
 
 
 def serial(*layers: Layer) -> Serial:

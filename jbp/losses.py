@@ -107,17 +107,24 @@ class SoftmaxCrossEntropy(Loss):
     def value(self, output: Array, target: Target) -> Array:
         """Σt · logsumexp(s) − ⟨t, s⟩."""
         t, mass = _distribution(self, output, target)
-        shifted = output - output.max(-1, keepdims=True)
-        lse = jnp.log(jnp.exp(shifted).sum(-1))
-        # A log-probability of a class with t = 0 takes no part, not even if its logit is −inf.
-        picked = jnp.where(t == 0, jnp.zeros_like(t), t * shifted).sum(-1)
-        return _mean_over_positions((lse if mass is None else mass * lse) - picked)
+        largest = output.max(-1, keepdims=True)
+        lse = jnp.log(jnp.exp(output - largest).sum(-1)) + largest.squeeze(-1)
+        if mass is None:
+            picked = jnp.take_along_axis(output, jnp.expand_dims(target, -1), -1).squeeze(-1)
+            return _mean_over_positions(lse - picked)
+        # A class with t = 0 takes no part, not even if its logit is −inf.
+        return _mean_over_positions(mass * lse - jnp.where(t == 0, jnp.zeros_like(t), t * output).sum(-1))
 
     def delta(self, output: Array, target: Target) -> Array:
         """softmax(s) Σt − t."""
         t, mass = _distribution(self, output, target)
         p = _softmax(output)
-        return _per_position((p if mass is None else p * jnp.expand_dims(mass, -1)) - t)
+        if mass is None:
+            # p − 1 in place at the class, which XLA counts (and computes) as less than subtracting a one-hot t.
+            rows = p.reshape(-1, p.shape[-1])
+            rows = rows.at[jnp.arange(len(rows)), target.reshape(-1)].add(-1)
+            return _per_position(rows.reshape(p.shape))
+        return _per_position(p * jnp.expand_dims(mass, -1) - t)
 
     def sqrt_hessian(self, output: Array, target: Target) -> Array:
         """Column v at each position: √(pᵥ Σt)(eᵥ − p), for which Σᵥ sᵥsᵥᵀ = Σt (diag(p) − ppᵀ)."""

@@ -17,6 +17,7 @@ from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.tree_util import register_dataclass
 from jaxtyping import Array, Float
 
@@ -60,7 +61,9 @@ class Outer(Pair):
 
     def total(self, weights: Weights = None) -> Array:
         """Σₙₜ wₙ h[n,t,i] δ[n,t,o]: one matrix product."""
-        return jnp.einsum("nti,nto->io", self.h, weigh(weights, self.delta)).reshape(self.shape)
+        # n and t as one axis: with two contracted axes XLA's CPU compiler copies h transposed.
+        h, delta = (a.reshape(-1, a.shape[-1]) for a in (self.h, weigh(weights, self.delta)))
+        return lax.dot_general(h, delta, (((0,), (0,)), ((), ()))).reshape(self.shape)
 
     @property
     def batch(self) -> int:

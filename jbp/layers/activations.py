@@ -43,7 +43,7 @@ class Activation(Layer):
         """No parameters; the shape stays."""
         return (), shape
 
-    def forward(self, params: Any, x: Float[Array, "..."], key: PRNGKeyArray | None) -> tuple[Array, Array]:
+    def forward(self, params: Any, x: Float[Array, "..."], key: PRNGKeyArray | None) -> tuple[Array, Any]:
         """y = θ(s)."""
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(f"{self!r} needs floating-point input, but got {x.dtype}: convert it first")
