@@ -11,6 +11,7 @@ Source: lecture A, the three steps; lecture B, the δ recursion.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
@@ -102,49 +103,72 @@ def value_and_grad(net: Layer, loss: Loss, trainable: Any = None) -> Callable[..
     Raises:
         ValueError: if shapes do not fit (naming the layer), or a key is missing.
     """
-    leaves, structure = jax.tree.flatten(trainable)
-    if not all(isinstance(leaf, bool) for leaf in leaves):
-        raise ValueError(f"trainable must be a tree of bools that starts like params, but is {trainable!r}")
-    return _value_and_grad(net, loss, tuple(leaves), structure)
+    return _compiled(net, loss, Mask.of(trainable))
 
 
 @lru_cache(maxsize=256)
-def _value_and_grad(net: Layer, loss: Loss, trainable: tuple[bool, ...], structure: Any) -> Callable[..., Any]:
-    mask = jax.tree.unflatten(structure, trainable)
-
-    @jax.jit
+def _compiled(net: Layer, loss: Loss, mask: Mask) -> Callable[..., tuple[Array, Any]]:
     def value_and_gradient(params: Any, x: Any, y: Any, key: Any = None, weights: Weights = None) -> Any:
-        n = _batch_size(x, y)
-        check_weights(weights, n)
-        if key is None and net.uses_key is True:
-            raise ValueError(f"{net!r} draws at random in training, so value_and_grad needs a key: pass key=...")
-        if weights is not None:  # a padding row may hold anything, even NaN
-            x = jax.tree.map(lambda a: _silence(weights, a), x)
-        output, saved = forward(net, params, x, key)
-        errors = jax.vmap(loss.value)(output, y)
-        delta = jax.vmap(loss.delta)(output, y)
-        if weights is None:
-            value, delta = errors.mean(), delta / n
-        else:
-            value, delta = weigh(weights, errors).sum(), weigh(weights, delta)
+        return value_grad_output(net, loss, params, x, y, key, weights, mask)[:2]
 
-        delta = lax.optimization_barrier(delta)
-        _, grads = backward(net, params, saved, delta, total)
-        if mask is not None:
-            grads = jax.tree.map(lambda on, g: g if on else jax.tree.map(jnp.zeros_like, g), mask, grads)
-        return value, grads
+    return jax.jit(value_and_gradient)
 
-    return value_and_gradient
+
+@dataclass(frozen=True)
+class Mask:
+    """Which parameters are trained: a tree of bools in hashable form, or nothing, which means all of them."""
+
+    leaves: tuple[bool, ...]
+    structure: Any
+
+    @staticmethod
+    def of(trainable: Any) -> Mask:
+        """From a tree of bools, or None."""
+        leaves, structure = jax.tree.flatten(trainable)
+        if not all(isinstance(leaf, bool) for leaf in leaves):
+            raise ValueError(f"trainable must be a tree of bools that starts like params, but is {trainable!r}")
+        return Mask(tuple(leaves), structure)
+
+    def __call__(self, tree: Any) -> Any:
+        """`tree`, with zeros where nothing is trained; XLA then drops what only those needed."""
+        if not self.leaves:
+            return tree
+        mask = jax.tree.unflatten(self.structure, self.leaves)
+        return jax.tree.map(lambda on, part: part if on else jax.tree.map(jnp.zeros_like, part), mask, tree)
+
+
+def value_grad_output(
+    net: Layer, loss: Loss, params: Any, x: Any, y: Any, key: Any, weights: Weights, mask: Mask
+) -> tuple[Array, Any, Any]:
+    """Σₙ wₙ eₙ, Σₙ wₙ gₙ and the net's outputs: forward, the loss's δ, backward."""
+    n = _batch_size(x, y)
+    check_weights(weights, n)
+    if key is None and net.uses_key is True:
+        raise ValueError(f"{net!r} draws at random in training, so its gradient needs a key: pass key=...")
+    if weights is not None:  # a padding row may hold anything, even NaN
+        x = jax.tree.map(lambda a: _silence(weights, a), x)
+    output, saved = forward(net, params, x, key)
+    errors = jax.vmap(loss.value)(output, y)
+    delta = jax.vmap(loss.delta)(output, y)
+    if weights is None:
+        value, delta = errors.mean(), delta / n
+    else:
+        value, delta = weigh(weights, errors).sum(), weigh(weights, delta)
+    # δ is stored here: without the barrier XLA computes it anew for each of its uses, and stores more.
+    delta = lax.optimization_barrier(delta)
+    _, grads = backward(net, params, saved, delta, total)
+    return value, mask(grads), output
 
 
 def _silence(weights: Array, a: Array) -> Array:
+    """`a` with zeros in the rows of weight 0."""
     return jnp.where(weights.reshape((-1,) + (1,) * (a.ndim - 1)) == 0, jnp.zeros_like(a), a)
 
 
 def _batch_size(x: Any, y: Any) -> int:
     """N, if the inputs and the targets agree on it."""
-    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves((x, y))}
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves((x, y))]
+    sizes = {shape[:1] for shape in shapes}
     if len(sizes) != 1 or sizes <= {(), (0,)}:
-        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves((x, y))]
         raise ValueError(f"x and y must hold the same number of examples, at least one, but have shapes {shapes}")
     return sizes.pop()[0]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jbp.layer import Layer, Shape, as_count
@@ -68,6 +69,8 @@ class Dense(Layer):
         weight = params["weight"]
         if x.ndim == 0 or x.shape[-1] != weight.shape[0]:
             raise ValueError(f"{self!r} with a weight of shape {weight.shape} got an input of shape {x.shape}")
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(f"{self!r} needs floating-point input, but got {x.dtype}: convert it first")
         y = x @ weight
         return (y + params["bias"].reshape((1,) * (y.ndim - 1) + (-1,)) if self.use_bias else y), x
 
