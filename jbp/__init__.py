@@ -1,5 +1,6 @@
 """jbp: backpropagation you can open up. A backward pass written by hand, in JAX."""
 
+from jbp import data as data
 from jbp import losses as losses
 from jbp import optim as optim
 from jbp.backprop import apply as apply
@@ -31,3 +32,9 @@ from jbp.pairs import Scale as Scale
 from jbp.pairs import Shift as Shift
 from jbp.pairs import Stack as Stack
 from jbp.pairs import contract as contract
+from jbp.train import Diverged as Diverged
+from jbp.train import Event as Event
+from jbp.train import Fit as Fit
+from jbp.train import Interrupted as Interrupted
+from jbp.train import accuracy as accuracy
+from jbp.train import fit as fit

@@ -70,7 +70,7 @@ def backward(net: Layer, params: Any, saved: Any, delta: Float[Array, "n ..."], 
 
 # Inlined, so that the compiled program is the same as without `jit`, but layers alike are traced only once.
 # JAX 0.12 gave inlining while tracing a name of its own.
-_INLINE: Any = jax.Inline.JAX_EARLY if hasattr(jax, "Inline") else True
+_INLINE: Any = getattr(getattr(jax, "Inline", None), "JAX_EARLY", True)
 
 
 @partial(jax.jit, static_argnums=0, inline=_INLINE)

@@ -1,0 +1,131 @@
+"""The compiled programs of training: many steps in one loop, and evaluation in blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from jbp.backprop import Mask, forward, value_grad_output
+from jbp.layer import Layer
+from jbp.losses import Loss
+
+Metric = Callable[[Array, Array], Array]
+"""(output, target) of one example -> a scalar; its mean is reported, and higher is better."""
+Sampling = Literal["shuffle", "replacement"]
+
+
+class State(NamedTuple):
+    """What training carries from step to step; donated, so that it is updated in place."""
+
+    params: Any
+    opt_state: Any
+    losses: Float[Array, " steps"]
+    """The loss of each step of the current epoch."""
+    metrics: Float[Array, "steps m"]
+    """Each metric's mean over each step's examples, as they were during training."""
+
+
+def start(params: Any, optimizer: optax.GradientTransformation, steps: int, metrics: int) -> State:
+    """The state before the first step; copies, because the programs take over what they are given."""
+    params, opt_state = copy((params, optimizer.init(params)))
+    return State(params, opt_state, jnp.zeros(steps), jnp.zeros((steps, metrics)))
+
+
+def copy(tree: Any) -> Any:
+    """The same tree in buffers of its own."""
+    return jax.tree.map(jnp.copy, tree)
+
+
+@lru_cache(maxsize=64)
+def steps_program(
+    net: Layer,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    metrics: tuple[Metric, ...],
+    mask: Mask,
+    sampling: Sampling,
+    batch_size: int,
+    n: int,
+) -> Callable[..., State]:
+    """The program (state, x, y, key, epoch, first, last) -> state that takes the steps first…last−1 of an epoch.
+
+    The bounds are arguments, so one compilation serves every chunk; hence a loop with a bound known only when it
+    runs, where `lax.scan` would need its length when compiled. The order of an epoch follows from (key, epoch) and
+    the draw of a step from (key, epoch, step): where a chunk begins changes nothing.
+    """
+    steps = -(-n // batch_size)
+
+    def run(state: State, x: Array, y: Array, key: Array, epoch: Int[Array, ""], first: Array, last: Array) -> State:
+        order_key, noise_key = jax.random.split(jax.random.fold_in(key, epoch))
+        order = _order(order_key, sampling, batch_size, n)
+
+        def step(t: Array, state: State) -> State:
+            if order is None:
+                chosen = jax.random.randint(jax.random.fold_in(order_key, t), (batch_size,), 0, n)
+            else:
+                chosen = lax.dynamic_slice_in_dim(order, t * batch_size, batch_size)
+            weights = None
+            if order is not None and n % batch_size:  # the last batch is short: what is missing weighs nothing
+                real = t * batch_size + jnp.arange(batch_size) < n
+                weights = jnp.where(real, 1 / real.sum(), 0.0).astype(state.losses.dtype)
+            batch = x[chosen], y[chosen]
+            value, grads, output = value_grad_output(
+                net, loss, state.params, *batch, jax.random.fold_in(noise_key, t), weights, mask
+            )
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            values = [_mean(metric, output, batch[1], weights) for metric in metrics]
+            return State(
+                optax.apply_updates(state.params, mask(updates)),
+                opt_state,
+                state.losses.at[t].set(value.astype(state.losses.dtype)),
+                state.metrics.at[t].set(jnp.stack(values)) if values else state.metrics,
+            )
+
+        return lax.fori_loop(first, last, step, state)
+
+    assert steps * batch_size >= n
+    return jax.jit(run, donate_argnums=0)
+
+
+def _order(key: Array, sampling: Sampling, batch_size: int, n: int) -> Array | None:
+    """A permutation of the examples, filled up with example 0 to whole batches; None for draws with replacement."""
+    if sampling == "replacement":
+        return None
+    order = jax.random.permutation(key, n)
+    return jnp.concatenate([order, jnp.zeros(-n % batch_size, order.dtype)])
+
+
+def _mean(metric: Metric, output: Array, target: Array, weights: Array | None) -> Array:
+    values = jax.vmap(metric)(output, target).astype(jnp.zeros(()).dtype)
+    return values.mean() if weights is None else jnp.where(weights == 0, 0.0, values * weights).sum()
+
+
+@lru_cache(maxsize=64)
+def evaluation_program(
+    net: Layer, loss: Loss, metrics: tuple[Metric, ...], block: int
+) -> Callable[[Any, Array, Array], Float[Array, " m"]]:
+    """The program (params, x, y) -> means of the loss and of each metric, in evaluation, `block` examples at a time."""
+
+    @jax.jit
+    def evaluate(params: Any, x: Array, y: Array) -> Array:
+        n, size = len(x), min(block, len(x))
+
+        def step(i: Array, total: Array) -> Array:
+            # The last block starts early enough to be whole; what it shares with the one before is left out.
+            begin = jnp.minimum(i * size, n - size)
+            xs, ys = (lax.dynamic_slice_in_dim(a, begin, size) for a in (x, y))
+            output, _ = forward(net, params, xs)
+            fresh = begin + jnp.arange(size) >= i * size
+            values = [jax.vmap(f)(output, ys).astype(total.dtype) for f in (loss.value, *metrics)]
+            return total + jnp.where(fresh, jnp.stack(values), 0.0).sum(1)
+
+        return lax.fori_loop(0, -(-n // size), step, jnp.zeros(1 + len(metrics))) / n
+
+    return evaluate
