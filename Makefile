@@ -1,0 +1,52 @@
+# One way to run things; the README and .ci/run use these targets. `make PYTHON=python3.12 train` picks the interpreter,
+# ARGS='--epochs 5' passes options on.
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+BIN := $(VENV)/bin
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+
+.PHONY: help train test lint types format docs experiments build clean
+
+help:  ## what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 22
+
+train: $(VENV)/.installed-plots  ## train a network on real handwritten digits
+	@$(BIN)/jbp train $(ARGS)
+
+test: $(VENV)/.installed-test  ## run the whole test suite
+	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+lint: $(VENV)/.installed-dev  ## check style and formatting
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(VENV)/.installed-dev  ## check types
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(VENV)/.installed-dev  ## format the code
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+docs: $(VENV)/.installed-docs  ## build the site into site/
+	$(BIN)/mkdocs build --strict --quiet
+
+experiments: $(VENV)/.installed-plots  ## run every experiment (ARGS=--quick: in seconds)
+	@for script in experiments/*.py; do echo "$$script"; $(BIN)/python $$script $(ARGS) || exit 1; done
+
+build: $(VENV)/.installed-dev  ## make a wheel in dist/
+	$(BIN)/python -m build --wheel
+
+clean:  ## remove what make made, but not runs/
+	rm -rf $(VENV) dist site
+
+# The environment is made anew when another interpreter is asked for.
+$(VENV)/.python-$(VERSION):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "jbp needs Python 3.11 or later, but $(PYTHON) is $${VERSION:-$(VERSION)}: try make PYTHON=python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/.installed-%: $(VENV)/.python-$(VERSION) pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$*]'
+	@touch $@
