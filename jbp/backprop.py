@@ -21,14 +21,14 @@ from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jbp.combine import Combinator, located
-from jbp.layer import Layer
+from jbp.layer import ArrayLike, Layer
 from jbp.losses import Loss
 from jbp.pairs import Weights, check_weights, is_pair, weigh
 
 Sink = Callable[[Any], Any]
 
 
-def forward(net: Layer, params: Any, x: Float[Array, "n ..."], key: PRNGKeyArray | None = None) -> tuple[Any, Any]:
+def forward(net: Layer, params: Any, x: Float[ArrayLike, "n ..."], key: PRNGKeyArray | None = None) -> tuple[Any, Any]:
     """Step 1: the outputs [n, ...] and every h that the way back needs. `key` None means evaluation."""
 
     def visit(place: tuple[int, ...], layer: Layer, params: Any, x: Any, key: Any) -> tuple[Any, Any]:
@@ -51,7 +51,9 @@ def total(pairs: Any) -> Any:
     return jax.tree.map(lambda pair: pair.total(), pairs, is_leaf=is_pair)
 
 
-def backward(net: Layer, params: Any, saved: Any, delta: Float[Array, "n ..."], sink: Sink = keep) -> tuple[Any, Any]:
+def backward(
+    net: Layer, params: Any, saved: Any, delta: Float[ArrayLike, "n ..."], sink: Sink = keep
+) -> tuple[Any, Any]:
     """Step 2: δ from the output to the input, and what `sink` makes of each layer's pairs, in the tree of `params`.
 
     `delta` [n, ...] is ∂eₙ/∂output, one row per example. `sink` is called the moment a layer's pairs exist, inside
@@ -83,7 +85,7 @@ def _backward_leaf(layer: Layer, params: Any, saved: Any, delta: Any) -> tuple[A
     return jax.vmap(layer.backward, (None, 0, 0))(params, saved, delta)
 
 
-def apply(net: Layer, params: Any, x: Float[Array, "n ..."]) -> Array:
+def apply(net: Layer, params: Any, x: Float[ArrayLike, "n ..."]) -> Array:
     """The net's outputs [n, ...] in evaluation: no dropout, nothing stored."""
     return forward(net, params, x)[0]
 

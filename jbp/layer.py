@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax
+import numpy as np
 from jax.tree_util import register_static
 from jaxtyping import Array, PRNGKeyArray
 
 Shape = tuple[int, ...]
+ArrayLike = Array | np.ndarray
 
 
 class Layer:

@@ -3,9 +3,9 @@
     forward   y = θ(s)
     backward  δ_s = θ′(s)∘δ
 
-What is saved decides what a step costs. Where θ′ is a function of the output y, only y is saved, and the next layer
-keeps that array anyway: identity (nothing at all), relu, leaky_relu, tanh, sigmoid, softplus, softmax. elu, silu and
-gelu save s. At the kink, relu′(0) = 0 and leaky_relu′(0) = elu′(0) = 1 (for α = 1), as in `jax.nn`.
+What is saved decides what a step costs (measured in experiments/what_to_save.py). Where θ′ is a function of the output
+y, y is saved, and the next layer keeps that array anyway: relu, leaky_relu, tanh, sigmoid, softplus, elu, softmax. silu
+and gelu save θ′(s), identity nothing. At the kink, relu′(0) = 0, leaky_relu′(0) = 1 and elu′(0) = α, as in `jax.nn`.
 """
 
 from __future__ import annotations
@@ -28,15 +28,17 @@ class Activation(Layer):
     uses_key = False
     suits: ClassVar[Initializer] = lecun_normal
     """What a weight in front of this activation is drawn from when the user names nothing."""
-    saves_output: ClassVar[bool] = True
-    """Whether `pull` reads the output y (which the next layer keeps anyway) or the input s."""
 
     def value(self, s: Array) -> Array:
         """θ(s)."""
         raise NotImplementedError(f"{type(self).__name__} has no value")
 
+    def keep(self, s: Array, y: Array) -> Array:
+        """What `pull` will need; by default the output y, which the next layer keeps anyway."""
+        return y
+
     def pull(self, saved: Array, delta: Array) -> Array:
-        """δ_s, from the δ of the output and what was saved: y if `saves_output`, else s."""
+        """δ_s, from the δ of the output and what was kept."""
         raise NotImplementedError(f"{type(self).__name__} has no pull")
 
     def init(self, key: PRNGKeyArray, shape: Shape) -> tuple[tuple[()], Shape]:
@@ -48,7 +50,7 @@ class Activation(Layer):
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(f"{self!r} needs floating-point input, but got {x.dtype}: convert it first")
         y = self.value(x)
-        return y, y if self.saves_output else x
+        return y, self.keep(x, y)
 
     def backward(self, params: Any, saved: Array, delta: Array) -> tuple[Array, tuple[()]]:
         """δ_s = θ′(s)∘δ."""
@@ -183,12 +185,11 @@ class Softplus(Activation):
 class Elu(Activation):
     """θ(s) = s for s > 0, α(eˢ − 1) below; θ′ = 1 or α eˢ. Source: Clevert, Unterthiner, Hochreiter 2016, eq. 14.
 
-    θ′ = y + α would need only y but loses all digits for very negative s, so s is saved.
+    Below 0, θ′ = y + α: from the output alone, to eps α (as the derivative of expm1 in JAX itself).
     """
 
     alpha: float = 1.0
     suits = he_normal
-    saves_output = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "alpha", as_number(self.alpha, "the alpha of Elu", 0.0))
@@ -199,9 +200,8 @@ class Elu(Activation):
         return jnp.where(s > 0, s, self.alpha * jnp.expm1(jnp.minimum(s, jnp.zeros((), s.dtype))))
 
     def pull(self, saved: Array, delta: Array) -> Array:
-        """δ or α eˢ δ."""
-        below = self.alpha * jnp.exp(jnp.minimum(saved, jnp.zeros((), saved.dtype)))
-        return jnp.where(saved > 0, delta, delta * below)
+        """δ or (y + α) δ."""
+        return jnp.where(saved > 0, delta, delta * (saved + self.alpha))
 
 
 @dataclass(frozen=True, repr=False)
@@ -209,16 +209,19 @@ class Silu(Activation):
     """θ(s) = s σ(s), θ′ = σ(s)(1 + s(1 − σ(s))). Source: Elfwing, Uchibe, Doya 2018, eq. 5-6."""
 
     suits = he_normal
-    saves_output = False
 
     def value(self, s: Array) -> Array:
         """s σ(s)."""
         return s * lax.logistic(s)
 
+    def keep(self, s: Array, y: Array) -> Array:
+        """θ′(s) = σ(1 + s(1 − σ))."""
+        sigma = lax.logistic(s)
+        return sigma * (1 + s * (1 - sigma))
+
     def pull(self, saved: Array, delta: Array) -> Array:
-        """σ(1 + s(1 − σ)) δ."""
-        sigma = lax.logistic(saved)
-        return delta * (sigma * (1 + saved * (1 - sigma)))
+        """θ′(s) δ."""
+        return delta * saved
 
 
 @dataclass(frozen=True, repr=False)
@@ -231,7 +234,6 @@ class Gelu(Activation):
 
     approximate: bool = True
     suits = he_normal
-    saves_output = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.approximate, bool):
@@ -243,15 +245,18 @@ class Gelu(Activation):
             return s * (0.5 * (1 + jnp.tanh(_C * (s + 0.044715 * (s * s * s)))))
         return s * (0.5 * lax.erfc(-s * math.sqrt(0.5)))
 
-    def pull(self, saved: Array, delta: Array) -> Array:
-        """θ′(s) δ."""
-        s = saved
+    def keep(self, s: Array, y: Array) -> Array:
+        """θ′(s)."""
         if self.approximate:
             t = jnp.tanh(_C * (s + 0.044715 * (s * s * s)))
             slope = _C * (1 + 3 * 0.044715 * (s * s))
-            return delta * (0.5 * (1 + t) + 0.5 * s * ((1 - t) * (1 + t) * slope))
+            return 0.5 * (1 + t) + 0.5 * s * ((1 - t) * (1 + t) * slope)
         density = jnp.exp(-0.5 * (s * s)) / math.sqrt(2 * math.pi)
-        return delta * (0.5 * lax.erfc(-s * math.sqrt(0.5)) + s * density)
+        return 0.5 * lax.erfc(-s * math.sqrt(0.5)) + s * density
+
+    def pull(self, saved: Array, delta: Array) -> Array:
+        """θ′(s) δ."""
+        return delta * saved
 
 
 _C = math.sqrt(2 / math.pi)
