@@ -1,5 +1,9 @@
 """jbp: backpropagation you can open up. A backward pass written by hand, in JAX."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+
 from jbp import data as data
 from jbp import losses as losses
 from jbp import optim as optim
@@ -7,6 +11,8 @@ from jbp.backprop import apply as apply
 from jbp.backprop import backward as backward
 from jbp.backprop import forward as forward
 from jbp.backprop import value_and_grad as value_and_grad
+from jbp.checkpoint import Run as Run
+from jbp.checkpoint import load_run as load
 from jbp.combine import branch as branch
 from jbp.combine import repeat as repeat
 from jbp.combine import residual as residual
@@ -38,3 +44,13 @@ from jbp.train import Fit as Fit
 from jbp.train import Interrupted as Interrupted
 from jbp.train import accuracy as accuracy
 from jbp.train import fit as fit
+
+if TYPE_CHECKING:
+    from jbp import check as check
+
+
+def __getattr__(name: str) -> Any:
+    """`jbp.check` is loaded when it is first asked for: training needs none of it."""
+    if name == "check":
+        return importlib.import_module("jbp.check")
+    raise AttributeError(f"module 'jbp' has no attribute {name!r}")

@@ -40,7 +40,7 @@ def accuracy(output: Array, target: Array) -> Array:
     Of a sequence, the fraction of its positions. Averaged over examples it is the share of right answers.
     """
     wanted = target if target.shape == output.shape[:-1] else target.argmax(-1)
-    return (output.argmax(-1) == wanted).astype(output.dtype).mean()
+    return (output.argmax(-1).astype(wanted.dtype) == wanted).astype(output.dtype).mean()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,185 @@
+"""The arguments of a function under check: which can be differentiated, which are integers, keys, or Python values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jbp.check.compare import fact, problem
+from jbp.check.report import Entry
+from jbp.check.trees import Leaves, check_finite, dtype_of, is_float, is_number, normal, paths, split
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """All arguments, and the differentiable leaves of those that get a cotangent."""
+
+    args: tuple[Any, ...]
+    nondiff: tuple[int, ...]
+    """The arguments that f_bwd is given first and that get no cotangent."""
+    static: tuple[int, ...]
+    """The arguments that are Python values and whose cotangent is None."""
+    floats: Leaves
+    names: list[str]
+    other_names: list[str]
+    _rebuild: Callable[[Any], tuple[Any, ...]]
+
+    @staticmethod
+    def of(args: Sequence[Any], nondiff: Sequence[int], static: Sequence[int]) -> Arguments:
+        """The arguments sorted.
+
+        Raises:
+            ValueError: nothing to differentiate, NaN, an empty array, an argument JAX cannot trace, a wrong number.
+        """
+        args, n = tuple(args), len(args)
+        for what, numbers in (("nondiff_argnums", nondiff), ("static_argnums", static)):
+            if any(not -n <= i < n for i in numbers):
+                raise ValueError(f"{what} must be numbers of the {n} arguments, but are {tuple(numbers)}")
+        nondiff = tuple(sorted(i % n for i in nondiff))
+        static = tuple(sorted(i % n for i in static))
+        active = [i for i in range(n) if i not in nondiff and i not in static]
+        for i in active:
+            for path, leaf in zip(paths(args[i], f"args[{i}]"), jax.tree.leaves(args[i]), strict=True):
+                if not is_number(leaf):
+                    raise ValueError(
+                        f"{path} is a {type(leaf).__name__}, which JAX does not trace: name it in static_argnums"
+                    )
+                if np.size(leaf) == 0:
+                    raise ValueError(f"{path} is empty, of shape {np.shape(leaf)}: there would be nothing to check")
+        tree = tuple(args[i] for i in active)
+        floats, rebuild = split(tree)
+        if not floats:
+            raise ValueError("none of the arguments is of floats: there would be nothing to check")
+        for i in active:
+            check_finite(f"args[{i}]", args[i])
+        named = [
+            (path, leaf)
+            for i in active
+            for path, leaf in zip(paths(args[i], f"args[{i}]"), jax.tree.leaves(args[i]), strict=True)
+        ]
+
+        def whole(new: Any) -> tuple[Any, ...]:
+            full, filled = list(args), rebuild(new)
+            for i, arg in zip(active, filled, strict=True):
+                full[i] = arg
+            return tuple(full)
+
+        return Arguments(
+            args,
+            nondiff,
+            static,
+            floats,
+            [p for p, leaf in named if is_float(leaf)],
+            [p for p, leaf in named if not is_float(leaf)],
+            whole,
+        )
+
+    def rebuilt(self, floats: Any) -> tuple[Any, ...]:
+        """All arguments, with these in place of the differentiable leaves."""
+        return self._rebuild(floats)
+
+    @property
+    def expected(self) -> list[int]:
+        """The arguments that f_bwd returns a cotangent for."""
+        return [i for i in range(len(self.args)) if i not in self.nondiff]
+
+    def random_delta(self, key: Any, out: Any) -> Leaves:
+        """A random δ for each output that can be differentiated."""
+        return normal(key, [leaf for leaf in jax.tree.leaves(out) if jnp.issubdtype(leaf.dtype, jnp.floating)])
+
+    def pairs(self, cotangents: Any) -> list[tuple[str, Any, Any]]:
+        """(path, argument leaf, its cotangent leaf), where None stands for zeros of a whole argument or a leaf."""
+        found = []
+        for i, cotangent in zip(self.expected, tuple(cotangents), strict=True):
+            if i in self.static:
+                continue
+            leaves = jax.tree.leaves(self.args[i])
+            names = paths(self.args[i], f"args[{i}]")
+            given = (
+                [None] * len(leaves) if cotangent is None else jax.tree.leaves(cotangent, is_leaf=lambda c: c is None)
+            )
+            found += list(zip(names, leaves, given, strict=True))
+        return found
+
+    def of_floats(self, cotangents: Any) -> Leaves:
+        """The cotangents of the differentiable leaves; None means zeros."""
+        return [
+            jnp.zeros(jnp.shape(leaf), dtype_of(leaf)) if c is None else c
+            for _, leaf, c in self.pairs(cotangents)
+            if is_float(leaf)
+        ]
+
+    def of_others(self, cotangents: Any) -> Leaves:
+        """The cotangents of integers and keys, as floats: each must be zero."""
+        return [
+            jnp.zeros((), jnp.float32) if c is None or c.dtype == jax.dtypes.float0 else jnp.abs(c).astype(jnp.float32)
+            for _, leaf, c in self.pairs(cotangents)
+            if not is_float(leaf)
+        ]
+
+    def as_cotangents(self, floats: Any) -> tuple[Any, ...]:
+        """Cotangents of every argument, from those of the differentiable leaves: None for the rest."""
+        at = iter(floats)
+        whole = []
+        for i in self.expected:
+            leaves, structure = jax.tree.flatten(self.args[i])
+            if i in self.static:
+                whole.append(None)
+            else:
+                whole.append(jax.tree.unflatten(structure, [next(at) if is_float(leaf) else None for leaf in leaves]))
+        return tuple(whole)
+
+
+def cotangent_like(out: Any, delta: Leaves) -> Any:
+    """δ in the tree of the output; float0 zeros at integers and keys, as JAX gives them."""
+    given = iter(delta)
+
+    def one(leaf: Any) -> Any:
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            return next(given)
+        return np.zeros(leaf.shape, jax.dtypes.float0)
+
+    return jax.tree.map(one, out)
+
+
+def find_cotangent_problems(cotangents: Any, arguments: Arguments) -> list[Entry]:
+    """The structure, shapes and dtypes that f_bwd's answer must have."""
+    n = len(arguments.expected)
+    law = "cotangents"
+    if not isinstance(cotangents, tuple | list) or len(cotangents) != n:
+        came = f"{len(cotangents)}" if isinstance(cotangents, tuple | list) else f"a {type(cotangents).__name__}"
+        what = f"must return a tuple of {n} cotangents, one for each argument, but returned {came}"
+        return [problem(law, "f_bwd", what)]
+    entries = []
+    for i, cotangent in zip(arguments.expected, cotangents, strict=True):
+        path = f"args[{i}]"
+        if i in arguments.static:
+            if jax.tree.leaves(cotangent):
+                entries.append(problem(law, path, f"a static argument's cotangent must be None, but is {cotangent}"))
+            continue
+        if cotangent is None:
+            continue
+        have = jax.tree.structure(cotangent, is_leaf=lambda c: c is None)
+        want = jax.tree.structure(arguments.args[i])
+        if have != want:
+            entries.append(problem(law, path, f"its tree is {have}, where the argument's is {want}"))
+    if entries:
+        return entries
+    for path, leaf, c in arguments.pairs(cotangents):
+        if c is None or (c.dtype == jax.dtypes.float0 and not is_float(leaf)):
+            entries.append(fact(law, path, "protocol", True, ""))
+            continue
+        shape = np.shape(leaf)
+        if tuple(c.shape) != shape:
+            guess = "transposed" if tuple(c.shape) == shape[::-1] and len(shape) > 1 else None
+            entries.append(problem("shapes", path, f"its cotangent has shape {tuple(c.shape)}, not {shape}", guess))
+        elif is_float(leaf) and c.dtype != dtype_of(leaf):
+            entries.append(problem("dtypes", path, f"its cotangent is {c.dtype}, the argument {dtype_of(leaf)}"))
+        else:
+            entries.append(fact(law, path, "protocol", True, ""))
+    return entries

@@ -1,0 +1,138 @@
+"""What a layer's wrong gradient may turn out to be: the gradient that autodiff gives for each of the usual mistakes.
+
+Computed only when something failed. Each clue is an array under the words that describe the mistake; `diagnose`
+names the one that the found gradient is equal to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jbp.check.trees import is_float, paths
+from jbp.combine import Combinator
+
+if TYPE_CHECKING:
+    from jbp.check.laws import _Verdicts
+
+SMALL = 512
+"""The most inputs for which a layer's Jacobian is formed to look for its diagonal."""
+
+
+def clues_for(run: _Verdicts, leaf: int | None) -> Callable[[], Mapping[str, Any]]:
+    """The clues for parameter `leaf`, each example's and the total, or for delta_x (None)."""
+
+    def clues() -> Mapping[str, Any]:
+        found: dict[str, Any] = {}
+        makers = (_wrong_input, _wrong_delta) if leaf is None else (_wrong_delta, _left_out)
+        for maker in makers:
+            try:
+                found |= maker(run, leaf)
+            except Exception:  # a hypothesis that cannot be computed for this layer is no clue
+                continue
+        return found
+
+    return clues
+
+
+def _wrong_delta(run: _Verdicts, leaf: int | None) -> dict[str, Any]:
+    """The gradients for another δ: ones, reversed, rolled, transposed."""
+    delta = run.delta
+    others = {"δ left out: it is the gradient for a δ of ones (a bias's is then the batch size)": jnp.ones_like(delta)}
+    for axis in range(delta.ndim):
+        if delta.shape[axis] < 2:
+            continue
+        whose = "one example's δ given to another" if axis == 0 else f"δ out of order along axis {axis}"
+        others[f"{whose}: δ reversed"] = jnp.flip(delta, axis)
+        others[f"{whose}: δ rolled by 1"] = jnp.roll(delta, 1, axis)
+        others[f"{whose}: δ rolled by −1"] = jnp.roll(delta, -1, axis)
+    for i in range(1, delta.ndim):
+        for j in range(i + 1, delta.ndim):
+            if delta.shape[i] == delta.shape[j] > 1:
+                others[f"transposed: axes {i} and {j} of δ are swapped"] = delta.swapaxes(i, j)
+    each = _gradients(run, run.params, run.x, jnp.stack(list(others.values())))[-1 if leaf is None else leaf]
+    if leaf is None:
+        return {words: e.sum(0) for words, e in zip(others, each, strict=True)}
+    return _both(dict(zip(others, each, strict=True)))
+
+
+def _left_out(run: _Verdicts, leaf: int | None) -> dict[str, Any]:
+    """The total without one of its examples."""
+    each = np.asarray(run.r["autodiff_each"][leaf]).astype(np.float64)
+    return {f"a dropped term: example {i} is left out": each.sum(0) - each[i] for i in range(run.n)}
+
+
+def _wrong_input(run: _Verdicts, leaf: int | None) -> dict[str, Any]:
+    """What delta_x becomes with θ′ missing or elsewhere, a matrix transposed, part of the Jacobian."""
+    delta, y, x, found = run.delta, run.r["y"], run.x, {}
+    if delta.shape == x.shape:
+        expected = np.asarray(run.r["autodiff"][-1]).astype(np.float64)
+        found["θ′ is missing: found = δ, passed through as it came"] = delta
+        found["a dropped term: the δ that goes around (a skip connection's) is not added"] = expected - delta
+        found["a dropped term: found = y∘δ, the first of the softmax's y∘(δ − ⟨y, δ⟩)"] = y * delta
+        found["θ′ at the wrong argument: at the output y, not the input"] = _pull(run, run.params, y, delta)
+        for words, saved in {"y, the output": y, "x, the input": x}.items():
+            repaired = _with_saved(run, saved)
+            if repaired is not None and np.allclose(repaired, expected, rtol=1e-4, atol=1e-6 * np.abs(expected).max()):
+                found[f"θ′ at the wrong argument: backward is right if it is given {words}, for what was saved"] = (
+                    run.r["delta_x"]
+                )
+    leaves, structure = jax.tree.flatten(run.params)
+    for i, name in enumerate(paths(run.params, "params")):
+        if getattr(leaves[i], "ndim", 0) == 2 and leaves[i].shape[0] == leaves[i].shape[1]:
+            other = jax.tree.unflatten(structure, [a.T if j == i else a for j, a in enumerate(leaves)])
+            found[f"transposed: {name} is used where its transpose belongs"] = _pull(run, other, x, delta)
+    if delta.shape == x.shape and x[0].size <= SMALL and not isinstance(run.layer, Combinator):
+        found["a dropped term: only the diagonal of the Jacobian is there"] = _diagonal(run) * delta
+    return found
+
+
+def _output(run: _Verdicts, params: Any, x: Any) -> tuple[Any, Any]:
+    from jbp.check.laws import output_of
+
+    return output_of(run.layer, params, x, run.key)
+
+
+def _pull(run: _Verdicts, params: Any, x: Any, delta: Any) -> Any:
+    leaves, output = _output(run, params, x)
+    return jax.jit(lambda d: jax.vjp(output, leaves)[1](d)[0][-1])(delta)
+
+
+def _gradients(run: _Verdicts, params: Any, x: Any, deltas: Any) -> Any:
+    """The gradient of each leaf for each δ of [c, n, ...], one example at a time: [c, n, *leaf]."""
+    leaves, output = _output(run, params, x)
+    mask = jnp.eye(run.n, dtype=deltas.dtype).reshape(run.n, run.n, *(1,) * (deltas.ndim - 2))
+
+    def each(delta: Any) -> Any:
+        _, pull = jax.vjp(output, leaves)
+        return lax.map(lambda row: pull(row * delta)[0], mask)
+
+    return jax.jit(lambda d: lax.map(each, d))(deltas)
+
+
+def _both(each: dict[str, Any]) -> dict[str, Any]:
+    """A clue for the examples' gradients and one, in the same words, for their total."""
+    return {**each, **{words + " ": e.sum(0) for words, e in each.items()}}
+
+
+def _with_saved(run: _Verdicts, saved: Any) -> Any:
+    """What the layer's backward makes of another `saved`, if that is one array for it."""
+    if isinstance(run.layer, Combinator) or not is_float(run.x):
+        return None
+    kept = jax.eval_shape(run.layer.forward, run.params, run.x[0], run.key)[1]
+    if not isinstance(kept, jax.ShapeDtypeStruct) or kept.shape != saved.shape[1:]:
+        return None
+    delta_x, _ = jax.vmap(run.layer.backward, (None, 0, 0))(run.params, saved, run.delta)
+    return np.asarray(delta_x).astype(np.float64)
+
+
+def _diagonal(run: _Verdicts) -> Any:
+    """∂yᵢ/∂xᵢ for every entry of every example."""
+    jacobian = jax.vmap(jax.jacfwd(lambda x: run.layer.forward(run.params, x, run.key)[0]))(run.x)
+    size = run.x[0].size
+    return jnp.diagonal(jacobian.reshape(-1, size, size), axis1=1, axis2=2).reshape(run.x.shape)

@@ -1,0 +1,89 @@
+"""The complex step: a derivative without subtraction, for functions that are analytic as they are written.
+
+    ⟨∇φ, v⟩ = Im φ(p + i h v) / h,  h = 10⁻²⁰,  with an error of order h²: exact to rounding
+
+Source: W. Squire, G. Trapp, "Using complex variables to estimate derivatives of real functions", 1998.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jbp.check.compare import PRECISION, compare, explain, skipped
+from jbp.check.finite_differences import Function, Gradient, directions_in
+from jbp.check.report import Entry
+from jbp.check.tolerance import COMPLEX_STEP
+from jbp.check.trees import Leaves, cast, entropy
+
+STEP = 1e-20
+_NOT_ANALYTIC = frozenset({"abs", "real", "imag", "conj", "sign", "complex", "pure_callback", "io_callback"})
+
+
+def complex_step(
+    function: Function,
+    gradient: Gradient,
+    point: Leaves,
+    extra: Any,
+    names: list[str],
+    key: Any,
+    *,
+    directions: int = 2,
+) -> list[Entry]:
+    """Compare ⟨gradient, v⟩ with the complex step of `function` along random v, leaf by leaf; or skip, saying why."""
+    law, oracle = "derivative", "complex step"
+    with (
+        jax.enable_x64(True),
+        jax.default_matmul_precision(PRECISION),
+        jax.numpy_dtype_promotion("standard"),
+    ):
+        point, extra = [cast(leaf, jnp.float64) for leaf in point], cast(extra, jnp.float64)
+
+        def along(point: Leaves, extra: Any, directions: Leaves) -> Any:
+            gradients = gradient(point, extra)
+
+            def one(v: Leaves) -> Any:
+                steps = [lax.complex(p, STEP * a) for p, a in zip(point, v, strict=True)]
+                value, _ = function(steps, extra)
+                if not jnp.iscomplexobj(value):
+                    raise TypeError("the imaginary part is dropped on the way")
+                terms = jnp.stack([jnp.abs(g * a).max() for g, a in zip(gradients, v, strict=True)]).max()
+                return value.imag / STEP, sum(jnp.sum(g * a) for g, a in zip(gradients, v, strict=True)), terms
+
+            return lax.map(one, directions)
+
+        try:
+            complex_point = [jax.ShapeDtypeStruct(p.shape, jnp.complex128) for p in point]
+            traced = jax.make_jaxpr(lambda p, e: function(p, e)[0])(complex_point, extra)
+            blocked = sorted(_NOT_ANALYTIC & set(_complex_primitives(traced.jaxpr)))
+            if blocked:
+                raise TypeError(f"not analytic as written: {', '.join(blocked)} of a complex number")
+            run = jax.jit(along)
+            entries = []
+            for i, name in enumerate(names):
+                v = directions_in(i, point, entropy(key, i), directions)
+                measured, found, terms = (np.asarray(a) for a in run(point, extra, v))
+                entries.append(
+                    compare(
+                        law, name, oracle, found, measured, COMPLEX_STEP, dtype=np.float64, terms=float(terms.max())
+                    )
+                )
+            return entries
+        except Exception as error:
+            return [skipped(law, name, oracle, explain(error)) for name in names]
+
+
+def _complex_primitives(jaxpr: Any) -> Iterator[str]:
+    """The names of the primitives that are given a complex number, in sub-programs too."""
+    for eqn in jaxpr.eqns:
+        if any(jnp.issubdtype(getattr(v.aval, "dtype", np.float32), jnp.complexfloating) for v in eqn.invars):
+            yield eqn.primitive.name
+        for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda p: hasattr(p, "eqns")):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from _complex_primitives(inner)

@@ -1,0 +1,166 @@
+"""`jbp.check.gradient`: a whole net and its loss, at your parameters and your data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from jbp.backprop import backward, forward, value_and_grad
+from jbp.check.compare import PRECISION, called, compare, explain, fact, largest, problem
+from jbp.check.finite_differences import finite_differences
+from jbp.check.report import Entry, Report
+from jbp.check.tolerance import DEEP, Level
+from jbp.check.trees import as_key, cast, check_finite, floats_of, is_float, paths, split
+from jbp.layer import Layer
+from jbp.losses import Loss
+from jbp.pairs import contract
+
+
+def gradient(
+    net: Layer,
+    loss: Loss,
+    params: Any,
+    x: Any,
+    y: Any,
+    *,
+    key: Array | int | None = None,
+    weights: Any = None,
+    level: Level = DEEP,
+    differences: bool = True,
+) -> Report:
+    """Check the gradient of Σₙ wₙ eₙ (the mean, without weights) in every parameter, and its value.
+
+        jbp.value_and_grad(net, loss) = jax.value_and_grad of Σₙ wₙ loss.value(jbp.forward(x)ₙ, yₙ)
+        ⟨gradient, v⟩ = slope along v, by central finite differences in float64
+
+    With key None the net is checked in evaluation, dropout included. Finite differences run with float64 parameters
+    and inputs, whatever dtype they have here.
+
+    Args:
+        net: the net.
+        loss: the loss.
+        params: its parameters, as net.init makes them.
+        x: inputs [n, ...].
+        y: targets [n, ...].
+        key: for a net that draws at random in training.
+        weights: wₙ [n]; a row of weight 0 may hold anything.
+        level: the tolerance.
+        differences: whether to run finite differences.
+
+    Raises:
+        ValueError: an empty batch, NaN, no parameters to differentiate, shapes that do not fit.
+    """
+    if isinstance(net, type) or not isinstance(net, Layer) or not isinstance(loss, Loss):
+        raise ValueError(f"check.gradient takes a net and a loss, but got {net!r} and {loss!r}")
+    key = None if key is None else as_key(key)
+    n = _check_data(params, x, y, weights)
+    subject = f"the gradient of {called(net)} with {called(loss)}, batch {n}"
+    by_hand = _by_hand(net, loss, key)
+
+    leaves, rebuild = split(params)
+
+    def scalar(leaves: Any, x: Any, y: Any, weights: Any) -> Any:
+        errors = jax.vmap(loss.value)(forward(net, rebuild(leaves), _silent(weights, x), key)[0], y)
+        w = jnp.full((n,), 1 / n, errors.dtype) if weights is None else jnp.asarray(weights, errors.dtype)
+        terms = jnp.where(w == 0, jnp.zeros_like(errors), w * errors)
+        return terms.sum(), terms
+
+    def program(leaves: Any, x: Any, y: Any, weights: Any) -> Any:
+        found = by_hand(rebuild(leaves), x, y, weights)
+        expected = jax.value_and_grad(lambda p: scalar(p, x, y, weights)[0])(leaves)
+        one = lambda i: jax.grad(lambda p: scalar(p, x, y, weights)[1][i])(leaves)  # noqa: E731
+        return found, expected, lax.map(one, jnp.arange(n))
+
+    try:
+        with jax.default_matmul_precision(PRECISION):
+            (value, grads), (expected_value, expected), each = jax.jit(program)(leaves, x, y, weights)
+    except Exception as error:
+        return Report(subject, (problem("runs", "value_and_grad", explain(error)),))
+    names = [p for p, leaf in zip(paths(params, "params"), jax.tree.leaves(params), strict=True) if is_float(leaf)]
+    same = jax.tree.structure(grads) == jax.tree.structure(params)
+    entries = [fact("tree", "gradient", "protocol", same, "the gradient has another tree than params")]
+    if not same:
+        return Report(subject, tuple(entries))
+    entries.append(compare("= value", "value", "autodiff", value, expected_value, level))
+    for name, found, want, parts in zip(names, floats_of(grads, params), expected, each, strict=True):
+        entries.append(fact("dtypes", name, "protocol", found.dtype == want.dtype, f"{found.dtype}, not {want.dtype}"))
+        options: dict[str, Any] = {"terms": largest(parts), "sizes": {"the batch size": n}}
+        entries.append(
+            compare("= jax.grad", name, "autodiff", found, want, level, clues=_clues(want, parts), **options)
+        )
+    if differences:
+        entries += _slopes(scalar, by_hand, leaves, rebuild, params, x, y, weights, names)
+    return Report(subject, tuple(entries))
+
+
+def _by_hand(net: Layer, loss: Loss, key: Any) -> Any:
+    """(params, x, y, weights) -> value and gradient, by jbp; in evaluation where there is no key."""
+    if key is not None or net.uses_key is not True:
+        return lambda params, x, y, weights: value_and_grad(net, loss)(params, x, y, key=key, weights=weights)
+
+    def evaluation(params: Any, x: Any, y: Any, weights: Any) -> Any:
+        output, saved = forward(net, params, _silent(weights, x))
+        errors = jax.vmap(loss.value)(output, y)
+        _, pairs = backward(net, params, saved, jax.vmap(loss.delta)(output, y))
+        if weights is None:
+            return errors.mean(), contract(pairs)
+        w = jnp.asarray(weights, errors.dtype)
+        return jnp.where(w == 0, jnp.zeros_like(errors), w * errors).sum(), contract(pairs, w)
+
+    return evaluation
+
+
+def _slopes(
+    scalar: Any, by_hand: Any, leaves: Any, rebuild: Any, params: Any, x: Any, y: Any, weights: Any, names: list[str]
+) -> list[Entry]:
+    """Finite differences of the value in each parameter."""
+
+    def gradient_at(leaves: Any, data: Any) -> Any:
+        x, y, weights = data
+        return floats_of(by_hand(cast(rebuild(leaves), jnp.float64), x, y, weights)[1], params)
+
+    x = x if weights is None else jax.tree.map(lambda a: _silent(weights, a), x)
+    return finite_differences(lambda p, data: scalar(p, *data), gradient_at, leaves, (x, y, weights), names, as_key(0))
+
+
+def _clues(expected: Any, each: Any) -> Any:
+    """The totals of which some example is left out or doubled."""
+
+    def clues() -> dict[str, Any]:
+        whole, parts = np.asarray(expected).astype(np.float64), np.asarray(each).astype(np.float64)
+        left = {f"a dropped term: example {i} is left out": whole - g for i, g in enumerate(parts)}
+        return left | {f"example {i} is counted twice": whole + g for i, g in enumerate(parts)}
+
+    return clues
+
+
+def _silent(weights: Any, x: Any) -> Any:
+    """Rows of weight 0, which may hold anything, as zeros."""
+    if weights is None or not is_float(x):
+        return x
+    w = jnp.asarray(weights).reshape((-1,) + (1,) * (x.ndim - 1))
+    return jnp.where(w == 0, jnp.zeros_like(x), x)
+
+
+def _check_data(params: Any, x: Any, y: Any, weights: Any) -> int:
+    """N, if there is something to check."""
+    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves((x, y, weights))}
+    if len(sizes) != 1 or sizes <= {(), (0,)}:
+        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves((x, y, weights))]
+        raise ValueError(
+            f"x, y and weights must hold the same number of examples, at least one, but have shapes {shapes}"
+        )
+    if not any(is_float(leaf) for leaf in jax.tree.leaves(params)):
+        raise ValueError("params hold nothing to differentiate: there would be nothing to check")
+    check_finite("params", params)
+    check_finite("weights", weights)
+    rows = np.arange(sizes.copy().pop()[0]) if weights is None else np.flatnonzero(np.asarray(weights))
+    if not rows.size:
+        raise ValueError("all weights are 0: there would be nothing to check")
+    check_finite("x", jax.tree.map(lambda a: a[rows], x))
+    check_finite("y", jax.tree.map(lambda a: a[rows], y))
+    return sizes.pop()[0]

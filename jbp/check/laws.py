@@ -1,0 +1,257 @@
+"""The numerical laws of a layer, in one compiled program for a mode (with a key, or without), and their verdicts.
+
+    adjoint     ⟨J v, δₙ⟩ = ⟨v, backward(δₙ)⟩             J v from forward mode, for random v in (params, x)
+    autodiff    backward(δ) = jax.vjp of forward at δ      leaf by leaf, example by example
+    linear      backward(aδ + bδ′) = a backward(δ) + b backward(δ′)
+    sum         Σₙ gₙ = the contraction over the batch
+    vmap        the batch at once = one example after another
+
+Everything is read off `jbp.forward` and `jbp.backward`, so a leaf and a whole net are checked by the same code.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jbp import pairs as pair_classes
+from jbp.backprop import backward, forward, total
+from jbp.check.clues import clues_for
+from jbp.check.compare import PRECISION, compare, explain, largest, problem, skipped
+from jbp.check.report import Entry
+from jbp.check.tolerance import EXACT, Level
+from jbp.check.trees import Leaves, entropy, floats_of, is_float, normal, paths, split
+from jbp.combine import Combinator
+from jbp.layer import Layer
+from jbp.pairs import is_pair
+
+DIRECTIONS = 3
+A, B = 0.75, -1.5
+"""The factors of the linear law: exact in every float type."""
+
+
+def couples(layer: Layer) -> bool:
+    """Whether examples of a batch move each other in this layer or net."""
+    inside = layer.children if isinstance(layer, Combinator) else ()
+    return bool(getattr(layer, "couples_batch", False)) or any(couples(child) for child in inside)
+
+
+def output_of(layer: Layer, params: Any, x: Any, key: Any) -> Any:
+    """The function of the differentiable leaves of (params, x) that autodiff and differences look at."""
+    leaves, rebuild = split((params, x))
+
+    def output(floats: Leaves) -> Any:
+        p, x = rebuild(floats)
+        return forward(layer, p, x, key)[0]
+
+    return leaves, output
+
+
+def gradients_of(layer: Layer, params: Any, x: Any, key: Any, delta: Any) -> Leaves:
+    """Σₙ gₙ for each differentiable leaf of params, then delta_x if there is one: by hand, through the spine."""
+    _, saved = forward(layer, params, x, key)
+    delta_x, sums = backward(layer, params, saved, delta, total)
+    return [*floats_of(sums, params), *([delta_x] if is_float(x) else [])]
+
+
+def laws(layer: Layer, params: Any, x: Any, key: Any, seed: Any, level: Level, mode: str) -> list[Entry]:
+    """The entries of every numerical law in one mode."""
+    n = x.shape[0]
+    y = jax.eval_shape(lambda p, x, k: forward(layer, p, x, k)[0], params, x, key)
+    delta, other = (normal(entropy(seed, 4, i), jax.ShapeDtypeStruct(y.shape, y.dtype)) for i in (0, 1))
+    loops = not (couples(layer) or (isinstance(layer, Combinator) and key is not None and layer.uses_key is not False))
+
+    v = [normal(entropy(seed, 5, d), split((params, x))[0]) for d in range(DIRECTIONS)]
+    v = jax.tree.map(lambda *a: jnp.asarray(np.stack(a)), *v)
+
+    def program(params: Any, x: Any, key: Any, deltas: Any, v: Any) -> dict[str, Any]:
+        y, saved = forward(layer, params, x, key)
+        answers = lax.map(lambda delta: by_hand(layer, params, x, saved, delta), deltas)
+        found, more, mixed = (jax.tree.map(lambda a, i=i: a[i], answers) for i in range(3))
+        delta = deltas[0]
+        leaves, output = output_of(layer, params, x, key)
+        _, pull = jax.vjp(output, leaves)
+        rows = jnp.eye(n, dtype=y.dtype).reshape(n, n, *(1,) * (y.ndim - 1)) * jnp.expand_dims(delta, 0)
+        return {
+            "y": y,
+            **found,
+            "autodiff": pull(delta)[0],
+            "autodiff_each": lax.map(lambda row: pull(row)[0], rows),
+            "tangent": lax.map(lambda v: jax.jvp(output, (leaves,), (v,))[1], v),
+            "other": more,
+            "mixed": mixed,
+            **({"loop": _loop(layer, params, x, key, delta)} if loops else {}),
+        }
+
+    try:
+        with jax.default_matmul_precision(PRECISION):
+            r = jax.jit(program)(params, x, key, jnp.stack([delta, other, A * delta + B * other]), v) | {"v": v}
+    except Exception as error:
+        return [problem("runs", f"under jit{mode}", explain(error))]
+    if not np.isfinite(np.asarray(r["y"]).astype(np.float64)).all():
+        return [problem("finite", f"y{mode}", "forward makes NaN or inf of finite input", "only NaN or inf in y")]
+    return _Verdicts(layer, params, x, key, delta, level, mode, r).entries(loops)
+
+
+def by_hand(layer: Layer, params: Any, x: Any, saved: Any, delta: Any) -> dict[str, Any]:
+    """delta_x, the total, and the gradient of each example: the pairs contracted with the weights of one row."""
+    n = delta.shape[0]
+    delta_x, pairs = backward(layer, params, saved, delta)
+    leaves = floats_of(pairs, params, is_pair)
+    found: dict[str, Any] = {"total": [pair.total() for pair in leaves], "delta_x": delta_x}
+    if not couples(layer):
+        found["each"] = jax.vmap(lambda w: [pair.total(w) for pair in leaves])(jnp.eye(n, dtype=delta.dtype))
+    return found
+
+
+def _loop(layer: Layer, params: Any, x: Any, key: Any, delta: Any) -> dict[str, Any]:
+    """One example after another, each a batch of one, by `lax.map`."""
+    # The spine gives example n the n-th part of a leaf's key.
+    keys = None if key is None or layer.uses_key is False else jax.random.split(key, x.shape[0])
+
+    def one(row: Any) -> Any:
+        x, delta, key = row
+        if isinstance(layer, Combinator):
+            y, saved = forward(layer, params, x[None], None)
+            y = y[0]
+            delta_x, pairs = backward(layer, params, saved, delta[None])
+            delta_x = None if delta_x is None else delta_x[0]
+        else:
+            y, saved = layer.forward(params, x, key)
+            delta_x, pairs = layer.backward(params, saved, delta)
+            pairs = jax.tree.map(lambda a: a[None], pairs)
+        return y, delta_x, [pair.total() for pair in floats_of(pairs, params, is_pair)]
+
+    y, delta_x, each = lax.map(one, (x, delta, keys))
+    return {"y": y, "delta_x": delta_x, "each": each}
+
+
+class _Verdicts:
+    """The results of the program, compared law by law."""
+
+    def __init__(self, layer: Layer, params: Any, x: Any, key: Any, delta: Any, level: Level, mode: str, r: Any):
+        self.layer, self.params, self.x, self.key, self.delta = layer, params, x, key, delta
+        self.level, self.mode, self.r = level, mode, r
+        self.names = [p for p, a in zip(paths(params, "params"), jax.tree.leaves(params), strict=True) if is_float(a)]
+        self.n = x.shape[0]
+        self.sizes = {"the batch size": self.n}
+        self.sizes |= {f"the size of axis {i} of one input": s for i, s in enumerate(x.shape[1:])}
+        self.sizes |= {f"the size of axis {i} of one output": s for i, s in enumerate(delta.shape[1:])}
+        self.sizes |= {"the number of outputs": delta[0].size, "batch size × outputs": delta.size}
+        self.source = largest(delta)
+        self.constant = self._constants()
+
+    def entries(self, loops: bool) -> list[Entry]:
+        """All of them."""
+        entries = [*self.autodiff(), *self.adjoint(), *self.linear(), *self.sums()]
+        if loops:
+            entries += self.loop()
+        else:
+            why = "the examples of a batch are coupled" if couples(self.layer) else "each batch draws keys of its own"
+            entries.append(skipped("vmap = loop", f"y{self.mode}", "loop", why))
+        return entries
+
+    def compare(self, law: str, name: str, oracle: str, found: Any, expected: Any, **options: Any) -> Entry:
+        return compare(
+            law, name + self.mode, oracle, found, expected, self.level, source=self.source, sizes=self.sizes, **options
+        )
+
+    def autodiff(self) -> list[Entry]:
+        """By hand against jax.vjp: each example's gradient, the total, and delta_x."""
+        r, entries = self.r, []
+        coupled = "each" not in r
+        for i, name in enumerate(self.names):
+            if i in self.constant:
+                zeros = np.zeros_like(np.asarray(r["total"][i]))
+                entries.append(compare("constant", name + self.mode, "definition", r["total"][i], zeros, EXACT))
+                continue
+            each = r["autodiff_each"][i]
+            clues = clues_for(self, i)
+            if not coupled:
+                entries.append(self.compare("= vjp, each example", name, "autodiff", r["each"][i], each, clues=clues))
+            entries.append(
+                self.compare(
+                    "= vjp", name, "autodiff", r["total"][i], r["autodiff"][i], terms=largest(each), clues=clues
+                )
+            )
+        if is_float(self.x):
+            expected, clues = r["autodiff"][len(self.names)], clues_for(self, None)
+            entries.append(self.compare("= vjp", "delta_x", "autodiff", r["delta_x"], expected, clues=clues))
+        return entries
+
+    def adjoint(self) -> list[Entry]:
+        """⟨J v, δₙ⟩ = ⟨v, backward(δₙ)⟩ for each example n, or for the batch where examples are coupled."""
+        r = self.r
+        if self.constant:
+            return [skipped("adjoint", f"(params, x){self.mode}", "forward mode", "some parameters are constants")]
+        products = np.asarray(r["tangent"]).astype(np.float64) * np.asarray(self.delta).astype(np.float64)
+        lhs = products.reshape(DIRECTIONS, self.n, -1).sum(-1)
+        parts = [
+            np.asarray(v).astype(np.float64)[:, None] * np.asarray(g).astype(np.float64)[None]
+            for v, g in zip(r["v"][: len(self.names)], r.get("each", ()), strict=False)
+        ]
+        if "each" not in r:
+            lhs = lhs.sum(1, keepdims=True)
+            parts = [np.asarray(v) * np.asarray(g) for v, g in zip(r["v"], r["total"], strict=False)]
+            parts = [a.reshape(DIRECTIONS, 1, -1) for a in parts]
+        rhs = np.zeros_like(lhs) + sum(a.reshape(*lhs.shape, -1).sum(-1) for a in parts)
+        if is_float(self.x):
+            part = np.asarray(r["v"][-1]).astype(np.float64) * np.asarray(r["delta_x"]).astype(np.float64)
+            rhs = rhs + part.reshape(*lhs.shape, -1).sum(-1)
+        dtype = self.delta.dtype
+        terms = largest(products) if products.size else 0.0
+        return [self.compare("adjoint", "(params, x)", "forward mode", rhs, lhs, dtype=dtype, terms=terms)]
+
+    def linear(self) -> list[Entry]:
+        """The backward pass of aδ + bδ′ against that of δ and δ′."""
+        r, entries = self.r, []
+        kind = "each" if "each" in r else "total"
+        rows = [(n, r["mixed"][kind][i], r[kind][i], r["other"][kind][i]) for i, n in enumerate(self.names)]
+        if is_float(self.x):
+            rows.append(("delta_x", r["mixed"]["delta_x"], r["delta_x"], r["other"]["delta_x"]))
+        for name, mixed, one, two in rows:
+            one, two = (np.asarray(a).astype(np.float64) for a in (one, two))
+            terms = max(abs(A) * largest(one), abs(B) * largest(two))
+            entries.append(
+                self.compare("linear in δ", name, "itself", mixed, A * one + B * two, dtype=mixed.dtype, terms=terms)
+            )
+        return entries
+
+    def sums(self) -> list[Entry]:
+        """The gradients of the examples add up to the gradient of the batch."""
+        if "each" not in self.r:
+            return []
+        return [
+            self.compare(
+                "Σ examples = total", name, "itself", whole, each64.sum(0), dtype=whole.dtype, terms=largest(each64)
+            )
+            for name, whole, each in zip(self.names, self.r["total"], self.r["each"], strict=True)
+            for each64 in [np.asarray(each).astype(np.float64)]
+        ]
+
+    def loop(self) -> list[Entry]:
+        """The batch at once against one example after another."""
+        r, law = self.r, "vmap = loop"
+        entries = [self.compare(law, "y", "loop", r["y"], r["loop"]["y"])]
+        if is_float(self.x):
+            entries.append(self.compare(law, "delta_x", "loop", r["delta_x"], r["loop"]["delta_x"]))
+        for name, found, each in zip(self.names, r["each"], r["loop"]["each"], strict=True):
+            entries.append(self.compare(law, name, "loop", found, each))
+        return entries
+
+    def _constants(self) -> set[int]:
+        """Which parameters are running statistics, whose pair says that they have no gradient."""
+        kind = getattr(pair_classes, "Constant", None)
+        if kind is None:
+            return set()
+        _, pairs = jax.eval_shape(self._pairs, self.params, self.x, self.key, self.delta)
+        leaves = jax.tree.leaves(pairs, is_leaf=is_pair)
+        return {i for i, pair in enumerate(leaves) if isinstance(pair, kind)}
+
+    def _pairs(self, params: Any, x: Any, key: Any, delta: Any) -> Any:
+        _, saved = forward(self.layer, params, x, key)
+        return backward(self.layer, params, saved, delta)

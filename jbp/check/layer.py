@@ -1,0 +1,174 @@
+"""`jbp.check.layer`: every law of `jbp.Layer`, for one layer, a combinator, a whole net, or a layer of your own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jbp.backprop import forward
+from jbp.check.compare import called, explain, problem
+from jbp.check.complex_step import complex_step
+from jbp.check.eager import eager, keyless
+from jbp.check.finite_differences import finite_differences
+from jbp.check.laws import couples, gradients_of, laws
+from jbp.check.protocol import protocol
+from jbp.check.report import Entry, Report
+from jbp.check.tolerance import DEEP, MATMUL, Level
+from jbp.check.trees import as_key, cast, check_finite, entropy, is_float, is_key, normal, paths, split
+from jbp.combine import Combinator
+from jbp.layer import Layer, as_count, as_shape
+
+
+def layer(
+    layer: Layer,
+    shape: tuple[int, ...] | None = None,
+    *,
+    key: int | Array = 0,
+    dtype: Any = None,
+    params: Any = None,
+    x: Any = None,
+    level: Level | None = None,
+    batch: int = 5,
+    differences: bool = True,
+) -> Report:
+    """Check every law of `jbp.Layer` on random parameters, inputs and δ: of a layer, a combinator, a whole net.
+
+        ⟨J v, δ⟩ = ⟨v, backward(δ)⟩ · backward = jax.vjp, leaf by leaf · linear in δ · announced = produced shape ·
+        dtypes · pairs have the tree of params · jit = eager · vmap = loop · Σ examples = total · pure · keys ·
+        slope of ⟨forward, δ⟩ by finite differences and the complex step
+
+    Run without a key (evaluation) and, unless `uses_key` is False, with one (training).
+
+    Args:
+        layer: what to check.
+        shape: of one example; may be left out where `x` is given.
+        key: a seed or a key: the same one gives the same check.
+        dtype: of parameters and inputs; float64 where JAX has it enabled, else float32.
+        params: instead of those that `init` draws.
+        x: inputs [n, ...] instead of normal ones: needed for integer input, or to check at a point of your choice.
+        level: the tolerance (`jbp.check.tolerance`); MATMUL for a layer, DEEP for a combinator.
+        batch: how many examples.
+        differences: whether to run finite differences and the complex step, in float64 whatever `dtype` is.
+
+    Raises:
+        ValueError: if what is asked for is no check: not a layer, an empty batch, NaN, shapes that do not fit.
+            A layer that breaks its laws raises nothing here: the report fails.
+    """
+    _check_layer(layer)
+    init_key, run_key = jax.random.split(as_key(key))
+    seed = entropy(as_key(key))
+    dtype = jnp.dtype(dtype or (jnp.float64 if jax.config.read("jax_enable_x64") else jnp.float32))
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"dtype must be a floating-point type, but is {dtype}: integer input goes in as x")
+    shape = _shape(layer, shape, x)
+    subject = f"{called(layer)} on {list(shape)}, {dtype}"
+
+    try:
+        drawn, out_shape = _init(layer, init_key, shape)
+    except Exception as error:
+        return Report(subject, (problem("runs", "init", explain(error)),))
+    params = _params(drawn, params, dtype, seed)
+    if x is None:
+        x = normal(entropy(seed, 1), jax.ShapeDtypeStruct((as_count(batch, "the batch"), *shape), dtype))
+    else:
+        x = cast(jnp.asarray(x), dtype)
+    check_finite("params", params)
+    check_finite("x", x)
+
+    level = level or (DEEP if isinstance(layer, Combinator) else MATMUL)
+    entries: list[Entry] = []
+    if layer.uses_key is False and not isinstance(layer, Combinator) and not couples(layer):
+        entries += keyless(layer, params, x, run_key)
+    modes = {"": None} if layer.uses_key is False else {"": None, " (key)": run_key}
+    for mode, k in modes.items():
+        structure = protocol(layer, params, x, out_shape, k, mode)
+        entries += structure
+        if any(entry.verdict == "fail" and entry.law != "dtypes" for entry in structure):
+            continue
+        entries += laws(layer, params, x, k, seed, level, mode)
+        if not isinstance(layer, Combinator) and not couples(layer):
+            entries += eager(layer, params, x, k, seed, level, mode)
+        if differences:
+            entries += _slopes(layer, params, x, k, seed, mode)
+    return Report(subject, tuple(entries))
+
+
+def _slopes(layer: Layer, params: Any, x: Any, key: Any, seed: Any, mode: str) -> list[Entry]:
+    """Finite differences and the complex step of ⟨forward, δ⟩, in float64."""
+    leaves, rebuild = split((params, x))
+    y = jax.eval_shape(lambda p, x, k: forward(layer, p, x, k)[0], params, x, key)
+    delta = normal(entropy(seed, 3), jax.ShapeDtypeStruct(y.shape, jnp.float32))
+
+    def function(leaves: Any, extra: Any) -> tuple[Any, Any]:
+        delta, key = extra
+        params, x = rebuild(leaves)
+        y = forward(layer, params, x, key)[0]
+        terms = y * delta.astype(y.dtype)
+        return terms.sum(), terms
+
+    def gradient(leaves: Any, extra: Any) -> Any:
+        delta, key = extra
+        params, x = rebuild(leaves)
+        return gradients_of(layer, params, x, key, delta)
+
+    names = [p for p, a in zip(paths(params, "params"), jax.tree.leaves(params), strict=True) if is_float(a)]
+    names = [name + mode for name in [*names, *(["delta_x"] if is_float(x) else [])]]
+    entries = finite_differences(function, gradient, leaves, (delta, key), names, seed)
+    if mode == "":
+        entries += complex_step(function, gradient, leaves, (delta, key), names, seed)
+    return entries
+
+
+def _init(layer: Layer, key: Any, shape: tuple[int, ...]) -> tuple[Any, tuple[int, ...]]:
+    answer = layer.init(key, shape)
+    if not isinstance(answer, tuple) or len(answer) != 2:
+        raise ValueError(f"init must return (params, out_shape), but returned {type(answer).__name__}")
+    params, out_shape = answer
+    return params, as_shape(out_shape)
+
+
+def _params(drawn: Any, given: Any, dtype: Any, seed: Any) -> Any:
+    """Parameters in `dtype`: those given, or those drawn, where leaves that start at one value are made to differ."""
+    if given is not None:
+        return cast(given, dtype)
+    # A bias of zeros or a gain of ones hides what multiplies it.
+    leaves, rebuild = split(drawn)
+    noise = normal(entropy(seed, 2), [jax.ShapeDtypeStruct(leaf.shape, jnp.float32) for leaf in leaves])
+    moved = []
+    for leaf, a in zip(leaves, noise, strict=True):
+        constant = bool((leaf == leaf.reshape(-1)[0]).all()) if leaf.size else False
+        moved.append(leaf.astype(dtype) + (0.1 * a).astype(dtype) if constant else leaf.astype(dtype))
+    return rebuild(moved)
+
+
+def _check_layer(layer: Any) -> None:
+    if isinstance(layer, type):
+        raise ValueError(
+            f"check.layer takes a layer, but got the class {layer.__name__}: call it, {layer.__name__}(...)"
+        )
+    if not isinstance(layer, Layer):
+        raise ValueError(f"check.layer takes a layer (a subclass of jbp.Layer), but got {layer!r}")
+    try:
+        hash(layer)
+    except TypeError as error:
+        raise ValueError(
+            f"{called(layer)} cannot be hashed: make it a frozen dataclass without array or list fields"
+        ) from error
+
+
+def _shape(layer: Layer, shape: Any, x: Any) -> tuple[int, ...]:
+    if x is None:
+        if shape is None:
+            raise ValueError(f"check.layer of {called(layer)} needs the shape of one example, or inputs x")
+        return as_shape(shape)
+    if is_key(x):
+        raise ValueError(f"x must hold numbers, but holds keys {x.dtype}")
+    found = jnp.shape(x)
+    if not found or found[0] == 0:
+        raise ValueError(f"x must hold at least one example, [n, ...], but has shape {found}")
+    if shape is not None and as_shape(shape) != found[1:]:
+        raise ValueError(f"x holds examples of shape {found[1:]}, but shape says {shape}")
+    return as_shape(found[1:])

@@ -1,0 +1,264 @@
+"""`jbp.check.loss`: δ is the derivative of the value, the Hessian's root squares to it, and nothing overflows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jbp.check.compare import PRECISION, called, compare, explain, fact, largest, problem, skipped
+from jbp.check.complex_step import complex_step
+from jbp.check.finite_differences import finite_differences
+from jbp.check.report import Entry, Report
+from jbp.check.tolerance import ELEMENTWISE, MATMUL, Level
+from jbp.check.trees import as_key, cast, check_finite, entropy, is_float, normal
+from jbp.layer import as_count, as_shape
+from jbp.losses import Loss
+
+KINDS = ("classes", "distribution", "values")
+EXTREME = 1e4
+
+
+def loss(
+    loss: Loss,
+    shape: tuple[int, ...] = (7,),
+    *,
+    target: str | Array | None = None,
+    output: str | Array | None = None,
+    key: int | Array = 0,
+    dtype: Any = None,
+    level: Level = ELEMENTWISE,
+    batch: int = 5,
+    differences: bool = True,
+) -> Report:
+    """Check the laws of `jbp.losses.Loss`, for every kind of target it takes.
+
+        δ = ∂value/∂output · Σᵥ sᵥ sᵥᵀ = ∂²value/∂output² (if there is a `sqrt_hessian`) · jit = eager · vmap = loop ·
+        on logits: finite at ±10⁴ · on probabilities: at probability 0 the value is inf, or finite, never NaN
+
+    Args:
+        loss: what to check.
+        shape: of one output [*t, k].
+        target: "classes" (integers, one a position), "distribution" (adds up to 1), "values" (in (0, 1), the output's
+            shape), or targets [n, ...] themselves. Left out: every kind the loss accepts.
+        output: "logits" or "probabilities", or outputs [n, ...]. Left out: found out by whether it takes log of them.
+        key: a seed or a key.
+        dtype: float64 where JAX has it enabled, else float32.
+        level: the tolerance; the Hessian gets MATMUL.
+        batch: how many examples.
+        differences: whether to run finite differences and the complex step, in float64 whatever `dtype` is.
+
+    Raises:
+        ValueError: not a loss, an unknown kind, NaN, shapes that do not fit.
+    """
+    if isinstance(loss, type) or not isinstance(loss, Loss):
+        raise ValueError(f"check.loss takes a loss (an instance of jbp.losses.Loss), but got {loss!r}")
+    dtype = jnp.dtype(dtype or (jnp.float64 if jax.config.read("jax_enable_x64") else jnp.float32))
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"dtype must be a floating-point type, but is {dtype}")
+    shape, n = as_shape(shape), as_count(batch, "the batch")
+    if output is not None and not isinstance(output, str):
+        shape, n = as_shape(jnp.shape(output)[1:]), as_count(jnp.shape(output)[0], "the batch")
+        check_finite("output", output)
+    subject = f"{called(loss)} on {list(shape)}, {dtype}"
+    kinds = _kinds(loss, target, shape, dtype)
+    if not kinds:
+        return Report(subject, (problem("runs", "value", _why_no_kind(loss, shape, dtype)),))
+    entries: list[Entry] = []
+    with jax.default_matmul_precision(PRECISION):
+        for kind in kinds:
+            seed = entropy(as_key(key), KINDS.index(kind) if kind in KINDS else len(KINDS))
+            y = _targets(kind, target, entropy(seed, 0), n, shape, dtype)
+            domain = output if isinstance(output, str) else _domain(loss, y, shape, dtype)
+            if domain not in ("logits", "probabilities"):
+                raise ValueError(f"output must be 'logits', 'probabilities' or an array, but is {output!r}")
+            p = normal(entropy(seed, 1), jax.ShapeDtypeStruct((n, *shape), dtype))
+            p = jax.nn.softmax(p) if domain == "probabilities" else p
+            p = cast(jnp.asarray(output), dtype) if output is not None and not isinstance(output, str) else p
+            mode = f" ({kind})"
+            entries += _laws(loss, p, y, level, mode)
+            if not any(entry.verdict == "fail" and entry.law == "runs" for entry in entries):
+                if differences:
+                    entries += _slopes(loss, p, y, mode, entropy(seed, 2))
+                entries += _extremes(loss, p, y, domain, mode)
+    return Report(subject, tuple(entries))
+
+
+def _laws(loss: Loss, p: Any, y: Any, level: Level, mode: str) -> list[Entry]:
+    """δ, the Hessian's root, and that compiling and batching change nothing."""
+
+    def program(p: Any, y: Any) -> Any:
+        values = jax.vmap(loss.value)(p, y)
+        grads = jax.vmap(jax.grad(loss.value))(p, y)
+        return values, jax.vmap(loss.delta)(p, y), grads, jax.lax.map(lambda row: loss.value(*row), (p, y))
+
+    try:
+        one = jax.eval_shape(loss.value, p[0], y[0])
+        delta = jax.eval_shape(loss.delta, p[0], y[0])
+        if getattr(one, "shape", None) != () or getattr(delta, "shape", None) != p.shape[1:]:
+            what = f"value must be a scalar and delta of the output's shape {p.shape[1:]}, but they are {one}, {delta}"
+            return [problem("shapes", f"value, delta{mode}", what)]
+        values, delta, grads, looped = jax.jit(program)(p, y)
+        alone_value, alone_delta = loss.value(p[0], y[0]), loss.delta(p[0], y[0])
+    except Exception as error:
+        return [problem("runs", f"value, delta{mode}", explain(error))]
+    n, k = p.shape[0], p.shape[-1] if p.ndim > 1 else 1
+    sizes = {"the number of outputs k": k, "the number of positions": p[0].size // k, "the batch size": n}
+    terms = max(1.0, largest(grads)) if largest(grads) < 1e-3 else largest(grads)
+    found = np.asarray(p).astype(np.float64)
+
+    def clues() -> Mapping[str, Any]:
+        target = np.asarray(y).astype(np.float64)
+        same = target.shape == found.shape
+        e = np.asarray(grads).astype(np.float64)
+        return {
+            "a dropped term: δ = the output, its target is not subtracted": found if same else e + 1,
+            "one example's target given to another: targets reversed": _delta_of(loss, p, y[::-1]),
+            "one example's target given to another: targets rolled by 1": _delta_of(loss, p, jnp.roll(y, 1, 0)),
+            "a dropped term: the target's part of δ is missing": e + target if same else e + 1,
+        }
+
+    return [
+        fact(
+            "dtypes", f"value{mode}", "protocol", values.dtype == p.dtype, f"value is {values.dtype}, output {p.dtype}"
+        ),
+        fact("dtypes", f"delta{mode}", "protocol", delta.dtype == p.dtype, f"delta is {delta.dtype}, output {p.dtype}"),
+        compare("= derivative", f"delta{mode}", "autodiff", delta, grads, level, terms=terms, sizes=sizes, clues=clues),
+        compare("vmap = loop", f"value{mode}", "loop", values, looped, level),
+        compare("jit = eager", f"value{mode}", "eager", values[0], alone_value, level, terms=largest(values)),
+        compare("jit = eager", f"delta{mode}", "eager", delta[0], alone_delta, level, terms=terms),
+        _hessian(loss, p, y, mode, sizes),
+    ]
+
+
+def _slopes(loss: Loss, p: Any, y: Any, mode: str, seed: Any) -> list[Entry]:
+    """Finite differences and the complex step of Σₙ value."""
+
+    def function(leaves: Any, y: Any) -> tuple[Any, Any]:
+        values = jax.vmap(loss.value)(leaves[0], y)
+        return values.sum(), values
+
+    def gradient(leaves: Any, y: Any) -> Any:
+        return [jax.vmap(loss.delta)(leaves[0], y)]
+
+    entries += finite_differences(function, gradient, [p], y, [f"delta{mode}"], seed)
+    return entries + complex_step(function, gradient, [p], y, [f"delta{mode}"], seed)
+
+
+def _hessian(loss: Loss, p: Any, y: Any, mode: str, sizes: Any) -> Entry:
+    """Σᵥ sᵥ sᵥᵀ against the derivative of the gradient, on the first two examples."""
+    size = p[0].size
+
+    def program(p: Any, y: Any) -> Any:
+        root = jax.vmap(loss.sqrt_hessian)(p, y).reshape(p.shape[0], -1, size)
+        squared = jnp.einsum("nvi,nvj->nij", root, root)
+        return squared, jax.vmap(jax.jacfwd(jax.grad(loss.value)))(p, y).reshape(-1, size, size)
+
+    law, path = "squares to the Hessian", f"sqrt_hessian{mode}"
+    try:
+        shape = jax.eval_shape(loss.sqrt_hessian, p[0], y[0]).shape
+        if shape[1:] != p.shape[1:]:
+            return problem(law, path, f"its columns must have the output's shape {p.shape[1:]}, but it is {shape}")
+        squared, hessian = jax.jit(program)(p[:2], y[:2])
+    except NotImplementedError as error:
+        return skipped(law, path, "autodiff", f"not implemented: {error}")
+    except Exception as error:
+        return problem("runs", path, explain(error))
+    return compare(law, path, "autodiff, twice", squared, hessian, MATMUL, sizes=sizes)
+
+
+def _extremes(loss: Loss, p: Any, y: Any, domain: str, mode: str) -> list[Entry]:
+    """Logits of ±10⁴, or a probability of 0: never NaN."""
+    law = f"finite at ±{EXTREME:g}" if domain == "logits" else "no NaN at probability 0"
+    if jnp.finfo(p.dtype).bits < 32:
+        return [skipped(law, f"value{mode}", "definition", f"{p.dtype} has not the range")]
+    # A chessboard of ±1, turned over from one example to the next.
+    signs = (-1.0) ** (np.arange(p.size).reshape(p.shape) + np.arange(len(p)).reshape(-1, *(1,) * (p.ndim - 1)))
+    if domain == "logits":
+        edge = jnp.asarray(EXTREME * signs, p.dtype)
+    else:
+        edge = jnp.where(jnp.asarray(signs) > 0, p, jnp.zeros_like(p))
+    # Constant outputs too, where a softmax has nothing to tell the classes apart by.
+    edges = [edge, jnp.full_like(p, EXTREME), jnp.full_like(p, -EXTREME)] if domain == "logits" else [edge, p * 0]
+    entries = []
+    for name in ("value", "delta", "sqrt_hessian"):
+        try:
+            got = [np.asarray(jax.vmap(getattr(loss, name))(e, y)) for e in edges]
+        except NotImplementedError:
+            continue
+        except Exception as error:
+            entries.append(problem("runs", name + mode, explain(error)))
+            continue
+        bad = np.isnan if domain == "probabilities" else lambda a: ~np.isfinite(a)
+        wrong = sum(int(bad(a).sum()) for a in got)
+        size = sum(a.size for a in got)
+        guess = "only NaN" if wrong and all(np.isnan(a).all() for a in got) else "NaN or inf at extreme outputs"
+        if wrong:
+            what = f"{wrong} of {size} numbers are {'NaN' if domain == 'probabilities' else 'NaN or inf'}"
+            entries.append(problem(law, name + mode, what, guess, "definition"))
+        else:
+            entries.append(fact(law, name + mode, "definition", True, ""))
+    if domain == "probabilities":
+        values = jax.vmap(loss.value)(p * 0, y)
+        what = f"value is {values[0]} where all probabilities are 0"
+        held = bool(jnp.isposinf(values).all())
+        entries.append(fact("inf at probability 0", f"value{mode}", "definition", held, what))
+    return entries
+
+
+def _delta_of(loss: Loss, p: Any, y: Any) -> Any:
+    return jax.vmap(loss.delta)(p, y)
+
+
+def _kinds(loss: Loss, target: Any, shape: Any, dtype: Any) -> list[str]:
+    """The kinds of target the loss accepts, by trying; the given one, unquestioned."""
+    if isinstance(target, str):
+        if target not in KINDS:
+            raise ValueError(f"target must be one of {', '.join(KINDS)}, or an array, but is {target!r}")
+        return [target]
+    if target is not None:
+        check_finite("target", target)
+        return ["given"]
+    accepted = [kind for kind in KINDS if _refusal(loss, kind, shape, dtype) is None]
+    # Who takes classes takes distributions over them; others take any values.
+    drop = "values" if "classes" in accepted else "distribution"
+    return [kind for kind in accepted if kind != drop]
+
+
+def _refusal(loss: Loss, kind: str, shape: Any, dtype: Any) -> str | None:
+    """Why the loss does not take targets of a kind, or None."""
+    y = jax.ShapeDtypeStruct(shape[:-1] if kind == "classes" else shape, jnp.int32 if kind == "classes" else dtype)
+    try:
+        jax.eval_shape(loss.value, jax.ShapeDtypeStruct(shape, dtype), y)
+    except Exception as error:
+        return explain(error)
+    return None
+
+
+def _why_no_kind(loss: Loss, shape: Any, dtype: Any) -> str:
+    return "no kind of target is accepted. " + "; ".join(f"{k}: {_refusal(loss, k, shape, dtype)}" for k in KINDS)
+
+
+def _targets(kind: str, target: Any, seed: Any, n: int, shape: Any, dtype: Any) -> Any:
+    rng = np.random.default_rng(seed)
+    if kind == "classes":
+        return jnp.asarray(rng.integers(0, shape[-1], (n, *shape[:-1])).astype(np.int32))
+    if kind == "distribution":
+        weights = np.exp(2 * rng.normal(size=(n, *shape)))
+        return jnp.asarray((weights / weights.sum(-1, keepdims=True)).astype(dtype))
+    if kind == "values":
+        return jnp.asarray(rng.uniform(0.05, 0.95, (n, *shape)).astype(dtype))
+    given = jnp.asarray(target)
+    if given.shape[:1] != (n,):
+        raise ValueError(f"target must hold {n} examples, as the outputs do, but has shape {given.shape}")
+    return cast(given, dtype) if is_float(given) else given
+
+
+def _domain(loss: Loss, y: Any, shape: Any, dtype: Any) -> str:
+    """Probabilities, if the loss is NaN for outputs below 0."""
+    value = jax.vmap(loss.value)(jnp.full((y.shape[0], *shape), -0.5, dtype), y)
+    return "probabilities" if bool(jnp.isnan(value).any()) else "logits"

@@ -1,0 +1,138 @@
+"""`jbp.check.optimizer`: the same trajectory from the same random gradients, step by step.
+
+Converging proves nothing: Adam without its bias correction and a damped momentum converge too. Ten random gradients do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from jbp.check.compare import compare, explain, fact, problem
+from jbp.check.report import Entry, Report
+from jbp.check.tolerance import ELEMENTWISE, Level
+from jbp.check.trees import as_key, cast, check_finite, dtype_of, entropy, is_float, normal, paths
+from jbp.layer import as_count
+
+
+def optimizer(
+    ours: optax.GradientTransformation,
+    theirs: optax.GradientTransformation,
+    *,
+    params: Any = None,
+    steps: int = 10,
+    key: int | Array = 0,
+    dtype: Any = None,
+    level: Level = ELEMENTWISE,
+) -> Report:
+    """Check that `ours` takes the steps of `theirs`, the reference, from the same random gradients.
+
+        uₜ = u′ₜ and pₜ = p′ₜ for t = 1 … steps, leaf by leaf, each step on its own scale
+
+    The gradients are normal, their size changes from step to step by factors between 0.1 and 10, and the last but
+    one is zero. Each side follows its own parameters. Strict dtype and rank promotion are relaxed around `theirs`
+    alone, because optax needs it.
+
+    Args:
+        ours: a `GradientTransformation`.
+        theirs: the one it should equal.
+        params: where to start; a matrix, a vector and a scalar of normals otherwise.
+        steps: how many, at least 3: most mistakes show in the second.
+        key: a seed or a key.
+        dtype: of the default params; float64 where JAX has it enabled, else float32.
+        level: the tolerance.
+
+    Raises:
+        ValueError: not optimisers, too few steps, no or non-finite params.
+    """
+    for name, side in (("ours", ours), ("theirs", theirs)):
+        if not callable(getattr(side, "init", None)) or not callable(getattr(side, "update", None)):
+            raise ValueError(f"{name} must be an optax GradientTransformation with init and update, but is {side!r}")
+    if as_count(steps, "steps") < 3:
+        raise ValueError(f"steps must be at least 3, for momentum to show, but is {steps}")
+    seed = entropy(as_key(key))
+    if params is None:
+        dtype = jnp.dtype(dtype or (jnp.float64 if jax.config.read("jax_enable_x64") else jnp.float32))
+        shapes = {"bias": (5,), "gain": (), "weight": (7, 5)}
+        params = normal(entropy(seed, 0), {k: jax.ShapeDtypeStruct(s, dtype) for k, s in shapes.items()})
+    elif dtype is not None:
+        params = cast(params, dtype)
+    if not jax.tree.leaves(params) or not all(is_float(leaf) for leaf in jax.tree.leaves(params)):
+        raise ValueError("params must hold arrays of floats, and at least one")
+    check_finite("params", params)
+    params = jax.tree.map(jnp.asarray, params)
+    sizes = [0.0 if t == steps - 2 else 10.0 ** (t % 3 - 1) for t in range(steps)]
+    drawn = [normal(entropy(seed, 1, t), params) for t in range(steps)]
+    gradients = [jax.tree.map(lambda g, c=c: c * g, tree) for c, tree in zip(sizes, drawn, strict=True)]
+
+    subject = f"an optimizer against its reference, {steps} steps"
+    try:
+        mine = _trajectory(ours, params, gradients)
+        again = _trajectory(ours, params, gradients[:2], jitted=False)
+    except Exception as error:
+        return Report(subject, (problem("runs", "ours", explain(error)),))
+    try:
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            reference = _trajectory(theirs, params, gradients)
+    except Exception as error:
+        return Report(subject, (problem("runs", "theirs", explain(error)),))
+
+    entries: list[Entry] = []
+    if jax.tree.structure(mine[0][0]) != jax.tree.structure(params):
+        what = f"updates must have the tree of params, but have {jax.tree.structure(mine[0][0])}"
+        return Report(subject, (problem("tree", "updates", what),))
+    for i, (leaf, path) in enumerate(zip(jax.tree.leaves(params), paths(params), strict=True)):
+        kind = dtype_of(jax.tree.leaves(mine[0][0])[i])
+        entries.append(
+            fact("dtypes", f"updates{path}", "protocol", kind == leaf.dtype, f"update {kind}, parameter {leaf.dtype}")
+        )
+        for what, part in (("updates", 0), ("params", 1)):
+            found, expected = ([np.asarray(jax.tree.leaves(s[part])[i]) for s in side] for side in (mine, reference))
+            entries.append(_worst(f"{what}{path}", found, expected, level))
+        found, expected = ([np.asarray(jax.tree.leaves(s[0])[i]) for s in side] for side in (again, mine))
+        entries.append(compare("jit = eager", f"updates{path}", "eager", expected[1], found[1], level))
+    return Report(subject, tuple(entries))
+
+
+def _trajectory(optimizer: Any, params: Any, gradients: list[Any], jitted: bool = True) -> list[tuple[Any, Any]]:
+    """(updates, params) after each step."""
+
+    def step(params: Any, state: Any, gradient: Any) -> Any:
+        updates, state = optimizer.update(gradient, state, params)
+        return updates, jax.tree.map(lambda p, u: p + u.astype(p.dtype), params, updates), state
+
+    step = jax.jit(step) if jitted else step
+    state, taken = optimizer.init(params), []
+    for gradient in gradients:
+        updates, params, state = step(params, state, gradient)
+        taken.append((updates, params))
+    return taken
+
+
+def _worst(path: str, found: list[np.ndarray], expected: list[np.ndarray], level: Level) -> Entry:
+    """The entry of the worst step; where some are wrong, of the first wrong one, in which the mistake is plainest."""
+    law = "same trajectory"
+    if not any(e.any() for e in expected):
+        return problem(law, path, "the reference does not move this parameter: there would be nothing to check")
+    floor = max(float(np.abs(e.astype(np.float64)).max()) for e in expected[:1])
+    entries = []
+    for t, (f, e) in enumerate(zip(found, expected, strict=True)):
+        before = expected[t - 1] if t else e
+        clues = {
+            "it is the step before: the old state is used": before,
+            "the trace before this step: one step late": before,
+        }
+        terms = floor if not e.any() else 0.0
+        entry = compare(law, path, "reference", f, e, level, terms=terms, clues=(lambda c=clues: c) if t else None)
+        entries.append((t, entry))
+    wrong = [(t, entry) for t, entry in entries if entry.verdict == "fail"]
+    t, entry = wrong[0] if wrong else max(entries, key=lambda te: te[1].error)
+    note = f"{'first wrong' if wrong else 'worst'} in step {t + 1} of {len(found)}"
+    compared, index = sum(e.compared for _, e in entries), (t, *(entry.index or ()))
+    return replace(entry, note=note, compared=compared, index=index)

@@ -1,0 +1,176 @@
+"""What a check found: one entry a leaf and law, as a table, as JSON and as Markdown."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Verdict = Literal["pass", "fail", "skip"]
+
+
+class CheckFailed(AssertionError):
+    """A check that did not pass; its text is the report's table."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One law at one leaf: how far found and expected lie apart, where, and against which oracle."""
+
+    law: str
+    path: str
+    """The leaf, as `jax.tree_util.keystr` writes it."""
+    oracle: str
+    verdict: Verdict
+    error: float = 0.0
+    """The largest error, in units of eps(dtype) × magnitude."""
+    allowed: float = 0.0
+    """The largest error that passes, in the same units."""
+    level: str = ""
+    magnitude: float = 0.0
+    index: tuple[int, ...] | None = None
+    """Where in the leaf the largest error sits."""
+    expected: float | None = None
+    """The expected value there; and `found`, the found one."""
+    found: float | None = None
+    compared: int = 0
+    """How many numbers were compared. A report in which nothing was compared does not pass."""
+    dtype: str = ""
+    device: str = ""
+    precision: str = ""
+    diagnosis: str | None = None
+    """A guess at the kind of mistake, where one fits."""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """The entries of one check.
+
+    passed ⟺ no entry failed, and at least one compared something and passed.
+    """
+
+    subject: str
+    entries: tuple[Entry, ...]
+
+    @property
+    def failures(self) -> tuple[Entry, ...]:
+        """The entries that failed."""
+        return tuple(entry for entry in self.entries if entry.verdict == "fail")
+
+    @property
+    def compared(self) -> int:
+        """How many numbers were compared."""
+        return sum(entry.compared for entry in self.entries)
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing failed and something was compared."""
+        return not self.failures and any(e.verdict == "pass" and e.compared for e in self.entries)
+
+    @property
+    def worst(self) -> Entry | None:
+        """The entry whose error is the largest part of what it may be; a failed one before any other."""
+        return max(self.entries, key=_severity, default=None)
+
+    @property
+    def diagnosis(self) -> str | None:
+        """The first guess at the kind of mistake."""
+        return next((e.diagnosis for e in self.failures if e.diagnosis), None)
+
+    def raise_if_failed(self) -> Report:
+        """Itself if it passed.
+
+        Raises:
+            CheckFailed: with the table.
+        """
+        if not self.passed:
+            raise CheckFailed(str(self))
+        return self
+
+    def __str__(self) -> str:
+        """The table, with the details of what failed below it."""
+        lines = [f"{self.subject}: {self._headline()}"]
+        rows = [_COLUMNS, *(_row(entry) for entry in self.entries)]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
+        lines += ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        for entry in self.failures:
+            lines.append(f"FAIL {entry.law} at {entry.path} against {entry.oracle}: {_detail(entry)}")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data. Numbers that JSON has no name for (NaN, inf) become their names."""
+        entries = [{k: _plain(v) for k, v in asdict(entry).items()} for entry in self.entries]
+        return {"subject": self.subject, "passed": self.passed, "compared": self.compared, "entries": entries}
+
+    def to_json(self, indent: int | None = None) -> str:
+        """The report as JSON."""
+        return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
+
+    def to_markdown(self) -> str:
+        """The report as a Markdown table."""
+        rows = [_COLUMNS, ("---",) * len(_COLUMNS), *(_row(entry) for entry in self.entries)]
+        lines = [f"**{_cell(self.subject)}**: {self._headline()}", ""]
+        lines += ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows]
+        if self.failures:
+            lines += ["", *(f"- `{e.path}`, {_cell(e.law)}: {_cell(_detail(e))}" for e in self.failures)]
+        return "\n".join(lines)
+
+    def _headline(self) -> str:
+        if self.failures:
+            laws = dict.fromkeys(entry.law for entry in self.failures)
+            return f"FAILED ({', '.join(laws)})"
+        if not self.passed:
+            return "FAILED (nothing was compared)"
+        return f"passed, {self.compared} numbers compared"
+
+
+def joined(subject: str, reports: Iterable[Report]) -> Report:
+    """Many reports as one; entries say whose they are. One that compared nothing fails the whole."""
+    entries: list[Entry] = []
+    for report in reports:
+        entries += [Entry(**{**asdict(e), "path": f"{report.subject}: {e.path}"}) for e in report.entries]
+        if not report.passed and not report.failures:
+            entries.append(Entry("something compared", report.subject, "-", "fail", note="nothing was compared"))
+    return Report(subject, tuple(entries))
+
+
+_COLUMNS = ("law", "leaf", "oracle", "error", "allowed", "dtype", "device", "precision", "verdict", "remark")
+
+
+def _row(entry: Entry) -> tuple[str, ...]:
+    numbers = ("", "") if not entry.compared else (f"{entry.error:.3g}", f"{entry.allowed:.3g} {entry.level}".rstrip())
+    head = (entry.law, entry.path, entry.oracle, *numbers)
+    remark = entry.diagnosis or entry.note
+    remark = remark if len(remark) <= 100 else remark[:97] + "..."
+    return (*head, entry.dtype, entry.device, entry.precision, entry.verdict, remark.replace("\n", " "))
+
+
+def _detail(entry: Entry) -> str:
+    parts = []
+    if entry.compared:
+        where = f" at {list(entry.index)}" if entry.index is not None else ""
+        parts.append(
+            f"error {entry.error:.3g} × eps({entry.dtype}) × {entry.magnitude:.3g}, allowed {entry.allowed:.3g}; "
+            f"expected {entry.expected!r}, found {entry.found!r}{where}"
+        )
+    if entry.diagnosis:
+        parts.append(f"looks like: {entry.diagnosis}")
+    if entry.note:
+        parts.append(entry.note)
+    return "; ".join(parts)
+
+
+def _severity(entry: Entry) -> tuple[int, float]:
+    share = entry.error / entry.allowed if entry.allowed else entry.error
+    return {"skip": 0, "pass": 1, "fail": 2}[entry.verdict], math.inf if math.isnan(share) else share
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

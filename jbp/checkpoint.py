@@ -1,0 +1,343 @@
+"""What is kept of a run: trees of arrays in safetensors files, nets in JSON. Nothing is pickled.
+
+A file holds the leaves under their paths ("0.weight"), and in its metadata the tree around them, so that a file is
+whole by itself. A net is written as its classes' names and fields; only jbp's own layers can be read back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors.numpy
+from safetensors import SafetensorError, safe_open
+
+from jbp import combine, layers
+from jbp.backprop import apply
+from jbp.data.messages import existing_file
+from jbp.data.preparing import Standardizer
+from jbp.layer import Layer, Shape
+from jbp.layers import initializers
+
+FORMAT = "jbp-1"
+PARAMS, CONFIG = "params.safetensors", "config.json"
+_BLOCK = 1000  # examples predicted at once
+
+
+def save(path: str | Path, tree: Any, metadata: Any = None) -> None:
+    """Write a tree of dicts, tuples, lists, None and arrays, and JSON-able `metadata`; whole or not at all.
+
+    Raises: ValueError for a node or leaf of another kind, naming its path; OSError if it cannot be written.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    structure = _encode(tree, "", arrays)
+    about = json.dumps({"tree": structure, "metadata": metadata})
+    # Under one key, for the writer puts several in an order that changes: equal trees make equal files.
+    write_atomically(path, safetensors.numpy.save(arrays, {FORMAT: about}))
+
+
+def load(path: str | Path, like: Any = None) -> tuple[Any, Any]:
+    """The tree (with numpy arrays) and the metadata of a file; with `like`, a tree of just these shapes and dtypes.
+
+    Raises: ValueError if the file is missing, damaged, not one of `save`, or not like `like`, saying where.
+    """
+    path = existing_file(path)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            words = file.metadata() or {}
+            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path}: expected a whole safetensors file, found a damaged one or something else ({error}); save it again"
+        ) from error
+    if FORMAT not in words:
+        raise ValueError(
+            f"{path}: expected a file of jbp.checkpoint.save, with {FORMAT!r} in its metadata, found one of another "
+            "program or version; read it with safetensors itself"
+        )
+    try:
+        about = json.loads(words[FORMAT])
+        tree, metadata = _decode(about["tree"], arrays), about["metadata"]
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path}: expected a tree of arrays, found a damaged one ({error!r}); save it again"
+        ) from error
+    return (tree if like is None else _as(like, tree, path)), metadata
+
+
+def write_atomically(path: str | Path, data: bytes) -> None:
+    """Write a file whole or not at all: under another name in the same folder, then renamed.
+
+    Raises: OSError in words, with its errno.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o666 & ~_umask())
+        Path(temporary).replace(path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def cannot_write(path: Path, error: OSError) -> OSError:
+    """The error of writing, saying which file and what to do."""
+    worded = OSError(f"{path}: could not be written: {error.strerror or error}; free space, or write elsewhere")
+    worded.errno = error.errno
+    return worded
+
+
+def describe(net: Layer) -> Any:
+    """A net as JSON: {"class": name, field: value, …}, without the fields left at their defaults.
+
+    Raises: ValueError for a layer that is not jbp's own.
+    """
+    if isinstance(net, tuple):
+        return [describe(layer) for layer in net]
+    if isinstance(net, bool | int | float | str) or net is None:
+        return net
+    name = type(net).__name__
+    if _known().get(name) is not type(net):
+        raise ValueError(f"expected a net of jbp's own layers, got {net!r}; save its params with jbp.checkpoint.save")
+    changed = {f.name: getattr(net, f.name) for f in dataclasses.fields(net)}  # type: ignore[arg-type]
+    defaults = {f.name: f.default for f in dataclasses.fields(net)}  # type: ignore[arg-type]
+    return {"class": name} | {key: describe(value) for key, value in changed.items() if value != defaults[key]}
+
+
+def net_from(description: Any) -> Any:
+    """The net that `describe` described.
+
+    Raises: ValueError if it is none.
+    """
+    if isinstance(description, list):
+        return tuple(net_from(layer) for layer in description)
+    if not isinstance(description, dict):
+        return description
+    fields = dict(description)
+    name = fields.pop("class", None)
+    if name not in _known():
+        raise ValueError(f"expected a layer of jbp, found {name!r}; a newer jbp may know it")
+    try:
+        return _known()[name](**{key: net_from(value) for key, value in fields.items()})
+    except TypeError as error:
+        raise ValueError(f"expected the fields of {name}, found {sorted(fields)}; a newer jbp may know them") from error
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained net with all that its use needs; `jbp.load(folder)` makes it."""
+
+    folder: Path
+    net: Layer
+    params: Any = field(repr=False)
+    preprocessing: Callable[[Any], np.ndarray] = field(repr=False)
+    """From examples as they are in the data to what the net takes."""
+    postprocessing: Callable[[np.ndarray], np.ndarray] = field(repr=False)
+    """From the net's outputs to probabilities or scores of the classes, or to values in the data's units."""
+    task: str
+    input_shape: Shape
+    classes: tuple[str, ...]
+    features: tuple[str, ...]
+    targets: tuple[str, ...]
+    output_kind: str
+    """What predictions are: "probability", "score" or "value"."""
+    config: dict[str, Any] = field(repr=False)
+
+    def predict(self, x: Any) -> np.ndarray:
+        """Probabilities or scores [n, k] of the classes, or values [n, m], for examples as they are in the data.
+
+        Raises: ValueError if the examples do not have the run's shape.
+        """
+        x = np.asarray(x)
+        if x.shape[1:] != self.input_shape:
+            raise ValueError(
+                f"expected examples of shape {self.input_shape}, as the run was trained on, got x of shape {x.shape}"
+            )
+        return self.postprocessing(outputs(self.net, self.params, self.preprocessing(x)))
+
+
+def load_run(run: str | Path) -> Run:
+    """The trained net of a run folder, with params, preprocessing, classes, task and config.
+
+    Raises: ValueError if the folder is none, has no params yet, or holds a damaged file.
+    """
+    folder = Path(run)
+    if not folder.is_dir():
+        found = "a file" if folder.exists() else "nothing there"
+        raise ValueError(f"{folder}: expected the folder of a run, found {found}; `jbp train` makes one")
+    config = read_json(folder / CONFIG)
+    tree, about = load(folder / PARAMS)
+    try:
+        net = net_from(about["net"])
+        inputs, values = _standardizer(tree["x"]), _standardizer(tree["y"])
+        return Run(
+            folder=folder,
+            net=net,
+            params=tree["params"],
+            preprocessing=inputs or _as_float32,
+            postprocessing=Postprocessing(about["activation"], values),
+            task=about["task"],
+            input_shape=tuple(about["input_shape"]),
+            classes=tuple(about["classes"]),
+            features=tuple(about["features"]),
+            targets=tuple(about["targets"]),
+            output_kind=about["output_kind"],
+            config=config,
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{folder / PARAMS}: expected a file of `jbp train`, found one without {error}; train again"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Postprocessing:
+    """Outputs of a net ↦ probabilities (an activation that the loss had inside), or values in the data's units."""
+
+    activation: str | None
+    values: Standardizer | None
+
+    def __call__(self, output: np.ndarray) -> np.ndarray:
+        """outputs [n, k] ↦ [n, k]."""
+        output = np.asarray(output, np.float64)
+        if self.activation == "softmax":
+            e = np.exp(output - output.max(-1, keepdims=True))
+            return e / e.sum(-1, keepdims=True)
+        if self.activation == "sigmoid":
+            return 0.5 * (1 + np.tanh(0.5 * output))
+        return output if self.values is None else output * self.values.scale + self.values.mean
+
+
+def outputs(net: Layer, params: Any, x: np.ndarray) -> np.ndarray:
+    """The net's outputs [n, ...] in evaluation, a block of examples at a time, each compiled once."""
+    size = min(_BLOCK, max(1, len(x)))
+    x = x.astype(dtype_of(params), copy=False)
+    blocks = []
+    for begin in range(0, len(x), size):
+        block = x[begin : begin + size]
+        filled = np.concatenate([block, np.zeros((size - len(block), *x.shape[1:]), x.dtype)])
+        blocks.append(np.asarray(_apply(net, params, filled))[: len(block)])
+    return np.concatenate(blocks)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises: ValueError if the file is missing, empty or something else.
+    """
+    try:
+        content = json.loads(existing_file(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: expected a JSON file, found something else ({error}); correct it") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}; correct it")
+    return content
+
+
+_apply = jax.jit(apply, static_argnums=0)
+
+
+def _as_float32(x: Any) -> np.ndarray:
+    return np.asarray(x, np.float32)
+
+
+def _standardizer(arrays: Any) -> Standardizer | None:
+    return None if arrays is None else Standardizer(arrays["mean"], arrays["scale"])
+
+
+def _encode(node: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
+    """The structure of a tree as JSON; its leaves go into `arrays`, by path."""
+
+    def inner(items: Iterable[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+        return [(key, _encode(value, f"{path}.{key}" if path else str(key), arrays)) for key, value in items]
+
+    if node is None:
+        return None
+    if type(node) is dict:
+        bad = [key for key in node if not isinstance(key, str) or "." in key or not key]
+        if bad:
+            raise ValueError(f"expected the keys of a dict to be text without dots, got {bad[0]!r} at {path!r}; rename")
+        return {"dict": dict(inner(node.items()))}
+    if type(node) in (tuple, list):
+        return {type(node).__name__: [value for _, value in inner(enumerate(node))]}
+    array = np.asarray(node) if hasattr(node, "dtype") or isinstance(node, bool | int | float) else None
+    if array is None or array.dtype.kind not in "biufcV" or array.dtype.names:
+        raise ValueError(f"expected dicts, tuples, lists and arrays of numbers, got {type(node).__name__} at {path!r}")
+    arrays[path] = np.array(array, order="C")  # the writer takes a strided array's bytes as they lie
+    return path
+
+
+def _decode(node: Any, arrays: dict[str, np.ndarray]) -> Any:
+    if node is None:
+        return None
+    if isinstance(node, str):
+        return arrays[node]
+    ((kind, inner),) = node.items()
+    if kind == "dict":
+        return {key: _decode(value, arrays) for key, value in inner.items()}
+    return {"tuple": tuple, "list": list}[kind](_decode(value, arrays) for value in inner)
+
+
+def _as(like: Any, tree: Any, path: Path) -> Any:
+    """`tree` in the structure of `like`, if paths, shapes and dtypes are the same."""
+    want, structure = jax.tree_util.tree_flatten_with_path(like)
+    have = dict(jax.tree_util.tree_flatten_with_path(tree)[0])
+    for place, leaf in want:
+        name = jax.tree_util.keystr(place)
+        if place not in have:
+            raise ValueError(f"{path}: expected an array at {name}, found none; load it without like to see its tree")
+        leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+        wanted, found = (leaf.shape, leaf.dtype), (have[place].shape, have[place].dtype)
+        if wanted != found:
+            raise ValueError(
+                f"{path}: expected {wanted[1]} of shape {wanted[0]} at {name}, found {found[1]} {found[0]}"
+            )
+    extra = [jax.tree_util.keystr(place) for place in have if place not in dict(want)]
+    if extra:
+        raise ValueError(f"{path}: expected the arrays of like, found also {extra[0]}")
+    return jax.tree.unflatten(structure, [have[place] for place, _ in want])
+
+
+@lru_cache
+def _known() -> dict[str, type]:
+    """The classes a net may be made of, by name."""
+    members = {**vars(layers), **vars(combine), **vars(initializers)}.values()
+    kinds = (Layer, initializers.Initializer)
+    return {
+        c.__name__: c for c in members if inspect.isclass(c) and issubclass(c, kinds) and dataclasses.is_dataclass(c)
+    }
+
+
+@lru_cache
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def dtype_of(params: Any) -> np.dtype:
+    """The type of the arrays in a tree of parameters, which a net's input must have too."""
+    return next((leaf.dtype for leaf in jax.tree.leaves(params)), np.dtype(np.float32))
+
+
+def count(params: Any) -> int:
+    """How many numbers a tree of arrays holds."""
+    return sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(params))

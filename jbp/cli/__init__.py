@@ -1,0 +1,71 @@
+"""The command line: `jbp train`, `predict`, `show`, `compare`; each also a frozen dataclass to call from Python.
+
+Exit status: 0; 1 where the work failed (diverged, interrupted, a full disk); 2 where it was asked for wrongly. An
+error is one line on standard error.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from jbp.cli import parser as parsing
+from jbp.cli.compare import Compare as Compare
+from jbp.cli.parser import Command
+from jbp.cli.predict import Predict as Predict
+from jbp.cli.show import Show as Show
+from jbp.cli.train import Train as Train
+
+COMMANDS: dict[str, type[Command]] = {"train": Train, "predict": Predict, "show": Show, "compare": Compare}
+_ABOUT = "Train neural networks whose backward pass is written by hand."
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one command line; answers with the exit status."""
+    try:
+        _run(list(sys.argv[1:] if words is None else words))
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read us, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except ValueError as error:
+        return _failed(error, 2)
+    except (KeyboardInterrupt, OSError, MemoryError) as error:
+        return _failed(error, 1)
+    except ArithmeticError as error:
+        from jbp.train import Diverged
+
+        if not isinstance(error, Diverged):
+            raise
+        return _failed(error, 1)
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):  # how XLA says it
+            raise
+        return _failed(MemoryError("not enough memory: make the net or the batch smaller"), 1)
+    return 0
+
+
+def _run(words: list[str]) -> None:
+    top = parsing.build(COMMANDS, _ABOUT, version("jbp"))
+    if not words:
+        top.print_help()
+        return
+    if words[0] not in COMMANDS:
+        if words[0].startswith("-"):
+            parsing.parse(top, words[:1])  # --help and --version end here
+        parsing.check_choice("command", words[0], COMMANDS)
+    kind = COMMANDS[words[0]]
+    parser = parsing.command_parser(words[0], kind)
+    given = parsing.parse(parser, words[1:])
+    config = given.pop("config", None)
+    (kind(**given) if config is None else Train.from_config(config, **given))()
+
+
+def _failed(error: BaseException, status: int) -> int:
+    """Report an error in one line."""
+    words = [str(error) or ("interrupted" if isinstance(error, KeyboardInterrupt) else type(error).__name__)]
+    line = "; ".join(words + getattr(error, "__notes__", []))
+    print(f"jbp: error: {' '.join(line.split())}", file=sys.stderr)
+    return status

@@ -1,0 +1,174 @@
+"""What the terminal shows: a live progress bar on standard error, tables on standard output."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from jbp.train import Event
+
+_STOPS = {
+    "epochs": "all epochs done",
+    "patience": "no better for the patience",
+    "interrupted": "interrupted",
+    "diverged": "diverged",
+}
+
+
+class Progress:
+    """Tells how training goes: a bar in a terminal, a line per epoch elsewhere.
+
+    The loss is that of training in the epoch so far; the accuracy is that of the validation part after the last epoch.
+    """
+
+    def __init__(self, epochs: int):
+        self.epochs = epochs
+        self._first: Event | None = None
+        self._figures = ""
+        self._bar: Bar | None = None
+        console = Console(stderr=True)
+        if console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.fields[figures]}"),
+            )
+            self._bar = Bar(*columns, console=console, expand=True, refresh_per_second=8)
+            self._task = self._bar.add_task("compiling", total=None, figures="")
+
+    def __enter__(self) -> Progress:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def see(self, event: Event) -> None:
+        """Take in a chunk of steps."""
+        if event.row is not None:
+            accuracy = event.row.get("validation_accuracy")
+            self._figures = "" if accuracy is None else f"accuracy {accuracy:.4f}  "
+            self._figures += f"{event.row['examples_per_second']:,.0f} examples/s  "
+        epoch = f"epoch {event.epoch}/{self.epochs}"
+        figures = f"loss {event.loss:.4f}  {self._figures}{self._left(event)}"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=event.step, total=event.steps, description=epoch, figures=figures)
+        elif event.row is not None:
+            print(f"{epoch}  {figures}", file=sys.stderr)
+
+    def _left(self, event: Event) -> str:
+        """The time that the steps still take if all are needed, from those after the first chunk, which compiles."""
+        first = self._first = self._first or event
+        if event.step == first.step:
+            return ""
+        pace = (event.seconds - first.seconds) / (event.step - first.step)
+        minutes, seconds = divmod(round(pace * (event.steps - event.step)), 60)
+        return f"{minutes}:{seconds:02d} left"
+
+
+def print_result(folder: Path, summary: dict[str, Any]) -> None:
+    """What came out of a run."""
+    table = _table("result", str(folder))
+    for name in ("accuracy", "r2", "rmse", "loss"):
+        for part in ("test", "validation"):
+            if f"{part}_{name}" in summary:
+                words = {"r2": "R²", "rmse": "root mean squared error"}.get(name, name)
+                table.add_row(f"{part} {words}", _figure(f"{part}_{name}", summary[f"{part}_{name}"]))
+    if not summary:
+        table.add_row("none", "the run was cut short before it could write one")
+    if "epochs" in summary:
+        stopped, kept = summary["stop_reason"], summary["best_epoch"]
+        table.add_row("epochs", f"{summary['epochs']} ({_STOPS.get(stopped, stopped)})")
+        table.add_row("parameters kept", "those of the last step" if kept is None else f"those of epoch {kept}")
+        table.add_row("examples", ", ".join(_parts(summary)))
+        table.add_row("network", escape(f"{summary['net']} ({summary['parameters']:,} parameters)"))
+        table.add_row("loss", summary["loss"])
+        table.add_row("speed", f"{_figure('examples_per_second', summary['examples_per_second'])} examples/s")
+        table.add_row("time", f"{_figure('seconds', summary['seconds'])} s")
+    Console().print(table)
+
+
+def print_confusion(counts: list[list[int]], classes: list[str]) -> None:
+    """How often each class was taken for which, and each class's share of right answers."""
+    console, k = Console(), len(classes)
+    short = max(map(len, classes)) <= 3
+    names = [escape(name if short else f"{i} {name}"[:24]) for i, name in enumerate(classes)]
+    heads = names if short else [str(i) for i in range(k)]
+    cell = max(len(str(max(map(max, counts)))), max(map(len, heads))) + 2
+    title = "confusion matrix of the test part: true classes down, predicted classes across"
+    right = [f"{row[i] / sum(row):.1%}" if sum(row) else "–" for i, row in enumerate(counts)]
+    if max(map(len, names)) + cell * k + 14 <= console.width:
+        table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", padding=(0, 1))
+        table.add_column("true")
+        for head in heads:
+            table.add_column(head, justify="right")
+        table.add_column("accuracy", justify="right")
+        for i, row in enumerate(counts):
+            cells = [f"[bold green]{n}[/]" if i == j else str(n) if n else "[dim]·[/]" for j, n in enumerate(row)]
+            table.add_row(names[i], *cells, right[i])
+        console.print(table)
+        return
+    table = _table("true class", "accuracy", "test examples", "most often taken for")  # too wide for the terminal
+    for i, row in enumerate(counts):
+        wrong = [(n, j) for j, n in enumerate(row) if n and j != i]
+        taken = f"{names[max(wrong)[1]]} ({max(wrong)[0]})" if wrong else ""
+        table.add_row(names[i], right[i], str(sum(row)), taken)
+    console.print(table)
+
+
+def print_layers(rows: Iterable[tuple[str, tuple[int, ...], int]]) -> None:
+    """The network, layer by layer."""
+    table, total = _table("", "layer", "output shape", "parameters"), 0
+    for column in (0, 3):
+        table.columns[column].justify = "right"
+    for i, (name, shape, count) in enumerate(rows):
+        table.add_row(str(i), escape(name), " × ".join(map(str, shape)), f"{count:,}")
+        total += count
+    table.add_section()
+    table.add_row("", "all", "", f"{total:,}")
+    Console().print(table)
+
+
+def print_comparison(names: list[str], settings: dict[str, list[Any]], results: dict[str, list[Any]]) -> None:
+    """Runs side by side."""
+    table = _table("", *names)
+    for name, values in settings.items():
+        table.add_row(name, *("default" if value is None else escape(str(value)) for value in values))
+    if settings:
+        table.add_section()
+    for name, values in results.items():
+        table.add_row(name, *(_figure(name, value) for value in values))
+    Console().print(table)
+
+
+def _table(*heads: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    for head in heads:
+        table.add_column(escape(head), overflow="fold")
+    return table
+
+
+def _parts(summary: dict[str, Any]) -> list[str]:
+    words = {"train": "training", "validation": "validation", "test": "test"}
+    return [f"{n:,} {words.get(part, part)}" for part, n in summary["examples"].items()]
+
+
+def _figure(name: str, value: Any) -> str:
+    """A figure in the digits that mean something."""
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        digits = {"seconds": ".1f", "examples_per_second": ",.0f"}.get(name)
+        return format(value, digits or (".4f" if "accuracy" in name or "r2" in name else ".4g"))
+    return f"{value:,}" if isinstance(value, int) else escape(str(value))

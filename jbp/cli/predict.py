@@ -1,0 +1,192 @@
+# ruff: noqa: RUF009 (option and argument declare fields)
+"""`jbp predict`: what a trained network says about new examples, as comma-separated text."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+import zipfile
+import zlib
+from array import array
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from jbp.cli.parser import Command, argument, option
+from jbp.data.messages import did_you_mean, existing_file, listed
+
+if TYPE_CHECKING:
+    from jbp.checkpoint import Run
+
+_ARRAYS = ("x", "x_test", "x_train")
+
+
+@dataclass(frozen=True)
+class Predict(Command):
+    """Predict with a trained network; calling it gives an array [n, k]: probabilities or scores, or values."""
+
+    run: str | Path = argument("folder of a run, as jbp train left it", "RUN")
+    data: str | Path = argument(
+        "a .csv file with the run's columns by name (others are ignored), a .npz file with an array x (else x_test, "
+        "else x_train), or digits, mnist, fashion-mnist, of which the test part is taken", "DATA",
+    )  # fmt: skip
+    out: str | Path | None = option(None, "file to write, which must not exist", "output", metavar="FILE",
+                                    shown="standard output")  # fmt: skip
+    overwrite: bool = option(False, "replace FILE", "output")
+    quiet: bool = option(False, "print nothing but predictions and errors", "output")
+
+    summary: ClassVar[str] = "write what a trained network predicts, as comma-separated text"
+    example: ClassVar[str] = """A line of column names comes first. Classification: the class, then each
+class's probability (or score, where the loss makes no probabilities).
+Regression: the values, in the units of the training data.
+
+example:
+  jbp predict runs/houses new-houses.csv --out predictions.csv
+"""
+
+    def __call__(self) -> np.ndarray:
+        """Write the predictions.
+
+        Raises: ValueError if the run or the data are not as expected, or the file exists; OSError if it cannot be
+            written.
+        """
+        from jbp.checkpoint import load_run, write_atomically
+
+        out = None if self.out is None else Path(self.out)
+        if out is not None and out.is_dir():
+            raise ValueError(f"{out}: expected a file to write, found a folder; name a file in it")
+        if out is not None and out.exists() and not self.overwrite:
+            raise ValueError(f"{out}: exists already; choose another name for out, or pass overwrite to replace it")
+        run = load_run(self.run)
+        x = load_features(self.data, run)
+        try:
+            predicted = run.predict(x)
+        except ValueError as error:
+            raise ValueError(f"{self.data}: {error}") from error
+        text = as_csv(run, predicted)
+        if out is None:
+            sys.stdout.write(text)
+        else:
+            write_atomically(out, text.encode())
+            if not self.quiet:
+                print(f"{len(predicted)} predictions in {out}", file=sys.stderr)
+        return predicted
+
+
+def as_csv(run: Run, predicted: np.ndarray) -> str:
+    """Predictions as comma-separated text, a line of names first."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    if run.task == "classification":
+        writer.writerow(["class", *(f"{run.output_kind}_{name}" for name in run.classes)])
+        for best, row in zip(predicted.argmax(1), predicted, strict=True):
+            writer.writerow([run.classes[best], *(f"{p:.6g}" for p in row)])
+    else:
+        writer.writerow(run.targets)
+        writer.writerows([f"{value:.9g}" for value in row] for row in predicted)
+    return buffer.getvalue()
+
+
+def load_features(data: str | Path, run: Run) -> np.ndarray:
+    """Examples to predict, as they are in the data: float32 [n, ...].
+
+    Raises: ValueError saying what was expected, what came, where, and what to do.
+    """
+    from jbp.data.builtin import NAMES, load
+
+    if str(data) in NAMES:
+        return load(str(data), "test")[0]
+    suffix = Path(data).suffix.lower()
+    if suffix == ".csv" and not run.features:
+        raise ValueError(
+            f"{data}: expected an .npz file with an array x, for the run was trained on data without column names, "
+            "got a .csv file; store its numbers with numpy.savez(file, x=...)"
+        )
+    if suffix not in (".csv", ".npz"):
+        raise ValueError(
+            f"unknown data {str(data)!r}: expected one of {', '.join(NAMES)}, or a path ending .npz or .csv"
+            f"{did_you_mean(str(data), NAMES)}"
+        )
+    path = existing_file(data)
+    try:
+        return _from_csv(path, run.features) if suffix == ".csv" else _from_npz(path)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: expected UTF-8 text, found other bytes ({error.reason}); save it as UTF-8"
+        ) from error
+    except (csv.Error, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+        raise ValueError(f"{path}: expected a whole {suffix} file, found a damaged one ({error})") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _from_csv(path: Path, features: tuple[str, ...]) -> np.ndarray:
+    """The columns named `features`, in that order; the other columns may hold anything."""
+    values, rows = array("d"), 0
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        columns = [name.strip() for name in next((row for row in reader if row), [])]
+        missing = [name for name in features if name not in columns]
+        if missing:
+            hint = did_you_mean(missing[0], columns)
+            raise ValueError(
+                f"expected the columns the run was trained on, found none named {listed(missing)}{hint}; add them"
+            )
+        twice = [name for name in features if columns.count(name) > 1]
+        if twice:
+            raise ValueError(
+                f"expected a different name for every column, found {listed(twice)} more than once; rename"
+            )
+        places = [columns.index(name) for name in features]
+        for row in reader:
+            if not row:
+                continue
+            rows += 1
+            where = f"row {rows} (line {reader.line_num})"
+            if len(row) != len(columns):
+                raise ValueError(f"expected {len(columns)} cells, as in the header, found {len(row)} in {where}")
+            for name, place in zip(features, places, strict=True):
+                values.append(_number(row[place], f"{where}, column {name!r}"))
+    return _checked(np.frombuffer(values, np.float64).reshape(rows, len(features)))
+
+
+def _number(cell: str, where: str) -> float:
+    try:
+        return float(cell if "_" not in cell else "no number")
+    except ValueError:
+        found = repr(cell.strip()) if cell.strip() else "an empty cell"
+        raise ValueError(f"expected a number, found {found} at {where}; write a number, or leave out the row") from None
+
+
+def _from_npz(path: Path) -> np.ndarray:
+    if not zipfile.is_zipfile(path):
+        raise ValueError("expected an .npz file, found a damaged one or something else; write it with numpy.savez")
+    with np.load(path, allow_pickle=False) as stored:
+        name = next((name for name in _ARRAYS if name in stored.files), None)
+        if name is None:
+            raise ValueError(
+                f"expected an array named {', '.join(_ARRAYS[:-1])} or {_ARRAYS[-1]}, "
+                f"found {listed(stored.files) or 'none'}; rename it x"
+            )
+        try:
+            return _checked(np.asarray(stored[name]))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+
+
+def _checked(x: Any) -> np.ndarray:
+    """x as float32, if it is numbers, all finite there."""
+    if x.dtype.kind not in "biuf" or x.ndim < 2 or not len(x):
+        raise ValueError(f"expected numbers [rows, columns…], at least a row, found {x.dtype} of shape {x.shape}")
+    with np.errstate(over="ignore"):
+        numbers = x.astype(np.float32)
+    if not np.isfinite(numbers).all():
+        index = [int(i) for i in np.argwhere(~np.isfinite(numbers))[0]]
+        raise ValueError(
+            f"expected finite float32 numbers, found {x[tuple(index)]} in row {index[0] + 1}, "
+            f"column {', '.join(str(i + 1) for i in index[1:])}; correct the value, or remove the row"
+        )
+    return numbers

@@ -1,0 +1,55 @@
+# ruff: noqa: RUF009 (option and argument declare fields)
+"""`jbp show`: the result of a run, where it was wrong, and its network layer by layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from jbp.cli.parser import Command, argument
+
+if TYPE_CHECKING:
+    from jbp.checkpoint import Run
+
+
+@dataclass(frozen=True)
+class Show(Command):
+    """Print a run; calling it gives the run's summary."""
+
+    run: str | Path = argument("folder of a run, as jbp train left it", "RUN")
+
+    summary: ClassVar[str] = "show a run's result, its confusion matrix or R², and its network"
+    example: ClassVar[str] = "example:\n  jbp show runs/digits-2026-11-23-1\n"
+
+    def __call__(self) -> dict[str, Any]:
+        """Print result, confusion matrix (classification) and layers; no data is read.
+
+        Raises: ValueError if the folder is no run, or one of its files is damaged.
+        """
+        from jbp.checkpoint import PARAMS, load_run
+        from jbp.cli import console, runs
+
+        folder, _, summary = runs.read(self.run)
+        console.print_result(folder, summary)
+        if "confusion" in summary:
+            console.print_confusion(summary["confusion"], summary["classes"])
+        if (folder / PARAMS).exists():
+            console.print_layers(layer_table(load_run(folder)))
+        return summary
+
+
+def layer_table(run: Run) -> list[tuple[str, tuple[int, ...], int]]:
+    """Of each layer: its name, the shape of one example's output, and how many parameters it has."""
+    import jax
+
+    from jbp.backprop import apply
+    from jbp.checkpoint import count, dtype_of
+    from jbp.combine import Serial
+
+    layers, params = (run.net.layers, run.params) if isinstance(run.net, Serial) else ((run.net,), (run.params,))
+    x, rows = jax.ShapeDtypeStruct((1, *run.input_shape), dtype_of(run.params)), []
+    for layer, own in zip(layers, params, strict=True):
+        x = jax.eval_shape(lambda p, x, layer=layer: apply(layer, p, x), own, x)
+        rows.append((repr(layer), x.shape[1:], count(own)))
+    return rows

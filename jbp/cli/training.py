@@ -1,0 +1,309 @@
+"""What `jbp train` does: data, net, loss and optimiser from the options, the run, and what is kept of it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+import jbp.train
+from jbp import checkpoint, layers, losses, optim
+from jbp.cli import console, examples, netspec, runs
+from jbp.cli.curves import draw
+from jbp.cli.examples import Examples
+from jbp.cli.train import OPTIMIZERS, Train
+from jbp.combine import Serial
+from jbp.data import load_dataset
+from jbp.data.builtin import NAMES
+from jbp.layer import Layer
+from jbp.layers import initializers
+from jbp.losses import Loss
+from jbp.train import Diverged, Event, Fit, Interrupted
+
+_ONE_HOT = ("sigmoid_binary_cross_entropy", "squared_error", "l2_loss", "mean_squared_error")
+_FOR_VALUES = ("mean_squared_error", "squared_error", "l2_loss")
+_INSIDE = {"softmax_cross_entropy": "softmax", "sigmoid_binary_cross_entropy": "sigmoid"}
+"""The activation that a loss on logits has inside."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run of `jbp train` left: its folder, its summary.json, and what `jbp.fit` returned."""
+
+    folder: Path
+    summary: dict[str, Any]
+    fit: Fit = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that the options and the data decide, checked, before the first step."""
+
+    options: Train
+    data: Examples
+    net: Serial
+    loss: Loss
+    optimizer: optax.GradientTransformation
+
+    @property
+    def classification(self) -> bool:
+        """Else regression."""
+        return self.data.dataset.task == "classification"
+
+    @property
+    def loss_name(self) -> str:
+        """As `--loss` names it."""
+        return repr(self.loss)
+
+
+def train(options: Train) -> Result:
+    """Train as the options say, and leave a run folder.
+
+    Raises: ValueError for what is wrong with options, data or folder; Diverged, Interrupted and OSError with a note
+        of what was kept.
+    """
+    began = time.perf_counter()
+    runs.check_out(options.out, options.overwrite)
+    plan = make_plan(options)
+    folder = runs.create(options.out, options.overwrite, Path(options.data).stem)
+    folder.config({"jbp": version("jbp")} | options.config)
+    try:
+        fit = _fit(plan, folder)
+        tested, test_examples = _tested(plan, fit)
+        summary = tested | _summary(plan, fit)
+        summary["examples"]["test"] = test_examples
+        summary["seconds"] = time.perf_counter() - began
+        note = _keep(plan, folder, fit, summary)
+    except (Diverged, Interrupted) as error:
+        step = {"diverged_at_step": error.step} if isinstance(error, Diverged) else {}
+        _keep(plan, folder, error.result, _summary(plan, error.result) | step)
+        done = len(error.result.history)
+        error.add_note(f"kept the metrics of {done} finished epoch{'s' * (done != 1)} in {folder.path}")
+        raise
+    except OSError as error:
+        error.add_note(f"what was written before is kept in {folder.path}")
+        raise
+    except BaseException:  # such as no memory for the first step
+        folder.discard_if_bare()
+        raise
+    if note and not options.quiet:
+        print(note, file=sys.stderr)
+    if options.json:
+        print(runs.to_json(summary, indent=2))
+    elif not options.quiet:
+        console.print_result(folder.path, summary)
+    return Result(folder.path, summary, fit)
+
+
+def _fit(plan: Plan, folder: runs.RunFolder) -> Fit:
+    """Train, with a line of metrics for each epoch and a sign of life for each chunk of steps."""
+    options = plan.options
+    progress = None if options.quiet else console.Progress(options.epochs)
+
+    def after_chunk(event: Event) -> None:
+        if event.row is not None:
+            folder.row(event.row)
+        if progress is not None:
+            progress.see(event)
+
+    with progress or nullcontext():
+        return jbp.train.fit(
+            plan.net,
+            plan.loss,
+            plan.optimizer,
+            plan.data.train,
+            epochs=options.epochs,
+            batch_size=options.batch_size,
+            validation_data=plan.data.validation,
+            seed=options.seed,
+            sampling=options.sampling,  # type: ignore[arg-type]
+            metrics={"accuracy": jbp.train.accuracy} if plan.classification else None,
+            monitor="validation_loss",
+            patience=options.patience or None,
+            callbacks=(after_chunk,),
+        )
+
+
+def make_plan(options: Train) -> Plan:
+    """Load the data and build net, loss and optimiser.
+
+    Raises: ValueError if they are wrong or do not fit together.
+    """
+    netspec.parse(options.net)  # before data that may have to be downloaded
+    dataset = load_dataset(options.data, target=options.target, task=options.task)
+    name = options.loss or ("softmax_cross_entropy" if dataset.task == "classification" else "mean_squared_error")
+    if dataset.task == "regression" and name not in _FOR_VALUES:
+        raise ValueError(
+            f"expected a loss for values, one of {', '.join(_FOR_VALUES)}, got {name!r} for a regression; "
+            "pass task='classification' if the targets are labels"
+        )
+    standardize = str(options.data) not in NAMES if options.standardize is None else options.standardize
+    data = examples.prepare(dataset, name in _ONE_HOT, standardize)
+    n = len(data.train[0])
+    if options.batch_size > n:
+        raise ValueError(
+            f"batch_size must be at most the number of training examples, {n}, but is {options.batch_size}"
+        )
+    net = netspec.build(
+        options.net,
+        data.shape,
+        data.outputs,
+        _output_activation(options.output_activation, name),
+        None if options.init is None else getattr(initializers, options.init),
+        getattr(initializers, options.bias_init),
+    )
+    steps = options.epochs * -(-n // options.batch_size)
+    return Plan(options, data, net, getattr(losses, name), make_optimizer(options, steps))
+
+
+def make_optimizer(options: Train, steps: int) -> optax.GradientTransformation:
+    """The optimiser of the options, for a run of so many steps; the same object for the same options."""
+    method = OPTIMIZERS[options.optimizer]
+    rate = method.learning_rate if options.learning_rate is None else options.learning_rate
+    beta = method.momentum if options.momentum is None else options.momentum
+    decay = method.weight_decay if options.weight_decay is None else options.weight_decay
+    steps = 0 if options.schedule == "constant" else steps
+    return _optimizer(options.optimizer, rate, options.schedule, steps, beta or 0.0, options.nesterov, decay)
+
+
+@lru_cache(maxsize=64)  # the compiled program of training is kept for each optimiser object
+def _optimizer(
+    name: str, rate: float, schedule: str, steps: int, beta: float, looks_ahead: bool, decay: float
+) -> optax.GradientTransformation:
+    rates: dict[str, Callable[[], Any]] = {
+        "constant": lambda: rate,
+        "cosine": lambda: optax.cosine_decay_schedule(rate, steps),
+        "linear": lambda: optax.linear_schedule(rate, 0.0, steps),
+        "exponential": lambda: optax.exponential_decay(rate, steps, 0.01),
+        "step": lambda: optax.piecewise_constant_schedule(rate, {steps // 2: 0.1, steps * 3 // 4: 0.1}),
+    }
+    eta = rates[schedule]()
+    match name:
+        case "sgd" | "momentum" | "heavy_ball":
+            chosen = optim.sgd(eta, beta, looks_ahead)
+        case "nesterov":
+            chosen = optim.nesterov(eta, beta)
+        case "adam":
+            chosen = optax.adam(eta, nesterov=looks_ahead)
+        case "adamw":
+            return optax.adamw(eta, weight_decay=decay, mask=_weights, nesterov=looks_ahead)
+        case _:
+            chosen = optax.rmsprop(eta, momentum=beta or None, nesterov=looks_ahead)
+    return optax.chain(optax.add_decayed_weights(decay, _weights), chosen) if decay else chosen
+
+
+def _weights(params: Any) -> Any:
+    """True for weights, False for biases."""
+    return jax.tree.map(lambda p: p.ndim > 1, params)
+
+
+def _output_activation(word: str | None, loss: str) -> Layer | None:
+    """The activation of the output layer, if the loss can do with it."""
+    chosen = None if word is None else netspec.activation(word, "output_activation")
+    if loss == "cross_entropy":
+        if chosen not in (None, layers.softmax):
+            raise ValueError(
+                f"cross_entropy needs probabilities, so output_activation must be softmax, but is {word!r}"
+            )
+        return layers.softmax
+    if chosen is not None and repr(chosen) == _INSIDE.get(loss):
+        raise ValueError(f"{loss} has its {word} inside: leave output_activation out")
+    return chosen
+
+
+def _stored(plan: Plan, params: Any) -> Any:
+    """The arrays a run keeps."""
+    scales = {"x": plan.data.x_scale, "y": plan.data.y_scale}
+    kept = {name: None if s is None else {"mean": s.mean, "scale": s.scale} for name, s in scales.items()}
+    return {"params": params} | kept
+
+
+def _about(plan: Plan) -> dict[str, Any]:
+    """What, beside the arrays, the use of a trained net needs."""
+    dataset, inside = plan.data.dataset, _INSIDE.get(plan.loss_name)
+    probable = inside is not None or repr(plan.net.layers[-1]) == "softmax"
+    return {
+        "net": checkpoint.describe(plan.net),
+        "input_shape": plan.data.shape,
+        "task": dataset.task,
+        "classes": dataset.classes,
+        "features": dataset.features,
+        "targets": _targets(plan),
+        "output_kind": "value" if not plan.classification else "probability" if probable else "score",
+        "activation": inside,
+    }
+
+
+def _targets(plan: Plan) -> list[str]:
+    """Names of what a regression predicts."""
+    if plan.classification:
+        return []
+    if plan.options.target is not None:
+        return [plan.options.target]
+    return ["y"] if plan.data.outputs == 1 else [f"y_{i}" for i in range(plan.data.outputs)]
+
+
+def _summary(plan: Plan, fit: Fit) -> dict[str, Any]:
+    """What is known of a run without its test part."""
+    dataset, rows = plan.data.dataset, fit.history
+    best = next((row for row in rows if row["epoch"] == fit.best_epoch), rows[-1] if rows else {})
+    speeds = [row["examples_per_second"] for row in rows]
+    return {name: best[name] for name in best if name.startswith("validation_")} | {
+        "seconds": rows[-1]["seconds"] if rows else None,
+        "examples_per_second": float(np.median(speeds)) if speeds else None,
+        "seed": plan.options.seed,
+        "epochs": len(rows),
+        "best_epoch": fit.best_epoch,
+        "stop_reason": fit.stop_reason,
+        "parameters": checkpoint.count(fit.params),
+        "task": dataset.task,
+        "data": dataset.name,
+        "net": netspec.spec(plan.net),
+        "loss": plan.loss_name,
+        "standardized": plan.data.x_scale is not None,
+        "examples": {"train": len(plan.data.train[0]), "validation": len(plan.data.validation[0])},
+        "classes": list(dataset.classes),
+        "versions": versions(),
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def _tested(plan: Plan, fit: Fit) -> tuple[dict[str, Any], int]:
+    """The figures of the test part and how many examples it has; it is read here, once, and nowhere else."""
+    x, y = plan.data.test()
+    output = checkpoint.outputs(plan.net, fit.params, x)
+    errors = jax.jit(jax.vmap(plan.loss.value))(output, y)
+    found: dict[str, Any] = {"test_loss": float(np.mean(np.asarray(errors), dtype=np.float64))}
+    if plan.classification:
+        k = plan.data.outputs
+        truth, said = (y.argmax(-1) if y.ndim == 2 else y), output.argmax(-1)
+        confusion = np.bincount(truth * k + said, minlength=k * k).reshape(k, k)
+        return {"test_accuracy": float(np.mean(truth == said))} | found | {"confusion": confusion.tolist()}, len(x)
+    truth, said = (checkpoint.Postprocessing(None, plan.data.y_scale)(values) for values in (y, output))
+    squares, spread = np.square(truth - said).sum(0), np.square(truth - truth.mean(0)).sum(0)
+    r2 = float(np.mean(1 - squares / spread)) if (spread > 0).all() else None
+    return {"test_r2": r2, "test_rmse": float(np.sqrt(squares.sum() / truth.size))} | found, len(x)
+
+
+def _keep(plan: Plan, folder: runs.RunFolder, fit: Fit, summary: dict[str, Any]) -> str | None:
+    """Write parameters (if they are sound), summary and curves; answers with a remark if there is one."""
+    if all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(fit.params)):
+        checkpoint.save(folder.path / checkpoint.PARAMS, _stored(plan, fit.params), _about(plan))
+    folder.summary(summary)
+    return draw(folder.path / runs.CURVES, fit.history, fit.best_epoch) if fit.history else None
+
+
+def versions() -> dict[str, str]:
+    """Of everything that the figures of a run may hang on."""
+    found = {name: version(name) for name in ("jbp", "jax", "jaxlib", "numpy", "optax")}
+    return found | {"python": sys.version.split()[0]}

@@ -1,0 +1,143 @@
+"""What the tests compare with: a plain forward pass, plain losses, and how an error is measured.
+
+Nothing of jbp's forward, backward or value is used here: its classes are read for structure and hyper-parameters,
+the mathematics is `jax.numpy` and `jax.nn`, and the batch is written directly.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from cases import Gain
+
+import jbp
+from jbp import combine, layers, losses
+
+UNITS = {"layer": 32, "net": 64, "steps": 64}
+"""Allowed error in eps(dtype) × the largest entry of the leaf. Never scaled by the number of elements.
+
+One rounding of the largest entry is half a unit. `layer`: one layer, a few roundings. `net`: rounding errors of
+several weights in a row add up and are amplified by them. `steps`: three steps of training, each starting from the
+parameters of the one before. Each is about 8 times the worst case observed.
+"""
+
+_ACTIVATIONS: dict[type, Any] = {
+    layers.Identity: lambda a, s: s,
+    layers.Relu: lambda a, s: jax.nn.relu(s),
+    layers.LeakyRelu: lambda a, s: jax.nn.leaky_relu(s, a.negative_slope),
+    layers.Tanh: lambda a, s: jnp.tanh(s),
+    layers.Sigmoid: lambda a, s: jax.nn.sigmoid(s),
+    layers.Softmax: lambda a, s: jax.nn.softmax(s, axis=-1),
+    layers.Softplus: lambda a, s: jax.nn.softplus(s),
+    layers.Elu: lambda a, s: jax.nn.elu(s, a.alpha),
+    layers.Silu: lambda a, s: jax.nn.silu(s),
+    layers.Gelu: lambda a, s: jax.nn.gelu(s, approximate=a.approximate),
+}
+
+
+_QUICK = {"xla_cpu_use_fusion_emitters": False} if jax.__version_info__ < (0, 11) else {}
+
+
+def compiled(function: Any) -> Any:
+    """`jax.jit` with XLA's older code generator where there is a choice: it compiles three times as fast."""
+    return jax.jit(function, compiler_options=_QUICK)
+
+
+def plain(net: Any, params: Any, x: Any, key: Any = None) -> Any:
+    """The outputs [n, ...] of any net. Keys go down as documented: split among layers, then among examples."""
+
+    def split(n: int) -> list[Any]:
+        return [None] * n if key is None else list(jax.random.split(key, n))
+
+    match net:
+        case combine.Serial():
+            for layer, p, k in zip(net.layers, params, split(len(net.layers)), strict=True):
+                x = plain(layer, p, x, k)
+            return x
+        case combine.Residual():
+            return x + plain(net.layer, params, x, key)
+        case combine.Branch():
+            keys = split(len(net.layers))
+            ys = [plain(layer, p, x, k) for layer, p, k in zip(net.layers, params, keys, strict=True)]
+            return sum(ys[1:], ys[0]) if net.join == "sum" else jnp.concatenate(ys, axis=-1)
+        case combine.Repeat():
+            keys = None if key is None else jax.random.split(key, net.n)
+            return jax.lax.scan(lambda x, p_k: (plain(net.layer, p_k[0], x, p_k[1]), None), x, (params, keys), net.n)[0]
+        case jbp.Dense():
+            s = jnp.einsum("...i,io->...o", x, params["weight"])
+            return s + jnp.broadcast_to(params["bias"], s.shape) if net.use_bias else s
+        case jbp.Dropout():
+            if key is None:
+                return x
+            keys = jax.random.split(key, len(x))
+            kept = jax.vmap(lambda k: jax.random.bernoulli(k, 1 - net.drop_rate, x.shape[1:]))(keys)
+            return jnp.where(kept, x / (1 - net.drop_rate), 0)
+        case jbp.Flatten():
+            return x.reshape(len(x), -1)
+        case Gain():
+            return net.factor * jnp.einsum("n...,...->n...", x, params["gain"])
+        case _:
+            return _ACTIVATIONS[type(net)](net, x)
+
+
+def plain_errors(loss: losses.Loss, output: Any, target: Any) -> Any:
+    """eₙ of every example: summed over outputs k, averaged over positions."""
+    k = output.shape[-1]
+    if jnp.issubdtype(target.dtype, jnp.integer):
+        target = jax.nn.one_hot(target, k, dtype=output.dtype)
+    match loss:
+        case losses.SquaredError():
+            e = (output - target) ** 2
+        case losses.L2Loss():
+            e = (output - target) ** 2 / 2
+        case losses.MeanSquaredError():
+            e = (output - target) ** 2 / k
+        case losses.SoftmaxCrossEntropy():
+            e = -target * jax.nn.log_softmax(output, axis=-1)
+        case losses.SigmoidBinaryCrossEntropy():
+            e = -target * jax.nn.log_sigmoid(output) - (1 - target) * jax.nn.log_sigmoid(-output)
+        case losses.CrossEntropy():
+            e = -jnp.where(target == 0, 0, target * jnp.log(output))
+        case _:
+            raise AssertionError(f"no oracle for {loss!r}")
+    e = e.sum(-1)
+    return e.reshape(len(e), -1).mean(1)
+
+
+def plain_value(net: Any, loss: losses.Loss, params: Any, x: Any, y: Any, key: Any = None, weights: Any = None) -> Any:
+    """Σ wₙeₙ, by default the mean: what autodiff is applied to."""
+    errors = plain_errors(loss, plain(net, params, x, key), y)
+    return errors.mean() if weights is None else (weights * errors).sum()
+
+
+def error_in_units(ours: Any, expected: Any) -> dict[str, float]:
+    """Each leaf's largest error, in eps(dtype) × its largest entry. Refuses another tree, shape or dtype."""
+    (found, structure), (wanted, wanted_structure) = (jax.tree_util.tree_flatten_with_path(t) for t in (ours, expected))
+    assert structure == wanted_structure, f"tree {structure} instead of {wanted_structure}"
+    errors = {}
+    for (path, a), (_, b) in zip(found, wanted, strict=True):
+        name = jax.tree_util.keystr(path) or "leaf"
+        assert (a.shape, a.dtype) == (b.shape, b.dtype), f"{name}: {a.dtype}{a.shape} instead of {b.dtype}{b.shape}"
+        eps = float(jnp.finfo(b.dtype).eps)
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        finite = np.isfinite(b)
+        assert np.array_equal(a[~finite], b[~finite], equal_nan=True), f"{name}: {a} instead of {b}"
+        a, b = a[finite], b[finite]
+        assert np.isfinite(a).all(), f"{name}: not finite: {a}"
+        worst, size = np.abs(a - b).max(initial=0.0), np.abs(b).max(initial=0.0)
+        errors[name] = 0.0 if worst == 0 else np.inf if size == 0 else float(worst / (eps * size))
+    return errors
+
+
+def assert_close(ours: Any, expected: Any, level: str) -> None:
+    """Every leaf within its level of `UNITS`."""
+    errors = error_in_units(ours, expected)
+    wrong = {name: round(error, 1) for name, error in errors.items() if not error <= UNITS[level]}
+    assert not wrong, f"more than {UNITS[level]} units of eps × magnitude: {wrong}"
+
+
+def assert_same(ours: Any, expected: Any) -> None:
+    """Equal to the last bit."""
+    wrong = {name: error for name, error in error_in_units(ours, expected).items() if error != 0}
+    assert not wrong, f"not equal: {wrong}"

@@ -1,0 +1,417 @@
+"""`check.loss`, `check.gradient`, `check.vjp`, `check.custom_vjp` and `check.optimizer`."""
+
+import functools
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import lax
+
+import jbp
+import jbp.check
+from jbp.check import CheckFailed
+from jbp.losses import Loss, MeanSquaredError, SoftmaxCrossEntropy, SquaredError
+
+LOSSES = [
+    "cross_entropy",
+    "l2_loss",
+    "mean_squared_error",
+    "sigmoid_binary_cross_entropy",
+    "softmax_cross_entropy",
+    "squared_error",
+]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_passes(name, dtype):
+    report = jbp.check.loss(getattr(jbp.losses, name), (7,), dtype=dtype, differences=dtype == "float64")
+    assert {"= derivative", "squares to the Hessian"} <= {e.law for e in report.raise_if_failed().entries}
+
+
+@dataclass(frozen=True, repr=False)
+class WrongDelta(SquaredError):
+    how: str = ""
+
+    def delta(self, output, target):
+        right = super().delta(output, target)
+        return {"half": right / 2, "sign": -right, "target": 2 * output, "mean": right / output.size}[self.how]
+
+
+@dataclass(frozen=True, repr=False)
+class WrongRoot(SoftmaxCrossEntropy):
+    def sqrt_hessian(self, output, target):
+        return jnp.diag(jnp.sqrt(jax.nn.softmax(output)))
+
+
+@dataclass(frozen=True, repr=False)
+class Overflows(Loss):
+    def value(self, output, target):
+        return jnp.log(jnp.exp(output).sum()) - (target * output).sum()
+
+    def delta(self, output, target):
+        return jnp.exp(output) / jnp.exp(output).sum() - target
+
+
+@dataclass(frozen=True, repr=False)
+class NaNAtZero(Loss):
+    def value(self, output, target):
+        return -(target * jnp.log(output)).sum() + 0 * jnp.log(output).sum()
+
+    def delta(self, output, target):
+        return -target / output
+
+
+WRONG_LOSSES = [
+    (WrongDelta("half"), "= derivative", "factor 1/2"),
+    (WrongDelta("sign"), "= derivative", "sign"),
+    (WrongDelta("target"), "= derivative", None),
+    (WrongDelta("mean"), "= derivative", "7 is the number of outputs"),
+    (WrongRoot(), "squares to the Hessian", None),
+    (Overflows(), "finite at ±10000", None),
+    (NaNAtZero(), "no NaN at probability 0", None),
+]
+
+
+@pytest.mark.parametrize(("loss", "law", "words"), WRONG_LOSSES)
+def test_a_wrong_loss_is_caught(loss, law, words):
+    output = "probabilities" if isinstance(loss, NaNAtZero) else None
+    report = jbp.check.loss(loss, (7,), output=output, differences=False)
+    assert law in {e.law for e in report.failures}, str(report)
+    assert words is None or any(words in (e.diagnosis or "") for e in report.failures), str(report)
+
+
+def test_a_loss_without_a_root_skips_it():
+    class Linear(Loss):
+        def value(self, output, target):
+            return (output * target).sum()
+
+        def delta(self, output, target):
+            return target
+
+    report = jbp.check.loss(Linear()).raise_if_failed()
+    assert [e.verdict for e in report.entries if e.law == "squares to the Hessian"] == ["skip"]
+
+
+# -- whole nets -------------------------------------------------------------------------------------------------------
+
+NET = jbp.serial(jbp.Dense(5), jbp.tanh, jbp.Dropout(0.3), jbp.Dense(3))
+PARAMS, _ = NET.init(jax.random.key(0), (7,))
+X, Y = jax.random.normal(jax.random.key(1), (6, 7)), jnp.arange(6) % 3
+CE = jbp.losses.softmax_cross_entropy
+
+
+@pytest.mark.parametrize("key", [None, 3])
+def test_a_right_net_passes(key):
+    weights = jnp.array([0.0, 0.5, 1.0, 0.25, 0.125, 2.0])
+    jbp.check.gradient(NET, CE, PARAMS, X.at[0].set(jnp.nan), Y, key=key, weights=weights).raise_if_failed()
+    jbp.check.gradient(NET, CE, PARAMS, X, Y, key=key, differences=False).raise_if_failed()
+
+
+def test_a_net_in_float32_passes():
+    params = jax.tree.map(lambda a: a.astype(jnp.float32), PARAMS)
+    report = jbp.check.gradient(NET, CE, params, X.astype(jnp.float32), Y).raise_if_failed()
+    assert {"float32", "float64"} == {e.dtype for e in report.entries if e.compared}
+
+
+class BatchSum(MeanSquaredError):
+    """Its δ is 6 times what it should be, as if the mean over the batch were missing."""
+
+    def delta(self, output, target):
+        return super().delta(output, target) * 6
+
+
+def test_a_missing_mean_over_the_batch_is_named():
+    y = jax.random.normal(jax.random.key(2), (6, 3))
+    report = jbp.check.gradient(NET, BatchSum(), PARAMS, X, y)
+    assert "6, which is the batch size" in (report.diagnosis or ""), str(report)
+    assert {"autodiff", "finite differences"} <= {e.oracle for e in report.failures}
+
+
+BAD_NETS = [
+    (lambda: jbp.check.gradient(NET, CE, PARAMS, X.at[0, 0].set(jnp.inf), Y), "x must be finite"),
+    (lambda: jbp.check.gradient(NET, CE, PARAMS, X[:0], Y[:0]), "at least one"),
+    (lambda: jbp.check.gradient(NET, CE, PARAMS, X, Y[:3]), "same number"),
+    (lambda: jbp.check.gradient(jbp.tanh, jbp.losses.l2_loss, (), X, X), "nothing to"),
+    (lambda: jbp.check.gradient(NET, CE, PARAMS, X, Y, weights=jnp.zeros(6)), "all weights are 0"),
+    (lambda: jbp.check.gradient(NET, "ce", PARAMS, X, Y), "a net and a loss"),
+    (lambda: jbp.check.gradient(NET, CE, PARAMS, X[:, :5], Y).raise_if_failed(), r"layer \[0\]"),
+    (lambda: jbp.check.loss(SquaredError), "instance"),
+    (lambda: jbp.check.loss(jbp.losses.l2_loss, (0,)), "positive"),
+    (lambda: jbp.check.loss(jbp.losses.l2_loss, target="labels"), "one of"),
+    (lambda: jbp.check.optimizer(optax.sgd(0.1), "sgd"), "GradientTransformation"),
+    (lambda: jbp.check.optimizer(optax.sgd(0.1), optax.sgd(0.1), params={}), "at least one"),
+    (lambda: jbp.check.optimizer(optax.sgd(0.1), optax.sgd(0.1), steps=1), "at least 3"),
+]
+
+
+@pytest.mark.parametrize(("call", "words"), BAD_NETS, ids=[words for _, words in BAD_NETS])
+def test_bad_input_is_refused(call, words):
+    with pytest.raises((ValueError, CheckFailed), match=words):
+        call()
+
+
+# -- any VJP ----------------------------------------------------------------------------------------------------------
+
+
+def make(mistake=""):
+    """A function of a size, a tree with a matrix, a vector and integers, and a key; with a rule of its own."""
+
+    @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+    def f(size, tree, key):
+        noise = jax.random.normal(key, tree["a"].shape, jnp.float32).astype(tree["a"].dtype)
+        y = jnp.sin(tree["a"] + noise) @ tree["w"] * size
+        return {"y": y, "count": tree["i"] + 1}
+
+    def fwd(size, tree, key):
+        return f(size, tree, key), (tree, key)
+
+    def bwd(size, saved, delta):
+        tree, key = saved
+        noise = jax.random.normal(key, tree["a"].shape, jnp.float32).astype(tree["a"].dtype)
+        d, s = delta["y"] * size, tree["a"] + noise
+        d = {"factor": 2 * d, "reversed": d[::-1], "sign": -d}.get(mistake, d)
+        a, w = jnp.cos(s) * (d @ tree["w"].T), jnp.sin(s).T @ d
+        w = w.T if mistake == "transposed" else w
+        a = d @ tree["w"].T if mistake == "θ′" else a
+        a = a.astype(jnp.float16) if mistake == "dtype" else a
+        i = jnp.ones_like(tree["i"]) if mistake == "integer" else np.zeros(tree["i"].shape, jax.dtypes.float0)
+        if mistake == "tree":
+            return {"a": a, "w": w}, None
+        if mistake == "too few":
+            return ({"a": a, "w": w, "i": i},)
+        return {"a": a, "w": w, "i": i}, None
+
+    f.defvjp(fwd, bwd)
+    return f
+
+
+def arguments(dtype=jnp.float64):
+    a, w = (jax.random.normal(jax.random.key(i), s, jnp.float32).astype(dtype) for i, s in enumerate([(7, 5), (5, 3)]))
+    return 2.0, {"a": a, "w": w, "i": jnp.arange(2)}, jax.random.key(7)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+def test_a_right_custom_vjp_passes(dtype):
+    report = jbp.check.custom_vjp(make(), *arguments(dtype), differences=dtype != "bfloat16").raise_if_failed()
+    assert {"= vjp", "= f", "linear in δ", "jax.vjp(f) = the rule"} <= {e.law for e in report.entries}
+
+
+WRONG_RULES = [
+    ("factor", "= vjp", "factor 2"),
+    ("sign", "= vjp", "sign"),
+    ("reversed", "= vjp", "δ reversed"),
+    ("transposed", "shapes", "transposed"),
+    ("θ′", "= vjp", None),
+    ("dtype", "dtypes", None),
+    ("integer", "no cotangent for integers and keys", None),
+    ("tree", "cotangents", None),
+    ("too few", "cotangents", None),
+]
+
+
+@pytest.mark.parametrize(("mistake", "law", "words"), WRONG_RULES)
+def test_a_wrong_custom_vjp_is_caught(mistake, law, words):
+    report = jbp.check.custom_vjp(make(mistake), *arguments(), differences=False)
+    assert law in {e.law for e in report.failures}, str(report)
+    assert words is None or any(words in (e.diagnosis or "") for e in report.failures), str(report)
+
+
+def test_a_wrong_rule_in_bfloat16_is_caught():
+    report = jbp.check.custom_vjp(make("factor"), *arguments(jnp.bfloat16), differences=False)
+    assert not report.passed and "factor 2" in (report.diagnosis or "")
+
+
+def power(x, kind, n):
+    return jnp.sum(x**n, axis=-1) if kind == "sum" else x**n
+
+
+def test_static_arguments():
+    def fwd(x, kind, n):
+        return power(x, kind, n), x
+
+    def bwd(x, delta):
+        return n_times(x, delta), None, None
+
+    def n_times(x, delta):
+        return 3 * x**2 * delta[:, None]
+
+    x = jax.random.normal(jax.random.key(0), (5, 3))
+    jbp.check.vjp(power, fwd, bwd, x, "sum", 3, static_argnums=(1, 2)).raise_if_failed()
+    report = jbp.check.vjp(power, fwd, lambda x, d: (2 * n_times(x, d), None, None), x, "sum", 3, static_argnums=(1, 2))
+    assert {"autodiff of the primal", "finite differences", "complex step"} <= {e.oracle for e in report.failures}
+    with pytest.raises(ValueError, match="static_argnums"):
+        jbp.check.vjp(power, fwd, bwd, x, "sum", 3)
+
+
+def loop(x):
+    """A while loop: reverse-mode autodiff cannot differentiate it."""
+    return lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, jnp.sin(c[1])), (0, x))[1]
+
+
+def loop_bwd(factor, x, delta):
+    for s in (x, jnp.sin(x), jnp.sin(jnp.sin(x))):
+        delta = delta * jnp.cos(s)
+    return (factor * delta,)
+
+
+def test_where_autodiff_cannot_the_differences_decide_or_a_reference():
+    x = jax.random.normal(jax.random.key(0), (7,))
+    fwd = lambda x: (loop(x), x)  # noqa: E731
+    report = jbp.check.vjp(loop, fwd, functools.partial(loop_bwd, 1), x, differences=False).raise_if_failed()
+    assert {e.oracle for e in report.entries if e.law == "derivative" and e.compared} >= {"finite differences"}
+    assert not jbp.check.vjp(loop, fwd, functools.partial(loop_bwd, 1.001), x).passed
+
+    def plain(x):
+        return jnp.sin(jnp.sin(jnp.sin(x)))
+
+    jbp.check.vjp(loop, fwd, functools.partial(loop_bwd, 1), x, reference=plain).raise_if_failed()
+    assert not jbp.check.vjp(loop, fwd, functools.partial(loop_bwd, 1), x, reference=jnp.sin, differences=False).passed
+
+
+def test_a_function_that_holds_a_rule_is_checked_as_jax_sees_it():
+    rule = make("factor")
+    size, tree, key = arguments()
+
+    def outer(a, w):
+        return rule(size, {**tree, "a": a, "w": w}, key)["y"]
+
+    assert not jbp.check.custom_vjp(outer, tree["a"], tree["w"]).passed
+
+
+def test_a_rule_for_symbolic_zeros():
+    def build(factor):
+        @jax.custom_vjp
+        def f(x, y):
+            return x * y
+
+        def fwd(x, y):
+            return x.value * y.value, (x.value, y.value)
+
+        f.defvjp(fwd, lambda saved, d: (factor * saved[1] * d, saved[0] * d), symbolic_zeros=True)
+        return f
+
+    x, y = jax.random.normal(jax.random.key(0), (2, 5))
+    jbp.check.custom_vjp(build(1), x, y).raise_if_failed()
+    assert "factor 2" in (jbp.check.custom_vjp(build(2), x, y).diagnosis or "")
+
+
+BARE = jax.custom_vjp(lambda x: x)
+SINE = (jnp.sin, lambda x: (jnp.sin(x), x), lambda x, d: (jnp.cos(x) * d,))
+BAD_FUNCTIONS = [
+    (lambda: jbp.check.vjp(*SINE, jnp.array([1.0, jnp.nan])), "finite"),
+    (lambda: jbp.check.vjp(*SINE, jnp.arange(3)), "none of the arguments is of floats"),
+    (lambda: jbp.check.vjp(*SINE, jnp.zeros((0, 3))), "empty"),
+    (lambda: jbp.check.vjp(*SINE, jnp.ones(3), nondiff_argnums=(4,)), "numbers of the 1 arguments"),
+    (lambda: jbp.check.vjp(jnp.sin, None, SINE[2], jnp.ones(3)), "f_fwd must be a function"),
+    (
+        lambda: jbp.check.vjp(lambda x: x if float(x.sum()) > 0 else -x, *SINE[1:], jnp.ones(3)).raise_if_failed(),
+        "trace",
+    ),
+    (lambda: jbp.check.vjp(SINE[0], lambda x: jnp.sin(x), SINE[2], jnp.ones(3)).raise_if_failed(), "must return"),
+    (lambda: jbp.check.vjp(*SINE[:2], lambda x, d: d * jnp.cos(x), jnp.ones(3)).raise_if_failed(), "tuple of 1"),
+    (lambda: jbp.check.vjp(*SINE[:2], lambda x, d: (d * jnp.nan,), jnp.ones(3)).raise_if_failed(), "only NaN"),
+    (lambda: jbp.check.vjp(*SINE[:2], lambda x, d: (jnp.zeros_like(d),), jnp.ones(3)).raise_if_failed(), "zero"),
+    (lambda: jbp.check.vjp(*SINE[:2], lambda x, d: (None,), jnp.ones(3)).raise_if_failed(), "zero"),
+    (lambda: jbp.check.vjp(*SINE[:2], lambda x, d: (d,), jnp.ones(3)).raise_if_failed(), "passed through"),
+    (lambda: jbp.check.custom_vjp(BARE, jnp.ones(3)), "defvjp"),
+]
+
+
+@pytest.mark.parametrize(("call", "words"), BAD_FUNCTIONS, ids=[words for _, words in BAD_FUNCTIONS])
+def test_a_bad_function_is_refused(call, words):
+    with pytest.raises((ValueError, CheckFailed), match=words):
+        call()
+
+
+# -- optimisers -------------------------------------------------------------------------------------------------------
+
+
+def momentum(step):
+    """An optimiser of one velocity v: `step(g, v)` gives the update and the new v."""
+
+    def update(gradients, state, params=None):
+        pairs = [step(g, v) for g, v in zip(jax.tree.leaves(gradients), jax.tree.leaves(state), strict=True)]
+        tree = jax.tree.structure(gradients)
+        return jax.tree.unflatten(tree, [u for u, _ in pairs]), jax.tree.unflatten(tree, [v for _, v in pairs])
+
+    return optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params), update)
+
+
+def adam(corrected):
+    def update(gradients, state, params=None):
+        t, m, v = state
+        t = t + 1
+        m = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, m, gradients)
+        v = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, v, gradients)
+        a, b = ((1 - 0.9**t), (1 - 0.999**t)) if corrected else (1.0, 1.0)
+
+        def one(m, v):
+            return -0.1 * (m / jnp.asarray(a, m.dtype)) / (jnp.sqrt(v / jnp.asarray(b, v.dtype)) + 1e-8)
+
+        return jax.tree.map(one, m, v), (t, m, v)
+
+    def init(params):
+        return jnp.zeros(()), jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.zeros_like, params)
+
+    return optax.GradientTransformation(init, update)
+
+
+RIGHT = [
+    (jbp.optim.sgd(0.1), optax.sgd(0.1)),
+    (jbp.optim.sgd(0.1, 0.9), optax.sgd(0.1, 0.9)),
+    (jbp.optim.sgd(0.1, 0.9, nesterov=True), optax.sgd(0.1, 0.9, nesterov=True)),
+    (jbp.optim.heavy_ball(0.1), optax.sgd(0.1, 0.9)),
+    (jbp.optim.nesterov(0.1), optax.sgd(0.1, 0.9, nesterov=True)),
+    (adam(True), optax.adam(0.1)),
+]
+WRONG = {
+    "sign": (momentum(lambda g, v: (0.1 * g, v)), optax.sgd(0.1), "sign"),
+    "factor": (momentum(lambda g, v: (-0.2 * g, v)), optax.sgd(0.1), "factor 2"),
+    "nesterov from the old trace": (
+        momentum(lambda g, v: (-0.1 * (g + 0.9 * v), 0.9 * v + g)),
+        optax.sgd(0.1, 0.9, nesterov=True),
+        None,
+    ),
+    "damped": (momentum(lambda g, v: (-0.1 * (0.9 * v + 0.1 * g), 0.9 * v + 0.1 * g)), optax.sgd(0.1, 0.9), "1/10"),
+    "heavy ball for nesterov": (jbp.optim.heavy_ball(0.1), optax.sgd(0.1, 0.9, nesterov=True), None),
+    "one step late": (momentum(lambda g, v: (-0.1 * v, 0.9 * v + g)), optax.sgd(0.1, 0.9), "zero"),
+    "no bias correction": (adam(False), optax.adam(0.1), None),
+    "does nothing": (momentum(lambda g, v: (jnp.zeros_like(g), v)), optax.sgd(0.1), "zero"),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("i", range(len(RIGHT)))
+def test_a_right_optimizer_passes(i, dtype):
+    if i == len(RIGHT) - 1 and dtype == "float32":
+        pytest.skip("this test's Adam counts its steps in float64")
+    jbp.check.optimizer(*RIGHT[i], dtype=dtype).raise_if_failed()
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_optimizer_is_caught(name):
+    ours, theirs, words = WRONG[name]
+    report = jbp.check.optimizer(ours, theirs)
+    assert not report.passed and "same trajectory" in {e.law for e in report.failures}
+    assert words is None or words in (report.diagnosis or ""), str(report)
+
+
+def test_the_first_wrong_step_is_named():
+    report = jbp.check.optimizer(WRONG["nesterov from the old trace"][0], WRONG["nesterov from the old trace"][1])
+    assert "first wrong in step 1" in report.failures[0].note
+    right_at_first = momentum(lambda g, v: (-0.1 * (g + 0.5 * v), 0.9 * v + g))
+    report = jbp.check.optimizer(right_at_first, optax.sgd(0.1, 0.9))
+    assert "first wrong in step 2" in report.failures[0].note
+
+
+def test_levels_are_ordered_and_low_precision_is_kept_low():
+    from jbp.check import tolerance
+
+    assert tolerance.for_dtype(tolerance.DEEP, jnp.bfloat16) is tolerance.LOW_PRECISION
+    assert tolerance.for_dtype(tolerance.DEEP, jnp.float32) is tolerance.DEEP
+    assert math.isclose(tolerance.eps(jnp.float32), 2.0**-23)

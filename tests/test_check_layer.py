@@ -1,0 +1,489 @@
+"""`jbp.check.layer`: right layers pass, a planted mistake is caught and named, bad input is refused."""
+
+import functools
+import json
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_jvp
+
+import jbp
+import jbp.check
+from jbp.check import CheckFailed
+from jbp.layer import Layer
+from jbp.pairs import Outer, Scale, Shift
+
+LAYERS = {
+    "Dense": (jbp.Dense(3), (7, 5)),
+    "Dense, width 1": (jbp.Dense(1), (7,)),
+    "Dropout": (jbp.Dropout(0.3), (7,)),
+    "Flatten": (jbp.Flatten(), (3, 5)),
+    "identity": (jbp.identity, (7,)),
+    "relu": (jbp.relu, (7,)),
+    "leaky_relu": (jbp.leaky_relu, (7,)),
+    "tanh": (jbp.tanh, (7,)),
+    "sigmoid": (jbp.sigmoid, (7,)),
+    "softmax": (jbp.softmax, (3, 5)),
+    "softmax of one": (jbp.softmax, (1,)),
+    "softplus": (jbp.softplus, (7,)),
+    "elu": (jbp.elu, (7,)),
+    "silu": (jbp.silu, (7,)),
+    "gelu": (jbp.gelu, (7,)),
+    "serial": (jbp.serial(jbp.Dense(3), jbp.tanh, jbp.Dropout(0.3)), (7,)),
+    "residual": (jbp.residual(jbp.Dense(7)), (7,)),
+    "branch": (jbp.branch(jbp.Dense(3), jbp.Dense(5), join="concat"), (7,)),
+    "repeat": (jbp.repeat(jbp.residual(jbp.serial(jbp.Dense(7), jbp.relu)), 3), (7,)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_layer_passes_in_float64(name):
+    layer, shape = LAYERS[name]
+    report = jbp.check.layer(layer, shape).raise_if_failed()
+    assert report.compared > 20 and {"= vjp", "adjoint", "linear in δ", "derivative"} <= {e.law for e in report.entries}
+
+
+@pytest.mark.parametrize("name", ["Dense", "Dropout", "softmax", "gelu", "repeat"])
+def test_layers_pass_in_float32(name):
+    layer, shape = LAYERS[name]
+    report = jbp.check.layer(layer, shape, dtype="float32", differences=False).raise_if_failed()
+    assert {e.dtype for e in report.entries if e.compared} == {"float32"}
+
+
+def test_bfloat16():
+    report = jbp.check.layer(jbp.Dense(3), (7,), dtype=jnp.bfloat16, differences=False).raise_if_failed()
+    assert {e.level for e in report.entries if e.compared} <= {"LOW_PRECISION", "EXACT"}
+
+
+# -- planted mistakes in a layer of the user's own --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MyDense(Layer):
+    """A dense layer with a choice of mistakes."""
+
+    width: int
+    mistake: str = ""
+    uses_key = False
+
+    def init(self, key, shape):
+        return {
+            "b": jnp.zeros((self.width,)),
+            "W": jax.random.normal(key, (shape[-1], self.width)),
+        }, (*shape[:-1], self.width)
+
+    def forward(self, params, x, key):
+        y = x @ params["W"] + jnp.broadcast_to(params["b"], (*x.shape[:-1], self.width))
+        if self.mistake == "wrong shape announced":
+            return y.T, x
+        if self.mistake == "forward is no pair":
+            return y
+        return y, x
+
+    def backward(self, params, saved, delta):
+        mistake, W = self.mistake, params["W"]
+        delta_x = delta @ (W if mistake == "transposed" else W.T)
+        rows, h = delta.reshape(-1, self.width), saved.reshape(-1, saved.shape[-1])
+        bias, weight = rows, rows
+        if mistake == "sign":
+            weight = -rows
+        if mistake == "factor":
+            weight = 2 * rows
+        if mistake == "bias dropped":
+            bias = jnp.zeros_like(rows)
+        if mistake == "bias counts":
+            bias = jnp.ones_like(rows)
+        if mistake == "positions reversed":
+            weight = rows[::-1]
+        if mistake == "position dropped":
+            weight = rows.at[0].set(0)
+        if mistake == "mean over positions":
+            weight = rows / len(rows)
+        if mistake == "zero":
+            delta_x = jnp.zeros_like(delta_x)
+        if mistake == "NaN":
+            delta_x = delta_x * jnp.nan
+        if mistake == "wrong dtype":
+            delta_x = delta_x.astype(jnp.float16)
+        if mistake == "delta_x None":
+            delta_x = None
+        if mistake == "weight transposed":
+            weight, h = h, rows
+        if mistake == "backward is no pair":
+            return delta_x
+        if mistake == "raw arrays":
+            return delta_x, {"W": h.T @ rows, "b": rows.sum(0)}
+        if mistake == "raises":
+            raise RuntimeError("not written yet")
+        pairs = {"W": Outer(h, weight, W.shape), "b": Shift(bias, (self.width,))}
+        if mistake == "pair missing":
+            del pairs["b"]
+        return delta_x, pairs
+
+
+@dataclass(frozen=True)
+class MyTanh(Layer):
+    """An activation with a choice of mistakes."""
+
+    mistake: str = ""
+    uses_key = False
+
+    def init(self, key, shape):
+        return (), shape
+
+    def forward(self, params, x, key):
+        return jnp.tanh(x), (x if self.mistake == "at the input" else jnp.tanh(x))
+
+    def backward(self, params, saved, delta):
+        y = jnp.tanh(saved) if self.mistake == "at the output" else saved
+        delta_x = delta * (1 - y * y)
+        if self.mistake == "missing":
+            delta_x = delta
+        if self.mistake == "reversed":
+            delta_x = delta_x[::-1]
+        if self.mistake == "rolled":
+            delta_x = jnp.roll(delta_x, 1, 0)
+        if self.mistake == "not linear":
+            delta_x = delta_x * jnp.abs(delta)
+        return delta_x, ()
+
+
+@dataclass(frozen=True)
+class MySoftmax(Layer):
+    """A softmax without its second term, or with a backward that returns zero."""
+
+    mistake: str
+    uses_key = False
+
+    def init(self, key, shape):
+        return (), shape
+
+    def forward(self, params, x, key):
+        y = jax.nn.softmax(x)
+        return y, y
+
+    def backward(self, params, saved, delta):
+        if self.mistake == "zero":
+            return jnp.zeros_like(delta), ()
+        if self.mistake == "diagonal":
+            return saved * (1 - saved) * delta, ()
+        return saved * delta, ()
+
+
+@dataclass(frozen=True)
+class MyMean(Layer):
+    """The mean over positions, whose backward forgets to divide."""
+
+    uses_key = False
+
+    def init(self, key, shape):
+        return (), shape[1:]
+
+    def forward(self, params, x, key):
+        return x.mean(0), jbp.layer.Static(x.shape)
+
+    def backward(self, params, saved, delta):
+        return jnp.broadcast_to(delta, saved.value), ()
+
+
+MISTAKES = [
+    # the layer, the shape of its input, the law that fails, words of the diagnosis
+    (MyDense(3, "factor"), (7, 5), "= vjp", "constant factor 2"),
+    (MyDense(3, "sign"), (7, 5), "= vjp", "sign"),
+    (
+        MyDense(3, "transposed"),
+        (7, 5),
+        "runs",
+        "transposed: backward runs, with the right shape, on the transpose of params['W']",
+    ),
+    (MyDense(5, "transposed"), (7, 5), "= vjp", "transposed: params['W'] is used where its transpose belongs"),
+    (MyDense(3, "weight transposed"), (7, 5), "= vjp", None),
+    (MyDense(5, "weight transposed"), (7, 5), "= vjp", "transposed: axes"),
+    (MyDense(3, "bias dropped"), (7, 5), "= vjp", "zero"),
+    (MyDense(3, "bias counts"), (5,), "= vjp", "δ left out"),
+    (MyDense(3, "positions reversed"), (7, 5), "= vjp", "δ reversed"),
+    (MyDense(3, "mean over positions"), (7, 5), "= vjp", "1/7, and 7 is the size of axis 0 of one input"),
+    (MyDense(3, "zero"), (7, 5), "= vjp", "zero"),
+    (MyDense(3, "NaN"), (7, 5), "= vjp", "only NaN"),
+    (MyDense(3, "wrong dtype"), (7, 5), "dtypes", None),
+    (MyDense(3, "pair missing"), (7, 5), "tree", "no pair for params['b']"),
+    (MyDense(3, "raw arrays"), (7, 5), "tree", None),
+    (MyDense(3, "delta_x None"), (7, 5), "protocol", None),
+    (MyDense(3, "wrong shape announced"), (7, 5), "shapes", None),
+    (MyDense(3, "forward is no pair"), (7, 5), "protocol", None),
+    (MyDense(3, "backward is no pair"), (7, 5), "protocol", None),
+    (MyDense(3, "raises"), (7, 5), "runs", None),
+    (MyTanh("missing"), (7,), "= vjp", "θ′ is missing"),
+    (MyTanh("at the output"), (7,), "= vjp", "θ′ at the wrong argument: at the output y"),
+    (MyTanh("at the input"), (7,), "= vjp", "θ′ at the wrong argument: backward is right if it is given y"),
+    (MyTanh("reversed"), (7, 5), "= vjp", "reverse order"),
+    (MyTanh("rolled"), (7, 5), "= vjp", "rolled by 1"),
+    (MyTanh("not linear"), (7,), "linear in δ", None),
+    (MySoftmax("zero"), (7,), "= vjp", "zero"),
+    (MySoftmax("second term"), (7,), "= vjp", "a dropped term: found = y∘δ"),
+    (MySoftmax("diagonal"), (7,), "= vjp", "only the diagonal"),
+    (MyMean(), (7, 3), "= vjp", "factor 7, which is the size of axis 0 of one input"),
+]
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "law", "words"), MISTAKES, ids=lambda v: repr(v) if isinstance(v, Layer) else ""
+)
+def test_a_planted_mistake_is_caught_and_named(layer, shape, law, words):
+    report = jbp.check.layer(layer, shape, differences=False)
+    failed = {entry.law for entry in report.failures}
+    assert not report.passed and law in failed, str(report)
+    if words is not None:
+        assert any(words in (entry.diagnosis or "") for entry in report.failures), str(report)
+    with pytest.raises(CheckFailed):
+        report.raise_if_failed()
+
+
+@pytest.mark.parametrize("layer", [MyDense(3), MyTanh()])
+def test_the_same_layers_without_a_mistake_pass(layer):
+    jbp.check.layer(layer, (7, 5)).raise_if_failed()
+
+
+def test_finite_differences_catch_a_mistake_alone():
+    report = jbp.check.layer(MyDense(3, "factor"), (7, 5))
+    caught = [e for e in report.failures if e.oracle == "finite differences"]
+    assert [e.path for e in caught] == ["params['W']"] and "factor 2" in (caught[0].diagnosis or "")
+
+
+# -- state, keys, kinks -----------------------------------------------------------------------------------------------
+
+_LEAK = {}
+
+
+@dataclass(frozen=True)
+class Impure(Layer):
+    """Keeps its last input outside; or changes its parameters; or draws from numpy."""
+
+    how: str
+    uses_key = False
+
+    def init(self, key, shape):
+        return {"g": jnp.ones(shape)}, shape
+
+    def forward(self, params, x, key):
+        _LEAK["x"] = x
+        if self.how == "draws":
+            x = x * float(np.random.default_rng().normal())
+        return params["g"] * x, {"x": x}
+
+    def backward(self, params, saved, delta):
+        x = _LEAK["x"] if self.how == "leaks" else saved.pop("x") if self.how == "takes apart" else saved["x"]
+        pair = Scale(x[None], delta[None], x.shape)
+        if self.how == "replaces":
+            params["g"] = params["g"] + 0
+        return params["g"] * delta, {"g": pair}
+
+
+@pytest.mark.parametrize("how", ["leaks", "takes apart", "draws", "replaces"])
+def test_state_is_caught(how):
+    report = jbp.check.layer(Impure(how), (7,), differences=False)
+    assert report.failures and {e.law for e in report.failures} & {"pure", "runs", "jit = eager"}, str(report)
+
+
+@dataclass(frozen=True)
+class Noise(Layer):
+    """Adds noise, and says that it uses no key."""
+
+    uses_key = False
+
+    def init(self, key, shape):
+        return (), shape
+
+    def forward(self, params, x, key):
+        return x if key is None else x + jax.random.normal(key, x.shape, x.dtype), ()
+
+    def backward(self, params, saved, delta):
+        return delta, ()
+
+
+def test_a_layer_that_looks_at_its_key_must_say_so():
+    report = jbp.check.layer(Noise(), (7,), differences=False)
+    assert report.diagnosis == "uses_key must be True"
+
+
+def test_a_kink_is_moved_away_from_or_reported_never_passed_over():
+    x = jnp.zeros((2, 3))
+    moved = [e for e in jbp.check.layer(jbp.relu, x=x).entries if e.oracle == "finite differences"]
+    assert [e.verdict for e in moved] == ["pass"]
+
+    @dataclass(frozen=True)
+    class Saw(Layer):
+        """Kinks everywhere: no point is away from one."""
+
+        uses_key = False
+
+        def init(self, key, shape):
+            return (), shape
+
+        def forward(self, params, x, key):
+            return jnp.abs(x * 1e6 - jnp.round(x * 1e6)) / 1e6, jnp.sign(x * 1e6 - jnp.round(x * 1e6))
+
+        def backward(self, params, saved, delta):
+            return saved * delta, ()
+
+    report = jbp.check.layer(Saw(), (5,))
+    assert [e.diagnosis for e in report.failures if e.oracle == "finite differences"] == ["kink"]
+
+
+# -- integer input, bad input -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class OneHot(Layer):
+    """A weight times one-hot integers."""
+
+    width: int = 5
+    mistake: bool = False
+    uses_key = False
+
+    def init(self, key, shape):
+        return jax.random.normal(key, (self.width, 3)), (*shape, 3)
+
+    def forward(self, params, x, key):
+        return jnp.take(params, x, axis=0), x
+
+    def backward(self, params, saved, delta):
+        onehot = jax.nn.one_hot(saved.reshape(-1), self.width, dtype=delta.dtype)
+        return delta if self.mistake else None, Outer(onehot, delta.reshape(-1, 3), params.shape)
+
+
+def test_integer_input_has_no_delta():
+    x = jax.random.randint(jax.random.key(0), (4, 7), 0, 5)
+    jbp.check.layer(OneHot(), x=x).raise_if_failed()
+    assert not jbp.check.layer(OneHot(mistake=True), x=x).passed
+
+
+class NoBackward(Layer):
+    """Has no backward."""
+
+    def init(self, key, shape):
+        return (), shape
+
+    def forward(self, params, x, key):
+        return x, ()
+
+
+@dataclass(frozen=True)
+class WithList(Layer):
+    """Cannot be hashed."""
+
+    sizes: list
+
+
+@dataclass(frozen=True)
+class NoTrace(Layer):
+    """Looks at its numbers."""
+
+    def init(self, key, shape):
+        return (), shape
+
+    def forward(self, params, x, key):
+        return (x if float(x.sum()) > 0 else -x), ()
+
+    def backward(self, params, saved, delta):
+        return delta, ()
+
+
+@dataclass(frozen=True)
+class Unbounded(Layer):
+    """NaN forward."""
+
+    uses_key = False
+
+    def init(self, key, shape):
+        return (), shape
+
+    def forward(self, params, x, key):
+        return jnp.log(-jnp.abs(x)), x
+
+    def backward(self, params, saved, delta):
+        return delta / saved, ()
+
+
+BAD = [
+    (lambda: jbp.check.layer(jbp.Dense(3), (7,), x=jnp.full((2, 7), jnp.nan)), "x must be finite"),
+    (lambda: jbp.check.layer(jbp.Dense(3), (7,), x=jnp.zeros((0, 7))), "at least one example"),
+    (lambda: jbp.check.layer(jbp.Dense(3), (7,), batch=0), "batch"),
+    (lambda: jbp.check.layer(jbp.Dense(3), (0,)), "positive"),
+    (lambda: jbp.check.layer(jbp.Dense(3)), "shape of one example"),
+    (lambda: jbp.check.layer(jbp.Dense(3), (5,), x=jnp.ones((2, 7))), "shape says"),
+    (lambda: jbp.check.layer(jbp.Dense, (7,)), "call it"),
+    (lambda: jbp.check.layer("Dense", (7,)), "subclass of jbp.Layer"),
+    (lambda: jbp.check.layer(WithList([1]), (7,)), "hashed"),
+    (lambda: jbp.check.layer(jbp.Dense(3), (7,), dtype=jnp.int32), "floating"),
+    (
+        lambda: jbp.check.layer(jbp.Dense(3), (7,), params={"weight": jnp.full((7, 3), jnp.inf), "bias": jnp.ones(3)}),
+        "inf",
+    ),
+    (lambda: jbp.check.layer(NoBackward(), (7,)).raise_if_failed(), "has no backward"),
+    (lambda: jbp.check.layer(NoTrace(), (7,)).raise_if_failed(), "forward"),
+    (lambda: jbp.check.layer(Unbounded(), (7,)).raise_if_failed(), "NaN or inf of finite input"),
+    (lambda: jbp.check.layer(jbp.Dense(3), (7,), x=jnp.ones((4, 7), jnp.int32)).raise_if_failed(), "floating"),
+    (lambda: jbp.check.layer(jbp.residual(jbp.Dense(3)), (7,)).raise_if_failed(), "residual"),
+]
+
+
+@pytest.mark.parametrize(("call", "words"), BAD, ids=[words for _, words in BAD])
+def test_bad_input_is_refused_with_what_and_where(call, words):
+    with pytest.raises((ValueError, CheckFailed), match=words):
+        call()
+
+
+# -- the traps --------------------------------------------------------------------------------------------------------
+
+
+def test_trap_ones_are_blind_where_random_deltas_see():
+    softmax = MySoftmax("zero")
+    x = jax.random.normal(jax.random.key(0), (5, 7))
+    y, pull = jax.vjp(lambda x: jbp.forward(softmax, (), x)[0], x)
+    ones = jnp.ones_like(y)
+    np.testing.assert_allclose(jbp.backward(softmax, (), y, ones)[0], pull(ones)[0], atol=1e-15)  # passes!
+    assert not jbp.check.layer(softmax, x=x, differences=False).passed
+
+
+def test_trap_check_grads_loosens_with_size_where_units_do_not():
+    @functools.partial(jax.custom_jvp)
+    def f(x):
+        return jnp.sin(x)
+
+    @f.defjvp
+    def _(primals, tangents):
+        return jnp.sin(primals[0]), 2 * jnp.cos(primals[0]) * tangents[0]
+
+    x = jax.random.normal(jax.random.key(0), (100_000,), jnp.float32)
+    check_jvp(f, functools.partial(jax.jvp, f), (x,))  # passes, and is wrong by a factor 2
+
+    def fwd(x):
+        return jnp.sin(x), x
+
+    def bwd(x, delta):
+        return (2 * jnp.cos(x) * delta,)
+
+    report = jbp.check.vjp(jnp.sin, fwd, bwd, x, differences=False)
+    assert not report.passed and "factor 2" in (report.diagnosis or "")
+
+
+# -- the report -------------------------------------------------------------------------------------------------------
+
+
+def test_the_report_prints_and_turns_into_json_and_markdown():
+    report = jbp.check.layer(MyDense(3, "factor"), (7, 5), differences=False)
+    data = json.loads(report.to_json())
+    entry = next(e for e in data["entries"] if e["verdict"] == "fail")
+    assert not data["passed"] and entry["path"] == "params['W']" and entry["oracle"] == "autodiff"
+    assert {"index", "expected", "found", "device", "precision", "level", "error", "allowed", "dtype"} <= set(entry)
+    assert entry["found"] == pytest.approx(2 * entry["expected"])
+    assert "FAIL" in str(report) and "factor 2" in str(report) and "| = vjp | params['W']" in report.to_markdown()
+
+
+def test_nothing_compared_is_no_pass():
+    assert not jbp.check.Report("nothing", ()).passed
+    assert not jbp.check.joined("none", [jbp.check.Report("nothing", ())]).passed

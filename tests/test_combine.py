@@ -1,0 +1,154 @@
+"""Combinators: what they share among the layers inside, and that `repeat` is a `serial` that is compiled once."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from cases import BATCH, NETS, Gain, drawn, every_layer
+from oracles import assert_close, assert_same, compiled
+
+import jbp
+from jbp import combine
+from jbp.pairs import is_pair
+
+KEY = jax.random.key(2)
+REPEATS = [case for case in NETS if isinstance(case.net, combine.Repeat)]
+
+
+def unstacked(params, n):
+    return tuple(jax.tree.map(lambda p, i=i: p[i], params) for i in range(n))
+
+
+def stack(*arrays):
+    return jnp.stack(arrays)
+
+
+def passes(net, params, x, delta):
+    output, saved = jbp.forward(net, params, x, KEY)
+    delta_x, pairs = jbp.backward(net, params, saved, delta)
+    return output, delta_x, pairs
+
+
+@pytest.mark.parametrize("case", REPEATS, ids=lambda case: case.name)
+def test_repeat_equals_serial_of_the_unstacked_layers(case):
+    """Outputs, δ, every pair and every gradient. Both split a key alike, so with dropout too."""
+    repeat, n = case.net, case.net.n
+    serial = jbp.serial(*[repeat.layer] * n)
+    params, x, delta, _ = drawn(case)
+
+    def both(params, x, delta):
+        ours = passes(repeat, params, x, delta)
+        theirs = passes(serial, unstacked(params, n), x, delta)
+        restacked = jax.tree.map(stack, *theirs[2])
+        return (
+            (*ours[:2], jax.tree.map(lambda s: s.pair, ours[2], is_leaf=is_pair), jbp.contract(ours[2])),
+            (*theirs[:2], restacked, jax.tree.map(stack, *jbp.contract(theirs[2]))),
+        )
+
+    ours, theirs = compiled(both)(params, x, delta)
+    assert_close(ours, theirs, "net")
+
+
+def saved_arrays(net, shape):
+    """How many numbers a forward pass keeps for one example of a batch of one."""
+    params = jax.eval_shape(lambda k: net.init(k, shape)[0], KEY)
+    saved = jax.eval_shape(lambda p, x: jbp.forward(net, p, x)[1], params, jnp.zeros((1, *shape)))
+    return sum(leaf.size for leaf in jax.tree.leaves(saved))
+
+
+@pytest.mark.parametrize(
+    ("layer", "each", "once"),
+    [
+        (jbp.identity, 0, 0),
+        (jbp.relu, 5, 0),
+        (jbp.Dense(5), 5, 0),
+        (jbp.serial(jbp.Dense(5), jbp.relu), 5, 5),  # the output is the next one's input, so only the last is extra
+        (jbp.serial(jbp.Dense(5), jbp.tanh), 5, 5),
+        (jbp.residual(jbp.serial(jbp.Dense(7), jbp.relu, jbp.Dense(5))), 12, 0),
+        (jbp.branch(jbp.Dense(5), jbp.Dense(5)), 5, 0),  # the same input, kept twice, stacked once
+    ],
+    ids=repr,
+)
+def test_repeat_stacks_a_shared_array_only_once(layer, each, once):
+    n = 3
+    assert saved_arrays(jbp.repeat(layer, n), (5,)) == n * each + once
+
+
+def test_branch_adds_up_the_deltas_of_its_arms_and_residual_adds_the_straight_way():
+    x, delta = jax.random.normal(KEY, (2, BATCH, 5))
+    arms = [jbp.Dense(5), jbp.tanh, Gain(0.3)]
+    params = tuple(arm.init(KEY, (5,))[0] for arm in arms)
+    separate = [passes(arm, p, x, delta) for arm, p in zip(arms, params, strict=True)]
+    output, delta_x, pairs = passes(jbp.branch(*arms), params, x, delta)
+    assert_close(output, sum(s[0] for s in separate), "layer")
+    assert_close(delta_x, sum(s[1] for s in separate), "layer")
+    assert_same(pairs, tuple(s[2] for s in separate))
+
+    output, delta_x, pairs = passes(jbp.residual(arms[0]), params[0], x, delta)
+    assert_close((output, delta_x), (x + separate[0][0], delta + separate[0][1]), "layer")
+    assert_same(pairs, separate[0][2])
+
+
+def test_concat_hands_each_arm_its_own_part_of_delta():
+    arms = [jbp.Dense(2), jbp.identity, jbp.Dense(7)]
+    x, delta = jax.random.normal(KEY, (BATCH, 5)), jax.random.normal(KEY, (BATCH, 14))
+    params = tuple(arm.init(KEY, (5,))[0] for arm in arms)
+    _, delta_x, pairs = passes(jbp.branch(*arms, join="concat"), params, x, delta)
+    parts = delta[:, :2], delta[:, 2:7], delta[:, 7:]
+    separate = [passes(arm, p, x, d) for arm, p, d in zip(arms, params, parts, strict=True)]
+    assert_close(delta_x, sum(s[1] for s in separate), "layer")
+    assert_same(pairs, tuple(s[2] for s in separate))
+
+
+def expected_pairs(net, params, wrap="{}") -> Any:
+    """The class names of the pairs in the tree of the parameters, `Stack(...)` for each `repeat` on the way."""
+    match net:
+        case combine.Serial() | combine.Branch():
+            return tuple(expected_pairs(layer, p, wrap) for layer, p in zip(net.layers, params, strict=True))
+        case combine.Residual():
+            return expected_pairs(net.layer, params, wrap)
+        case combine.Repeat():
+            return expected_pairs(net.layer, params, wrap.format("Stack({})"))
+    classes = {"weight": "Outer", "bias": "Shift", "gain": "Scale"}
+    return {name: wrap.format(classes[name]) for name in params} if params else ()
+
+
+def class_of(pair) -> str:
+    return f"Stack({class_of(pair.pair)})" if isinstance(pair, jbp.Stack) else type(pair).__name__
+
+
+def innermost(pair):
+    return innermost(pair.pair) if isinstance(pair, jbp.Stack) else pair
+
+
+@pytest.mark.parametrize("case", NETS, ids=lambda case: case.name)
+def test_pairs_have_the_tree_of_params_and_the_announced_classes_and_shapes(case):
+    params, x, delta, _ = drawn(case)
+    pairs = jax.eval_shape(lambda *a: passes(case.net, *a)[2], params, x, delta)
+    assert jax.tree.map(class_of, pairs, is_leaf=is_pair) == expected_pairs(case.net, params)
+    leaves = zip(jax.tree.leaves(pairs, is_leaf=is_pair), jax.tree.leaves(params), strict=True)
+    for pair, param in leaves:
+        inner, depth = innermost(pair), class_of(pair).count("Stack")
+        assert pair.batch == BATCH
+        assert inner.shape == param.shape[depth:]
+        assert inner.delta.shape[: depth + 1] == (*param.shape[:depth], BATCH)
+        assert inner.delta.ndim == depth + 3  # l…, n, t, o
+        assert inner.delta.shape[-1] == inner.shape[-1] or isinstance(inner, jbp.Scale)
+
+
+def test_a_combinator_never_holds_mathematics_of_a_batch_axis():
+    """Its walk calls nothing but `visit`: handed a visit that answers at once, no layer is ever run."""
+    for case in NETS:
+        if not isinstance(case.net, combine.Combinator) or isinstance(case.net, combine.Repeat):
+            continue
+        visited = []
+
+        def visit(place, layer, params, x, key, visited=visited):
+            visited.append(layer)
+            return x, ()
+
+        params = jax.eval_shape(lambda k, case=case: case.net.init(k, case.shape)[0], KEY)
+        case.net.walk_forward(visit, params, jnp.zeros((3, 5)), None)
+        assert visited == list(case.net.children)
+        assert set(visited) <= set(every_layer(case.net))

@@ -1,0 +1,213 @@
+"""Bad input to the API: a ValueError that says what was expected, what came, and in which layer."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import jbp
+from jbp import losses
+from jbp.layer import Layer
+
+KEY = jax.random.key(0)
+NET = jbp.serial(
+    jbp.Dense(5), jbp.relu, jbp.serial(jbp.Dense(3), jbp.residual(jbp.serial(jbp.Dense(7), jbp.tanh, jbp.Dense(3))))
+)
+X, Y = jnp.ones((4, 2)), jnp.ones((4, 3))
+NAN = float("nan")
+loose: Any = jbp
+"""jbp, where a type checker would notice the mistake."""
+
+
+def params(net: Any = NET, shape: Any = (2,)) -> Any:
+    return net.init(KEY, shape)[0]
+
+
+def run(p=None, x: Any = X, y: Any = Y, net: Any = NET, loss=losses.l2_loss, trainable=None, **more):
+    return jbp.value_and_grad(net, loss, trainable)(params(net) if p is None else p, x, y, **more)
+
+
+def backward(delta, net: Any = NET):
+    p = params(net)
+    return jbp.backward(net, p, jbp.forward(net, p, X)[1], delta)
+
+
+def pairs():
+    return backward(jnp.ones((4, 3)))[1]
+
+
+@dataclass(frozen=True)
+class Unhashable(Layer):
+    sizes: list = field(default_factory=list)
+
+
+NESTED = (*params()[:2], (params()[2][0], (params()[2][1][0], (), {"weight": jnp.ones((6, 3)), "bias": jnp.ones(3)})))
+DEEP = jbp.serial(jbp.repeat(jbp.serial(jbp.Dense(2)), 3))
+DROPS = jbp.serial(jbp.Dense(3), jbp.Dropout(0.5))
+
+WRONG: dict[str, tuple[Any, str]] = {
+    # shapes that do not fit a layer, with its path
+    "width of x": (lambda: jbp.forward(NET, params(), jnp.ones((4, 3))), r"layer \[0\]: Dense\(5\).*\(2, 5\).*\(3,\)"),
+    "width of x, compiled": (lambda: run(x=jnp.ones((4, 3))), r"layer \[0\]: Dense\(5\).*\(2, 5\).*\(3,\)"),
+    "x without batch": (lambda: jbp.apply(NET, params(), X[0]), r"layer \[0\]: Dense\(5\).*shape \(\)"),
+    "nested weight": (lambda: jbp.forward(NET, NESTED, X), r"layer \[2\]\[1\]\[2\]: Dense\(3\).*\(6, 3\).*\(7,\)"),
+    "weight below repeat": (
+        lambda: jbp.forward(DEEP, params(DEEP), jnp.ones((4, 7))),
+        r"layer \[0\]\[0\]: Dense\(2\)",
+    ),
+    "integer x": (lambda: jbp.apply(NET, params(), X.astype(int)), "floating-point input.*int"),
+    "integers into an activation": (lambda: jbp.apply(jbp.relu, (), X.astype(int)), "relu needs floating-point"),
+    "scalar into softmax": (lambda: jbp.apply(jbp.softmax, (), jnp.ones(4)), "softmax needs.*at least one axis"),
+    "init of a scalar": (lambda: jbp.serial(jbp.Dense(3)).init(KEY, ()), r"layer \[0\]: Dense\(3.*at least one axis"),
+    "init with 0": (lambda: NET.init(KEY, (0,)), r"shape of one example must be.*\(0,\)"),
+    "init with fractions": (lambda: params(shape=(2.5,)), r"positive whole numbers.*2\.5"),
+    "init with text": (lambda: params(shape="2"), "positive whole numbers.*'2'"),
+    # parameters of another net
+    "a list of parameters": (
+        lambda: jbp.forward(NET, list(params()), X),
+        "serial of 3 layers expects a tuple of 3.*list",
+    ),
+    "too few parameters": (lambda: jbp.forward(NET, params()[:2], X), "serial of 3 layers.*tuple of 2"),
+    "too few, nested": (lambda: jbp.forward(NET, (*params()[:2], ()), X), r"layer \[2\]: serial of 2.*tuple of 0"),
+    "branch parameters": (lambda: jbp.forward(jbp.branch(jbp.tanh), (), X), "branch of 1 layers.*tuple of 0"),
+    "a stack too short": (
+        lambda: jbp.forward(jbp.repeat(jbp.Dense(2), 3), params(jbp.repeat(jbp.Dense(2), 2)), X),
+        r"repeat of 3 layers.*first axis of 3.*\(2, 2, 2\)",
+    ),
+    # δ
+    "width of delta": (lambda: backward(jnp.ones((4, 2))), r"layer \[2\]\[1\]\[2\]: Dense\(3\).*δ of shape \(2,\)"),
+    "delta for an activation": (lambda: backward(jnp.ones((4, 1)), jbp.tanh), r"tanh got a δ of shape \(1,\).*\(2,\)"),
+    "delta of fewer examples": (lambda: backward(jnp.ones((3, 3))), "4.*3"),
+    # keys
+    "dropout without key": (lambda: run(net=DROPS), r"serial\(Dense\(3\), Dropout\(0\.5\)\).*key=\.\.\."),
+    # hyper-parameters
+    **{
+        f"drop_rate {v!r}": (lambda v=v: loose.Dropout(v), r"drop_rate of Dropout.*\[0, 1\)")
+        for v in (-0.1, 1.0, 1.5, NAN, "0.5", True)
+    },
+    **{
+        f"width {v!r}": (lambda v=v: loose.Dense(v), f"width of Dense must be a whole number of at least 1.*{v!r}")
+        for v in (0, -1, 1.5, 3.0, True, "3", None)
+    },
+    **{
+        f"repeat {v!r}": (lambda v=v: loose.repeat(jbp.tanh, v), f"n of repeat must be a whole number.*{v!r}")
+        for v in (0, -2, 1.5, True, "2")
+    },
+    "use_bias": (lambda: loose.Dense(3, use_bias=1), "use_bias of Dense must be True or False"),
+    "weight_init": (lambda: loose.Dense(3, weight_init="he"), "weight_init.*initializers.*'he'"),
+    "bias_init": (lambda: loose.Dense(3, bias_init=None), "bias_init.*initializers.*None"),
+    "slope 0": (lambda: loose.layers.LeakyRelu(0), "negative_slope.*above 0.*jbp.relu"),
+    "slope nan": (lambda: loose.layers.LeakyRelu(NAN), "negative_slope.*finite.*nan"),
+    "alpha": (lambda: loose.layers.Elu(-1), "alpha of Elu.*-1"),
+    "approximate": (lambda: loose.layers.Gelu("tanh"), "approximate of Gelu.*'tanh'"),
+    "stddev": (lambda: loose.initializers.Normal(-1), "stddev of Normal.*-1"),
+    "fan": (lambda: loose.initializers.VarianceScaling(1.0, "fan_out", "normal"), "fan_in.*fan_avg"),
+    # nets
+    "a function": (lambda: loose.serial(jbp.Dense(3), jnp.tanh), "serial takes layers.*tanh"),
+    "a class": (lambda: loose.serial(jbp.Dense(3), jbp.Dropout), r"class Dropout: call it.*Dropout\(\.\.\.\)"),
+    "a class in residual": (lambda: loose.residual(jbp.Dense), "residual got the class Dense"),
+    "a list of layers": (lambda: loose.serial([jbp.Dense(3)]), r"serial takes layers.*\[Dense\(3\)\]"),
+    "no layers": (jbp.serial, "serial needs at least one layer"),
+    "no branches": (jbp.branch, "branch needs at least one layer"),
+    "unhashable": (lambda: jbp.serial(Unhashable([1])), "cannot be hashed: make it a frozen dataclass"),
+    "join": (lambda: loose.branch(jbp.tanh, join="mean"), "'sum' or 'concat'.*'mean'"),
+    "repeat that changes shape": (
+        lambda: jbp.serial(jbp.Dense(5), jbp.repeat(jbp.Dense(3), 2)).init(KEY, (2,)),
+        r"layer \[1\]: repeat.*\(3,\) of \(5,\)",
+    ),
+    "residual that changes shape": (
+        lambda: jbp.serial(jbp.tanh, jbp.serial(jbp.residual(jbp.Dense(3)))).init(KEY, (5,)),
+        r"layer \[1\]\[0\]: residual.*\(3,\) of \(5,\)",
+    ),
+    "residual that would broadcast": (
+        lambda: jbp.forward(jbp.residual(jbp.Dense(1)), params(jbp.Dense(1)), X),
+        r"residual: Dense\(1\) made \(4, 1\) of \(4, 2\)",
+    ),
+    "repeat that changes shape, forward": (
+        lambda: jbp.forward(jbp.repeat(jbp.Dense(3), 2), {"weight": jnp.ones((2, 2, 3)), "bias": jnp.ones((2, 3))}, X),
+        "repeat: .*must keep shape and dtype",
+    ),
+    "branches of two widths": (
+        lambda: jbp.branch(jbp.Dense(3), jbp.Dense(5)).init(KEY, (2,)),
+        r"branch with join='sum'.*\[\(3,\), \(5,\)\]",
+    ),
+    "branches that cannot be joined": (
+        lambda: jbp.branch(jbp.Dense(3), jbp.Flatten(), join="concat").init(KEY, (2, 5)),
+        r"last axis only.*\(2, 3\).*\(10,\)",
+    ),
+    # data and weights
+    "lengths": (lambda: run(y=Y[:3]), r"same number of examples.*\(4, 2\).*\(3, 3\)"),
+    "no examples": (lambda: run(x=X[:0], y=Y[:0]), r"at least one.*\(0, 2\)"),
+    "scalar x": (lambda: run(x=1.0), "same number of examples"),
+    "too few weights": (lambda: run(weights=jnp.ones(3)), r"one number for each of the 4 examples.*\(3,\)"),
+    "weights as a column": (lambda: run(weights=jnp.ones((4, 1))), r"each of the 4 examples.*\(4, 1\)"),
+    "one weight": (lambda: run(weights=1.0), r"each of the 4 examples.*\(\)"),
+    "weights of contract": (lambda: jbp.contract(pairs(), jnp.ones(3)), r"each of the 4 examples.*\(3,\)"),
+    # trainable
+    **{
+        f"trainable {v!r}": (lambda v=v: run(trainable=v), "trainable must be a tree of bools")
+        for v in (1, "all", [1], (True, None, 0.0))
+    },
+    "trainable of another net": (lambda: run(trainable=(True,)), "tuple"),
+}
+
+
+@pytest.mark.parametrize(("call", "message"), WRONG.values(), ids=WRONG)
+def test_a_mistake_is_a_value_error_that_says_what_and_where(call, message):
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        call()
+
+
+LIKE_OUTPUT = [losses.squared_error, losses.l2_loss, losses.mean_squared_error, losses.sigmoid_binary_cross_entropy]
+CLASSES = [losses.softmax_cross_entropy, losses.cross_entropy]
+WRONG_TARGETS = [
+    (loss, y, r"needs a target of the output's shape \(3,\)")
+    for loss in LIKE_OUTPUT
+    for y in (
+        jnp.ones((4, 2)),
+        jnp.ones(4),
+        jnp.ones(4, int),
+        jnp.ones((4, 1)),
+        jnp.ones((4, 3, 1)),
+    )
+] + [
+    (loss, y, r"integer classes of shape \(\) or a distribution of shape \(3,\)")
+    for loss in CLASSES
+    for y in (
+        jnp.ones((4, 2)),
+        jnp.ones(4),
+        jnp.ones(4, bool),
+        jnp.ones((4, 1), int),
+        jnp.ones((4, 3, 1)),
+    )
+]
+
+
+@pytest.mark.parametrize(
+    ("loss", "y", "message"), WRONG_TARGETS, ids=lambda v: f"{v.dtype}{v.shape}" if hasattr(v, "shape") else ""
+)
+def test_targets_that_do_not_fit_are_refused(loss, y, message):
+    with pytest.raises(ValueError, match=f"{loss!r}.*{message}"):
+        run(y=y, loss=loss)
+
+
+def test_other_errors_name_the_layer_in_a_note():
+    """A user's layer may raise what it likes: the type stays, and a note says which layer it was."""
+
+    @dataclass(frozen=True, repr=False)
+    class Broken(Layer):
+        def forward(self, params, x, key):
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine") as caught:
+        jbp.forward(jbp.serial(jbp.tanh, Broken()), ((), ()), X)
+    assert any("Broken()" in note and "[1]" in note for note in caught.value.__notes__)
+
+
+def test_a_layer_that_lacks_a_method_says_so():
+    with pytest.raises(NotImplementedError, match="Unhashable has no init"):
+        Unhashable().init(KEY, (2,))
+    with pytest.raises(NotImplementedError, match="no sqrt_hessian"):
+        losses.Loss().sqrt_hessian(X[0], X[0])
