@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-
+from jbp import checkpoint as checkpoint
 from jbp import data as data
 from jbp import losses as losses
 from jbp import optim as optim
@@ -12,7 +12,6 @@ from jbp.backprop import backward as backward
 from jbp.backprop import forward as forward
 from jbp.backprop import value_and_grad as value_and_grad
 from jbp.checkpoint import Run as Run
-from jbp.checkpoint import load_run as load
 from jbp.combine import branch as branch
 from jbp.combine import repeat as repeat
 from jbp.combine import residual as residual
@@ -44,6 +43,8 @@ from jbp.train import Fit as Fit
 from jbp.train import Interrupted as Interrupted
 from jbp.train import accuracy as accuracy
 from jbp.train import fit as fit
+
+load = checkpoint.load_run
 
 if TYPE_CHECKING:
     from jbp import check as check

@@ -3,6 +3,7 @@
 import functools
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -132,18 +133,19 @@ def test_a_missing_mean_over_the_batch_is_named():
     assert {"autodiff", "finite differences"} <= {e.oracle for e in report.failures}
 
 
+WRONG_KIND: Any = ("ce", SquaredError, "sgd")
 BAD_NETS = [
     (lambda: jbp.check.gradient(NET, CE, PARAMS, X.at[0, 0].set(jnp.inf), Y), "x must be finite"),
     (lambda: jbp.check.gradient(NET, CE, PARAMS, X[:0], Y[:0]), "at least one"),
     (lambda: jbp.check.gradient(NET, CE, PARAMS, X, Y[:3]), "same number"),
     (lambda: jbp.check.gradient(jbp.tanh, jbp.losses.l2_loss, (), X, X), "nothing to"),
     (lambda: jbp.check.gradient(NET, CE, PARAMS, X, Y, weights=jnp.zeros(6)), "all weights are 0"),
-    (lambda: jbp.check.gradient(NET, "ce", PARAMS, X, Y), "a net and a loss"),
+    (lambda: jbp.check.gradient(NET, WRONG_KIND[0], PARAMS, X, Y), "a net and a loss"),
     (lambda: jbp.check.gradient(NET, CE, PARAMS, X[:, :5], Y).raise_if_failed(), r"layer \[0\]"),
-    (lambda: jbp.check.loss(SquaredError), "instance"),
+    (lambda: jbp.check.loss(WRONG_KIND[1]), "instance"),
     (lambda: jbp.check.loss(jbp.losses.l2_loss, (0,)), "positive"),
     (lambda: jbp.check.loss(jbp.losses.l2_loss, target="labels"), "one of"),
-    (lambda: jbp.check.optimizer(optax.sgd(0.1), "sgd"), "GradientTransformation"),
+    (lambda: jbp.check.optimizer(optax.sgd(0.1), WRONG_KIND[2]), "GradientTransformation"),
     (lambda: jbp.check.optimizer(optax.sgd(0.1), optax.sgd(0.1), params={}), "at least one"),
     (lambda: jbp.check.optimizer(optax.sgd(0.1), optax.sgd(0.1), steps=1), "at least 3"),
 ]
@@ -248,7 +250,7 @@ def test_static_arguments():
         jbp.check.vjp(power, fwd, bwd, x, "sum", 3)
 
 
-def loop(x):
+def loop(x: Any) -> Any:
     """A while loop: reverse-mode autodiff cannot differentiate it."""
     return lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, jnp.sin(c[1])), (0, x))[1]
 
@@ -307,7 +309,7 @@ BAD_FUNCTIONS = [
     (lambda: jbp.check.vjp(*SINE, jnp.arange(3)), "none of the arguments is of floats"),
     (lambda: jbp.check.vjp(*SINE, jnp.zeros((0, 3))), "empty"),
     (lambda: jbp.check.vjp(*SINE, jnp.ones(3), nondiff_argnums=(4,)), "numbers of the 1 arguments"),
-    (lambda: jbp.check.vjp(jnp.sin, None, SINE[2], jnp.ones(3)), "f_fwd must be a function"),
+    (lambda: jbp.check.vjp(jnp.sin, WRONG_KIND[0], SINE[2], jnp.ones(3)), "f_fwd must be a function"),
     (
         lambda: jbp.check.vjp(lambda x: x if float(x.sum()) > 0 else -x, *SINE[1:], jnp.ones(3)).raise_if_failed(),
         "trace",
@@ -334,20 +336,20 @@ def test_a_bad_function_is_refused(call, words):
 def momentum(step):
     """An optimiser of one velocity v: `step(g, v)` gives the update and the new v."""
 
-    def update(gradients, state, params=None):
-        pairs = [step(g, v) for g, v in zip(jax.tree.leaves(gradients), jax.tree.leaves(state), strict=True)]
-        tree = jax.tree.structure(gradients)
+    def update(updates, state, params=None):
+        pairs = [step(g, v) for g, v in zip(jax.tree.leaves(updates), jax.tree.leaves(state), strict=True)]
+        tree = jax.tree.structure(updates)
         return jax.tree.unflatten(tree, [u for u, _ in pairs]), jax.tree.unflatten(tree, [v for _, v in pairs])
 
     return optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params), update)
 
 
 def adam(corrected):
-    def update(gradients, state, params=None):
+    def update(updates, state, params=None):
         t, m, v = state
         t = t + 1
-        m = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, m, gradients)
-        v = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, v, gradients)
+        m = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, m, updates)
+        v = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, v, updates)
         a, b = ((1 - 0.9**t), (1 - 0.999**t)) if corrected else (1.0, 1.0)
 
         def one(m, v):

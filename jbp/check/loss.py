@@ -145,7 +145,7 @@ def _slopes(loss: Loss, p: Any, y: Any, mode: str, seed: Any) -> list[Entry]:
     def gradient(leaves: Any, y: Any) -> Any:
         return [jax.vmap(loss.delta)(leaves[0], y)]
 
-    entries += finite_differences(function, gradient, [p], y, [f"delta{mode}"], seed)
+    entries = finite_differences(function, gradient, [p], y, [f"delta{mode}"], seed)
     return entries + complex_step(function, gradient, [p], y, [f"delta{mode}"], seed)
 
 

@@ -71,7 +71,8 @@ class Train(Command):
     )  # fmt: skip
 
     net: str = option(
-        "256 relu dropout:0.4 128 relu dropout:0.2", "hidden layers: widths, activations (identity, relu, leaky_relu:0.2, elu:1, "
+        "256 relu dropout:0.4 128 relu dropout:0.2",
+        "hidden layers: widths, activations (identity, relu, leaky_relu:0.2, elu:1, "
         "tanh, sigmoid, softmax, softplus, silu, gelu) and dropout:RATE; the output layer follows from the data", _NET,
         metavar="LAYERS",
     )  # fmt: skip
