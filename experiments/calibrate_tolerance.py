@@ -92,25 +92,44 @@ def layer_errors(net: Layer, shape: Any, n: int, seeds: range, dtype: Any) -> It
         yield max(row.error for row in rows)
 
 
-def slope_errors(net: Layer, shape: Any, n: int, seed: int) -> Iterator[tuple[Level, float]]:
-    """The errors of finite differences and the complex step over the leaves of a net."""
+def slope_errors(function: Any, gradient: Any, leaves: Any, extra: Any, seed: int) -> Iterator[tuple[Level, float]]:
+    """The errors of finite differences and the complex step, leaf by leaf."""
+    names = [str(i) for i in range(len(leaves))]
+    for level, oracle in ((FINITE_DIFFERENCE, finite_differences), (COMPLEX_STEP, complex_step)):
+        for entry in oracle(function, gradient, leaves, extra, names, (seed,)):
+            if entry.verdict != "skip":
+                yield level, entry.error if entry.compared else float("inf")
+
+
+def net_slopes(net: Layer, shape: Any, n: int, seed: int) -> Iterator[tuple[Level, float]]:
+    """The slopes of ⟨output, δ⟩ of a net."""
     params, out = net.init(jax.random.key(seed), shape)
     x, delta = (normal((seed, i), jax.ShapeDtypeStruct((n, *s), jnp.float64)) for i, s in enumerate((shape, out)))
     leaves, rebuild = split((params, x))
 
     def function(leaves: Any, delta: Any) -> Any:
-        terms = jbp.forward(net, *rebuild(leaves))[0]
-        terms = terms * delta.astype(terms.dtype)
+        params, x = rebuild(leaves)
+        y = jbp.forward(net, params, x)[0]
+        terms = y * delta.astype(y.dtype)
         return terms.sum(), terms
 
     def gradient(leaves: Any, delta: Any) -> Any:
-        return gradients_of(net, *rebuild(leaves), None, delta)
+        params, x = rebuild(leaves)
+        return gradients_of(net, params, x, None, delta)
 
-    names = [str(i) for i in range(len(leaves))]
-    for level, oracle in ((FINITE_DIFFERENCE, finite_differences), (COMPLEX_STEP, complex_step)):
-        for entry in oracle(function, gradient, leaves, delta, names, (seed,)):
-            if entry.verdict != "skip":
-                yield level, entry.error if entry.compared else float("inf")
+    yield from slope_errors(function, gradient, leaves, delta, seed)
+
+
+def loss_slopes(name: str, shape: Any, seed: int) -> Iterator[tuple[Level, float]]:
+    """The slopes of Σₙ value of a loss."""
+    loss = getattr(jbp.losses, name)
+    p, t = (normal((seed, i), jax.ShapeDtypeStruct((5, *shape), jnp.float64)) for i in (0, 1))
+
+    def function(leaves: Any, t: Any) -> Any:
+        values = jax.vmap(loss.value)(leaves[0], t)
+        return values.sum(), values
+
+    yield from slope_errors(function, lambda p, t: [jax.vmap(loss.delta)(p[0], t)], [p], jax.nn.softmax(t), seed)
 
 
 def loss_errors(name: str, shape: Any, seeds: range, dtype: Any) -> Iterator[float]:
@@ -139,11 +158,14 @@ def main() -> None:
             if level is MATMUL:
                 errors[LOW_PRECISION] += layer_errors(net, shape, n, seeds, jnp.bfloat16)
             if i % 2 == 0:
-                for kind, error in slope_errors(net, shape, n, i):
+                for kind, error in net_slopes(net, shape, n, i):
                     errors[kind].append(error)
         for name in LOSSES:
             for dtype in (jnp.float64, jnp.float32):
                 errors[ELEMENTWISE] += loss_errors(name, (7,), seeds, dtype)
+            for seed in range(2 if quick else 6):
+                for kind, error in loss_slopes(name, (7,), seed):
+                    errors[kind].append(error)
     result = {}
     for level in LEVELS:
         if not errors[level]:

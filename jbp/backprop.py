@@ -30,6 +30,7 @@ Sink = Callable[[Any], Any]
 
 def forward(net: Layer, params: Any, x: Float[ArrayLike, "n ..."], key: PRNGKeyArray | None = None) -> tuple[Any, Any]:
     """Step 1: the outputs [n, ...] and every h that the way back needs. `key` None means evaluation."""
+    _check_call(net, x, key)
 
     def visit(place: tuple[int, ...], layer: Layer, params: Any, x: Any, key: Any) -> tuple[Any, Any]:
         with located(place, layer):
@@ -105,6 +106,9 @@ def value_and_grad(net: Layer, loss: Loss, trainable: Any = None) -> Callable[..
     Raises:
         ValueError: if shapes do not fit (naming the layer), or a key is missing.
     """
+    _check_net(net)
+    if not isinstance(loss, Loss):
+        raise ValueError(f"the loss must come from jbp.losses, or be an instance of a jbp.losses.Loss, but is {loss!r}")
     return _compiled(net, loss, Mask.of(trainable))
 
 
@@ -160,6 +164,26 @@ def value_grad_output(
     delta = lax.optimization_barrier(delta)
     _, grads = backward(net, params, saved, delta, total)
     return value, mask(grads), output
+
+
+def _check_net(net: Any) -> None:
+    if not isinstance(net, Layer):
+        raise ValueError(f"the net must be a layer, such as jbp.serial(...) makes, but is {net!r}")
+    try:
+        hash(net)
+    except TypeError as error:
+        raise ValueError(
+            f"{type(net).__name__} cannot be hashed: make it a frozen dataclass without array or list fields"
+        ) from error
+
+
+def _check_call(net: Any, x: Any, key: Any) -> None:
+    """Refuse what would end in an error that names nothing: no net, an input that is no array, a key that is none."""
+    _check_net(net)
+    if any(not hasattr(leaf, "shape") for leaf in jax.tree.leaves(x)):
+        raise ValueError(f"x must be an array [n, ...], but is a {type(x).__name__}: wrap it in jnp.asarray")
+    if key is not None and not hasattr(key, "dtype"):
+        raise ValueError(f"key must come from jax.random.key(seed), but is {key!r}")
 
 
 def _silence(weights: Array, a: Array) -> Array:

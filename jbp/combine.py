@@ -238,6 +238,8 @@ class Branch(Combinator):
         _expect_tuple(self, params)
         saved, widths = saved
         deltas, found, start = [], [], 0
+        if self.join == "concat" and (not delta.ndim or delta.shape[-1] != sum(widths.value)):
+            raise ValueError(f"branch joins outputs of widths {widths.value}, but got a δ of shape {delta.shape}")
         for i, layer in enumerate(self.layers):
             part = delta
             if self.join == "concat":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
-from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -79,7 +78,7 @@ class Layer:
 class Static:
     """A static fact inside `saved`: it rides in the tree's structure, where `vmap` and `scan` leave it alone."""
 
-    value: Hashable
+    value: Any
 
 
 def as_count(value: Any, what: str) -> int:
@@ -103,7 +102,10 @@ def as_number(value: Any, what: str, low: float = -math.inf, high: float = math.
     Raises:
         ValueError: naming `what`, if it is not one.
     """
-    number = math.nan if isinstance(value, bool | str) else float(value)
+    try:
+        number = math.nan if isinstance(value, bool | str) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
     if not (math.isfinite(number) and low <= number < high):
         span = f" in [{low:g}, {high:g})" if (low, high) != (-math.inf, math.inf) else ""
         raise ValueError(f"{what} must be a finite number{span}, but is {value!r}")
@@ -122,10 +124,16 @@ def as_shape(shape: Any) -> Shape:
     return result
 
 
-def same_shape(layer: Layer, delta: Array, output: Array) -> None:
-    """Refuse a δ that would broadcast against the output it belongs to."""
-    if delta.shape != output.shape:
-        raise ValueError(f"{layer!r} got a δ of shape {delta.shape} for an output of shape {output.shape}")
+def same_shape(layer: Layer, delta: Array, shape: Shape) -> None:
+    """Refuse a δ that has not the shape of the output it belongs to."""
+    if delta.shape != shape:
+        raise ValueError(f"{layer!r} got a δ of shape {delta.shape} for an output of shape {shape}")
+
+
+def no_params(layer: Layer, params: Any) -> None:
+    """Refuse parameters for a layer that has none."""
+    if params != ():
+        raise ValueError(f"{layer!r} has no parameters and takes (), but got {leaf_shapes(params)}")
 
 
 def leaf_shapes(tree: Any) -> Any:

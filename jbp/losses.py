@@ -101,7 +101,8 @@ class SoftmaxCrossEntropy(Loss):
 
     The target is a class index 0…k−1 (integer, one per position) or a distribution t over the k classes. For t that
     does not add up to 1 the softmax is weighted by Σt, so that δ is the derivative all the same. Finite for all
-    finite logits. A class index outside 0…k−1 counts as no class at all (t = 0): check labels where they are loaded.
+    finite logits. A class index outside 0…k−1 cannot be refused in compiled code: from k on the value is NaN, and a
+    negative one counts from the end. `jbp.fit` and `jbp.data` check labels before they start.
     """
 
     def value(self, output: Array, target: Target) -> Array:
@@ -130,7 +131,7 @@ class SoftmaxCrossEntropy(Loss):
         """Column v at each position: √(pᵥ Σt)(eᵥ − p), for which Σᵥ sᵥsᵥᵀ = Σt (diag(p) − ppᵀ)."""
         _, mass = _distribution(self, output, target)
         p = _softmax(output)
-        eye = jnp.eye(p.shape[-1], dtype=p.dtype)
+        eye = jnp.eye(p.shape[-1], dtype=p.dtype).reshape((1,) * (p.ndim - 1) + (p.shape[-1],) * 2)
         weight = jnp.sqrt(p if mass is None else p * jnp.expand_dims(mass, -1))
         return _block_columns(jnp.expand_dims(weight, -1) * (eye - jnp.expand_dims(p, -2)))
 

@@ -137,9 +137,10 @@ def contract(pairs: Any, weights: Weights = None) -> Any:
         ValueError: if `weights` has not one entry per example.
     """
     leaves = jax.tree.leaves(pairs, is_leaf=is_pair)
-    if stranger := next((leaf for leaf in leaves if not is_pair(leaf)), None):
+    strangers = [leaf for leaf in leaves if not is_pair(leaf)]
+    if strangers:
         raise ValueError(
-            f"contract takes the tree of pairs that jbp.backward returns, but found a {type(stranger).__name__} in it"
+            f"contract takes the pairs that jbp.backward returns, but found a {type(strangers[0]).__name__} among them"
         )
     for n in {leaf.batch for leaf in leaves}:
         check_weights(weights, n)
@@ -150,8 +151,6 @@ def contract(pairs: Any, weights: Weights = None) -> Any:
 
 def check_weights(weights: Weights, n: int) -> None:
     """Refuse example weights that are not one number for each of the n examples."""
-    if weights is not None and jnp.shape(weights) != (n,):
-        raise ValueError(
-            f"weights must hold one number for each of the {n} examples, shape ({n},), "
-            f"but have shape {jnp.shape(weights)}"
-        )
+    if weights is not None and (not hasattr(weights, "shape") or weights.shape != (n,)):
+        found = f"shape {weights.shape}" if hasattr(weights, "shape") else f"type {type(weights).__name__}"
+        raise ValueError(f"weights must be an array of one number for each of the {n} examples, but have {found}")

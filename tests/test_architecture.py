@@ -34,9 +34,11 @@ def module_of(path: Path) -> str:
 
 
 def imported(source: str) -> Iterator[tuple[str, bool]]:
-    """(full dotted name, inside a function) of everything a source imports; relative imports count as jbp's."""
+    """(full dotted name, not at import time) of everything a source imports; relative imports count as jbp's."""
     tree = ast.parse(source)
-    inner = {n for f in ast.walk(tree) if isinstance(f, ast.FunctionDef | ast.Lambda) for n in ast.walk(f)}
+    later = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
+    later += [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+    inner = {node for block in later for node in ast.walk(block)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node in inner) for alias in node.names)
@@ -61,6 +63,11 @@ def wrong_imports(module: str, source: str) -> list[str]:
         elif RANK[other] >= RANK[module] or (module in ONLY and other not in ONLY[module]):
             wrong.append(f"{module} imports {name}")
     return wrong
+
+
+def loads_check(source: str) -> bool:
+    """Whether a source imports `jbp.check` when it is itself imported."""
+    return any(name == "jbp.check" or name.startswith("jbp.check.") for name, later in imported(source) if not later)
 
 
 def reverse_mode(source: str) -> list[str]:
@@ -114,8 +121,7 @@ def unpickling(source: str) -> list[str]:
 def test_imports_point_one_way(path):
     assert module_of(path) in {*RANK, "__init__"}, f"{path.name} has no place in ORDER: give it one"
     if path == ROOT / "jbp" / "__init__.py":  # it re-exports everything
-        lines = [name for name, inside in imported(path.read_text()) if name.startswith("jbp.check") and not inside]
-        assert not lines, "jbp/__init__ loads check lazily only"
+        assert not loads_check(path.read_text()), "jbp/__init__ loads check lazily only"
     else:
         assert not wrong_imports(module_of(path), path.read_text())
 
@@ -157,6 +163,13 @@ def test_no_file_is_longer_than_600_lines():
 )
 def test_the_import_rule_catches(module, source):
     assert wrong_imports(module, source)
+
+
+def test_the_rule_of_the_lazy_name_catches_an_eager_import():
+    assert loads_check("from jbp import check as check")
+    assert loads_check("import jbp.check.layer")
+    assert not loads_check("from jbp import checkpoint\nif TYPE_CHECKING:\n    from jbp import check")
+    assert not loads_check("def __getattr__(name):\n    from jbp import check")
 
 
 def test_the_import_rule_lets_pass_what_it_should():

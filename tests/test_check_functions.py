@@ -275,8 +275,22 @@ def test_where_autodiff_cannot_the_differences_decide_or_a_reference():
     assert not jbp.check.vjp(loop, fwd, functools.partial(loop_bwd, 1), x, reference=jnp.sin, differences=False).passed
 
 
+def test_a_function_that_computes_in_float32_alone_is_checked_in_float32():
+    def host(x):
+        out = jax.ShapeDtypeStruct(x.shape, jnp.float32)
+        return jax.pure_callback(lambda x: np.sin(x, dtype=np.float32), out, x.astype(jnp.float32))
+
+    def rule(factor):
+        return lambda x, d: (factor * jnp.cos(x) * d.astype(x.dtype),)
+
+    x = jax.random.normal(jax.random.key(0), (7,), jnp.float32)
+    report = jbp.check.vjp(host, lambda x: (host(x), x), rule(1), x).raise_if_failed()
+    assert "NATIVE_DIFFERENCE" in {e.level for e in report.entries if e.compared}
+    assert "factor 21/20" in (jbp.check.vjp(host, lambda x: (host(x), x), rule(1.05), x).diagnosis or "off")
+
+
 def test_a_function_that_holds_a_rule_is_checked_as_jax_sees_it():
-    rule = make("factor")
+    rule: Any = make("factor")
     size, tree, key = arguments()
 
     def outer(a, w):

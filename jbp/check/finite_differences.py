@@ -25,7 +25,7 @@ from jbp.check.report import Entry
 from jbp.check.tolerance import FINITE_DIFFERENCE, NATIVE_DIFFERENCE, Level
 from jbp.check.trees import Leaves, cast, entropy, normal
 
-STEPS = (1e-2, 1e-3, 1e-4, 1e-5)
+STEPS = (1e-2, 1e-3, 1e-4, 3e-5)
 """h, and what it shrinks to near a kink."""
 NATIVE_STEPS = (6e-2, 2e-2)
 """The same, for a function that computes in float32 whatever it is given."""

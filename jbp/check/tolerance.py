@@ -28,17 +28,17 @@ class Level:
 
 
 EXACT = Level("EXACT", 0.0, "the same operations on the same numbers: purity, a zero that must be one")
-ELEMENTWISE = Level("ELEMENTWISE", 64.0, "a few roundings in a row for each entry: losses, optimisers")
-MATMUL = Level("MATMUL", 256.0, "sums of products, in an order the compiler chooses: every layer")
+ELEMENTWISE = Level("ELEMENTWISE", 32.0, "a few roundings in a row for each entry: losses, optimisers")
+MATMUL = Level("MATMUL", 128.0, "sums of products, in an order the compiler chooses: every layer")
 DEEP = Level("DEEP", 2048.0, "layers one behind the other, each passing on the last one's roundings: nets")
 LOW_PRECISION = Level("LOW_PRECISION", 8.0, "bfloat16 and float16 against float32: 8 units are already 6 % in bfloat16")
 FINITE_DIFFERENCE = Level(
-    "FINITE_DIFFERENCE", 4e6, "float64, extrapolated from steps h, h/2, h/4: rounding of the function divided by h"
+    "FINITE_DIFFERENCE", 1e7, "float64, extrapolated from steps h, h/2, h/4: rounding of the function divided by h"
 )
 NATIVE_DIFFERENCE = Level(
     "NATIVE_DIFFERENCE", 4e3, "finite differences in float32, where the function cannot be run in float64"
 )
-COMPLEX_STEP = Level("COMPLEX_STEP", 2048.0, "float64 without subtraction, hence nearly as exact as autodiff")
+COMPLEX_STEP = Level("COMPLEX_STEP", 128.0, "float64 without subtraction, hence nearly as exact as autodiff")
 
 LEVELS = (
     EXACT,
@@ -58,7 +58,7 @@ def eps(dtype: np.dtype | type) -> float:
 
 
 def for_dtype(level: Level, dtype: np.dtype | type) -> Level:
-    """`level`, or LOW_PRECISION for a type of 16 bits or fewer: 256 units of bfloat16 would pass anything."""
+    """`level`, or LOW_PRECISION for a type of 16 bits or fewer: 128 units of bfloat16 would pass anything."""
     if level.units > LOW_PRECISION.units and jnp.finfo(dtype).bits <= 16:
         return LOW_PRECISION
     return level

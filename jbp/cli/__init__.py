@@ -1,4 +1,4 @@
-"""The command line: `jbp train`, `predict`, `show`, `compare`; each also a frozen dataclass to call from Python.
+"""The command line: `jbp train`, `predict`, `show`, `compare`, `check`; each also a frozen dataclass.
 
 Exit status: 0; 1 where the work failed (diverged, interrupted, a full disk); 2 where it was asked for wrongly. An
 error is one line on standard error.
@@ -12,13 +12,21 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from jbp.cli import parser as parsing
+from jbp.cli.check import Check as Check
 from jbp.cli.compare import Compare as Compare
 from jbp.cli.parser import Command
+from jbp.cli.parser import Failed as Failed
 from jbp.cli.predict import Predict as Predict
 from jbp.cli.show import Show as Show
 from jbp.cli.train import Train as Train
 
-COMMANDS: dict[str, type[Command]] = {"train": Train, "predict": Predict, "show": Show, "compare": Compare}
+COMMANDS: dict[str, type[Command]] = {
+    "train": Train,
+    "predict": Predict,
+    "show": Show,
+    "compare": Compare,
+    "check": Check,
+}
 _ABOUT = "Train neural networks whose backward pass is written by hand."
 
 
@@ -32,7 +40,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return 1
     except ValueError as error:
         return _failed(error, 2)
-    except (KeyboardInterrupt, OSError, MemoryError) as error:
+    except (Failed, KeyboardInterrupt, OSError, MemoryError) as error:
         return _failed(error, 1)
     except ArithmeticError as error:
         from jbp.train import Diverged

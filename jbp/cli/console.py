@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -75,6 +76,53 @@ class Progress:
         pace = (event.seconds - first.seconds) / (event.step - first.step)
         minutes, seconds = divmod(round(pace * (event.steps - event.step)), 60)
         return f"{minutes}:{seconds:02d} left"
+
+
+class Steps:
+    """Tells how a list of jobs goes: a bar in a terminal, nothing elsewhere."""
+
+    def __init__(self, what: str, count: int):
+        console = Console(stderr=True)
+        self._bar = Bar(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
+                        TextColumn("{task.fields[last]}"), console=console, disable=not console.is_terminal,
+                        transient=True)  # fmt: skip
+        self._task = self._bar.add_task(what, total=count, last="")
+
+    def __enter__(self) -> Steps:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._bar.stop()
+
+    def see(self, last: str) -> None:
+        """One more job is done."""
+        self._bar.update(self._task, advance=1, last=last)
+
+
+def print_checks(rows: list[Any], seconds: float, form: str) -> None:
+    """What was checked, against which oracle, the worst error, the verdict: as a table, Markdown or JSON."""
+    if form == "json":
+        print(json.dumps([row.report | {"kind": row.kind, "name": row.name} for row in rows], ensure_ascii=False))
+        return
+    heads = ("what", "dtype", "against", "worst error, in eps × magnitude", "verdict")
+    cells = [
+        (row.name, row.dtype, ", ".join(row.oracles), row.detail, "pass" if row.passed else "FAIL") for row in rows
+    ]
+    if form == "markdown":
+        for line in (heads, ("---",) * len(heads), *cells):
+            print("| " + " | ".join(line) + " |")
+        return
+    table = _table(*heads)
+    for *words, verdict in cells:
+        table.add_row(*map(escape, words), f"[{'green' if verdict == 'pass' else 'bold red'}]{verdict}[/]")
+    console = Console()
+    console.print(table)
+    compared = sum(row.report["compared"] for row in rows)
+    failed = [row for row in rows if not row.passed]
+    print(f"{len(rows)} checks, {compared:,} numbers compared, {len(failed)} failed, {seconds:.0f} s")
+    for row in failed:
+        print(f"\n{row.text}")
 
 
 def print_result(folder: Path, summary: dict[str, Any]) -> None:

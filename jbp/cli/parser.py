@@ -29,9 +29,14 @@ def option(
     return field(default=default, metadata=facts)
 
 
-def argument(text: str, metavar: str = "") -> Any:
-    """A field that is a positional argument; of type tuple, one or more of them."""
-    return field(metadata={"text": text, "group": None, "choices": (), "metavar": metavar, "shown": None})
+def argument(text: str, metavar: str = "", *, default: Any = MISSING) -> Any:
+    """A field that is a positional argument; of type tuple, one or more of them; with a default, one or none."""
+    facts = {"text": text, "group": None, "choices": (), "metavar": metavar, "shown": None}
+    return field(default=default, metadata=facts)
+
+
+class Failed(Exception):
+    """The command was asked for rightly and did its work, and the answer is no: exit status 1."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,7 @@ def command_parser(name: str, command: type[Command]) -> Parser:
         kinds, facts = _kinds(command)[f.name], f.metadata
         if facts["group"] is None:
             groups.setdefault("arguments", parser.add_argument_group("arguments")).add_argument(
-                f.name, metavar=facts["metavar"], help=facts["text"], **({"nargs": "+"} if tuple in kinds else {})
+                f.name, metavar=facts["metavar"], help=facts["text"], **_count(f, kinds)
             )
             continue
         if facts["group"] not in groups:
@@ -167,8 +172,15 @@ def _converter(name: str, kind: type) -> Callable[[str], Any]:
     return convert
 
 
+def _count(f: dataclasses.Field[Any], kinds: tuple[type, ...]) -> dict[str, Any]:
+    """How many words a positional takes."""
+    return {"nargs": "+"} if tuple in kinds else {} if f.default is MISSING else {"nargs": "?"}
+
+
 def _positional(f: dataclasses.Field[Any]) -> str:
     metavar = f.metadata["metavar"] or f.name.upper()
+    if f.default is not MISSING:
+        return f"[{metavar}]"
     return f"{metavar} {metavar} …" if "tuple" in str(f.type) else metavar
 
 

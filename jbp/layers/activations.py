@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jbp.layer import Layer, Shape, as_number, same_shape
+from jbp.layer import Layer, Shape, Static, as_number, as_shape, no_params, same_shape
 from jbp.layers.initializers import Initializer, glorot_normal, he_normal, lecun_normal
 
 
@@ -43,18 +43,19 @@ class Activation(Layer):
 
     def init(self, key: PRNGKeyArray, shape: Shape) -> tuple[tuple[()], Shape]:
         """No parameters; the shape stays."""
-        return (), shape
+        return (), as_shape(shape)
 
     def forward(self, params: Any, x: Float[Array, "..."], key: PRNGKeyArray | None) -> tuple[Array, Any]:
         """y = θ(s)."""
-        if not jnp.issubdtype(x.dtype, jnp.floating):
+        no_params(self, params)
+        if not jnp.issubdtype(x.dtype, jnp.inexact):  # complex is for the complex-step check
             raise ValueError(f"{self!r} needs floating-point input, but got {x.dtype}: convert it first")
         y = self.value(x)
         return y, self.keep(x, y)
 
     def backward(self, params: Any, saved: Array, delta: Array) -> tuple[Array, tuple[()]]:
         """δ_s = θ′(s)∘δ."""
-        same_shape(self, delta, saved)
+        same_shape(self, delta, saved.shape)
         return self.pull(saved, delta), ()
 
     def opening(self, following: Layer | None) -> Layer:
@@ -72,12 +73,14 @@ class Activation(Layer):
 class Identity(Activation):
     """θ(s) = s, θ′ = 1."""
 
-    def forward(self, params: Any, x: Array, key: PRNGKeyArray | None) -> tuple[Array, tuple[()]]:
-        """y = s; saves nothing."""
-        return x, ()
+    def forward(self, params: Any, x: Array, key: PRNGKeyArray | None) -> tuple[Array, Static]:
+        """y = s; saves only its shape."""
+        no_params(self, params)
+        return x, Static(x.shape)
 
     def backward(self, params: Any, saved: Any, delta: Array) -> tuple[Array, tuple[()]]:
         """δ_s = δ."""
+        same_shape(self, delta, saved.value)
         return delta, ()
 
 

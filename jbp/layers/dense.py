@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jbp.layer import Layer, Shape, as_count
+from jbp.layer import Layer, Shape, as_count, as_shape, leaf_shapes
 from jbp.layers.activations import Activation
 from jbp.layers.initializers import Initializer, lecun_normal, zeros
 from jbp.pairs import Outer, Shift
@@ -47,6 +47,7 @@ class Dense(Layer):
 
     def init(self, key: PRNGKeyArray, shape: Shape) -> tuple[dict[str, Array], Shape]:
         """A weight [i, o] and, if asked, a bias [o]."""
+        shape = as_shape(shape)
         if not shape:
             raise ValueError(f"{self!r} needs an input with at least one axis, but one example has shape ()")
         weight_key, bias_key = jax.random.split(key)
@@ -66,10 +67,18 @@ class Dense(Layer):
         self, params: dict[str, Array], x: Float[Array, "*t i"], key: PRNGKeyArray | None
     ) -> tuple[Float[Array, "*t o"], Array]:
         """s = h W + b; saves h."""
+        names = {"weight", "bias"} if self.use_bias else {"weight"}
+        if not isinstance(params, dict) or params.keys() != names:
+            found = list(params) if isinstance(params, dict) else type(params).__name__
+            raise ValueError(f"{self!r} takes parameters {sorted(names)} in a dict, but got {found}")
         weight = params["weight"]
         if x.ndim == 0 or x.shape[-1] != weight.shape[0]:
             raise ValueError(f"{self!r} with a weight of shape {weight.shape} got an input of shape {x.shape}")
-        if not jnp.issubdtype(x.dtype, jnp.floating):
+        if weight.shape[1:] != (self.width,) or (self.use_bias and params["bias"].shape != (self.width,)):
+            raise ValueError(
+                f"{self!r} takes a weight [i, {self.width}] and a bias [{self.width}], got {leaf_shapes(params)}"
+            )
+        if not jnp.issubdtype(x.dtype, jnp.inexact):  # complex is for the complex-step check
             raise ValueError(f"{self!r} needs floating-point input, but got {x.dtype}: convert it first")
         y = x @ weight
         return (y + params["bias"].reshape((1,) * (y.ndim - 1) + (-1,)) if self.use_bias else y), x

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from jbp.layer import Layer, Shape, as_number, same_shape
+from jbp.layer import Layer, Shape, Static, as_number, as_shape, no_params, same_shape
 
 
 @dataclass(frozen=True, repr=False)
@@ -34,7 +34,7 @@ class Dropout(Layer):
 
     def init(self, key: PRNGKeyArray, shape: Shape) -> tuple[tuple[()], Shape]:
         """No parameters; the shape stays."""
-        return (), shape
+        return (), as_shape(shape)
 
     def opening(self, following: Layer | None) -> Layer | None:
         """What comes after: this layer has no activation of its own."""
@@ -42,18 +42,20 @@ class Dropout(Layer):
 
     def forward(
         self, params: Any, x: Float[Array, "..."], key: PRNGKeyArray | None
-    ) -> tuple[Array, Bool[Array, "..."] | None]:
-        """m∘h / (1 − p); saves m, or None in evaluation."""
+    ) -> tuple[Array, Bool[Array, "..."] | Static]:
+        """m∘h / (1 − p); saves m, or only the shape in evaluation."""
+        no_params(self, params)
         if key is None or not self.uses_key:
-            return x, None
+            return x, Static(x.shape)
         kept = jax.random.bernoulli(key, 1 - self.drop_rate, x.shape)
         return self._masked(kept, x), kept
 
-    def backward(self, params: Any, saved: Bool[Array, "..."] | None, delta: Array) -> tuple[Array, tuple[()]]:
+    def backward(self, params: Any, saved: Bool[Array, "..."] | Static, delta: Array) -> tuple[Array, tuple[()]]:
         """m∘δ / (1 − p)."""
-        if saved is None:
+        if isinstance(saved, Static):
+            same_shape(self, delta, saved.value)
             return delta, ()
-        same_shape(self, delta, saved)
+        same_shape(self, delta, saved.shape)
         return self._masked(saved, delta), ()
 
     def _masked(self, kept: Array, values: Array) -> Array:

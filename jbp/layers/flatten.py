@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxtyping import Array, PRNGKeyArray
 
-from jbp.layer import Layer, Shape, Static
+from jbp.layer import Layer, Shape, Static, as_shape, no_params, same_shape
 
 
 @dataclass(frozen=True, repr=False)
@@ -19,7 +19,7 @@ class Flatten(Layer):
 
     def init(self, key: PRNGKeyArray, shape: Shape) -> tuple[tuple[()], Shape]:
         """No parameters; [a, b, …] becomes [a·b·…]."""
-        return (), (math.prod(shape),)
+        return (), (math.prod(as_shape(shape)),)
 
     def opening(self, following: Layer | None) -> Layer | None:
         """What comes after: this layer has no activation of its own."""
@@ -27,8 +27,10 @@ class Flatten(Layer):
 
     def forward(self, params: Any, x: Array, key: PRNGKeyArray | None) -> tuple[Array, Static]:
         """x as a vector; saves only its shape."""
+        no_params(self, params)
         return x.reshape(-1), Static(x.shape)
 
     def backward(self, params: Any, saved: Any, delta: Array) -> tuple[Array, tuple[()]]:
         """δ in the shape of x."""
+        same_shape(self, delta, (math.prod(saved.value),))
         return delta.reshape(saved.value), ()
