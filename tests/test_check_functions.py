@@ -119,6 +119,13 @@ def test_a_net_in_float32_passes():
     assert {"float32", "float64"} == {e.dtype for e in report.entries if e.compared}
 
 
+def test_a_row_of_padding_on_a_kink_is_no_mistake():
+    net = jbp.serial(jbp.Dense(3), jbp.relu)
+    params, _ = net.init(jax.random.key(0), (7,))
+    report = jbp.check.gradient(net, CE, params, X.at[0].set(0), Y, differences=False).raise_if_failed()
+    assert "kink" in report.entries[0].note
+
+
 class BatchSum(MeanSquaredError):
     """Its δ is 6 times what it should be, as if the mean over the batch were missing."""
 

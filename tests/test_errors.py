@@ -34,6 +34,14 @@ def backward(delta, net: Any = NET):
     return jbp.backward(net, p, jbp.forward(net, p, X)[1], delta)
 
 
+def one(layer: Any, p: Any) -> Any:
+    return jbp.forward(layer, p, X)
+
+
+def back(layer: Any, delta: Any) -> Any:
+    return backward(delta, layer)
+
+
 def pairs():
     return backward(jnp.ones((4, 3)))[1]
 
@@ -151,6 +159,53 @@ WRONG: dict[str, tuple[Any, str]] = {
         for v in (1, "all", [1], (True, None, 0.0))
     },
     "trainable of another net": (lambda: run(trainable=(True,)), "tuple"),
+    # parameters that a layer does not have, or not so
+    "no bias": (
+        lambda: one(jbp.Dense(3), {"weight": jnp.ones((2, 3))}),
+        r"parameters \['bias', 'weight'\].*\['weight'\]",
+    ),
+    "a bias too many": (
+        lambda: one(jbp.Dense(3, use_bias=False), {"weight": jnp.ones((2, 3)), "bias": jnp.ones(3)}),
+        r"takes parameters \['weight'\]",
+    ),
+    "a bias to broadcast": (
+        lambda: one(jbp.Dense(3), {"weight": jnp.ones((2, 3)), "bias": jnp.ones(1)}),
+        r"takes a weight \[i, 3\] and a bias \[3\], got .*\(1,\)",
+    ),
+    "another width": (
+        lambda: one(jbp.Dense(3), {"weight": jnp.ones((2, 5)), "bias": jnp.ones(5)}),
+        r"takes a weight \[i, 3\]",
+    ),
+    "no parameters at all": (lambda: one(jbp.Dense(3), None), "got NoneType"),
+    "parameters for relu": (lambda: one(jbp.relu, {"weight": X}), "relu has no parameters and takes"),
+    "parameters for flatten": (lambda: one(jbp.Flatten(), (X,)), "has no parameters and takes"),
+    "parameters for dropout": (lambda: one(jbp.Dropout(0.5), {}), "has no parameters and takes"),
+    # a δ that is not the output's
+    "δ through identity": (
+        lambda: back(jbp.identity, jnp.ones((4, 3))),
+        r"δ of shape \(3,\) for an output of shape \(2,\)",
+    ),
+    "δ through dropout in evaluation": (lambda: back(jbp.Dropout(0.5), jnp.ones((4, 3))), r"δ of shape \(3,\)"),
+    "δ through flatten": (
+        lambda: back(jbp.Flatten(), jnp.ones((4, 3))),
+        r"δ of shape \(3,\) for an output of shape \(2,\)",
+    ),
+    "δ through concat": (
+        lambda: back(jbp.branch(jbp.relu, jbp.tanh, join="concat"), jnp.ones((4, 3))),
+        r"outputs of widths \(2, 2\).* δ of shape",
+    ),
+    # things of another kind
+    "a net that is none": (lambda: jbp.value_and_grad(loose.Dense, losses.l2_loss), "the net must be a layer"),
+    "a loss that is none": (lambda: jbp.value_and_grad(NET, loose.losses.L2Loss), "loss must come from jbp.losses"),
+    "a loss by name": (lambda: loose.value_and_grad(NET, "l2_loss"), "loss must come from jbp.losses"),
+    "an unhashable net": (lambda: loose.apply(Unhashable(), (), X), "Unhashable cannot be hashed"),
+    "x as a list": (lambda: loose.apply(NET, params(), [[1.0, 2.0]]), "x must be an array"),
+    "an int as key": (lambda: loose.forward(DROPS, params(DROPS), X, 3), r"key must come from jax.random.key"),
+    "contract of arrays": (lambda: jbp.contract((X, X)), "takes the pairs that jbp.backward returns"),
+    "weights as a list": (lambda: loose.contract(pairs(), [1.0] * 4), "weights must be an array .* type list"),
+    "drop rate None": (lambda: loose.Dropout(None), "drop_rate of Dropout must be a finite number"),
+    "leaf init with 0": (lambda: jbp.Dense(3).init(KEY, (0,)), "shape of one example must be"),
+    "leaf init with text": (lambda: jbp.tanh.init(KEY, loose.tanh), "shape of one example must be"),
 }
 
 

@@ -29,6 +29,8 @@ STEPS = (1e-2, 1e-3, 1e-4, 3e-5)
 """h, and what it shrinks to near a kink."""
 NATIVE_STEPS = (6e-2, 2e-2)
 """The same, for a function that computes in float32 whatever it is given."""
+_GRID = (0.0, 1.0, -1.0, 1 / 2, -1 / 2, 1 / 4, -1 / 4)
+"""Where φ is evaluated, in units of h."""
 MOVES = 4
 """How often the point is moved, by 1 % of normals, to get away from a kink."""
 
@@ -45,6 +47,10 @@ class Slopes(NamedTuple):
     scale: float
     smooth: bool
     order: float
+    kink: bool
+    """Whether the one-sided differences disagree by more than rounding, in the limit of h = 0."""
+    moved: bool = False
+    """Whether this was measured beside the given point."""
 
 
 def finite_differences(
@@ -114,22 +120,39 @@ def _along(run: Any, point: Leaves, extra: Any, seed: Any, leaf: int, directions
     for move in range(MOVES):
         here = point
         if move:
-            jitter = normal(entropy(seed, move, 0), point)
-            here = [p + 0.01 * a * (1 + abs(p)) for p, a in zip(point, jitter, strict=True)]
+            here = beside(point, entropy(seed, move, 0))
         v = directions_in(leaf, point, entropy(seed, move, 1), directions)
         for h in NATIVE_STEPS if native else STEPS:
-            steps = jnp.asarray(h * np.array([0.0, 1, -1, 1 / 2, -1 / 2, 1 / 4, -1 / 4]))
+            steps = jnp.asarray(h * np.array(_GRID))
             values, terms, found = (np.asarray(a) for a in run(here, extra, v, steps))
             slopes = [_slope(v, h, float(t), float(f), native) for v, t, f in zip(values, terms, found, strict=True)]
             if any(s.smooth for s in slopes):
-                return slopes
+                return [s._replace(moved=move > 0) for s in slopes]
     return slopes
+
+
+def beside(point: Leaves, seed: Any) -> Leaves:
+    """The point, moved by 1 % of normals in every entry."""
+    return [p + 0.01 * a * (1 + abs(p)) for p, a in zip(point, normal(seed, point), strict=True)]
+
+
+def kinks_along(function: Function, point: Leaves, extra: Any, seed: Any) -> bool:
+    """Whether there is a kink at the point itself, along one of two random directions in each leaf."""
+    run = jax.jit(_program(function, lambda point, _: [jnp.zeros_like(p) for p in point]))
+    h = STEPS[-1]
+    steps = jnp.asarray(h * np.array(_GRID))
+    for leaf in range(len(point)):
+        v = directions_in(leaf, point, entropy(seed, leaf), 2)
+        values, terms, _ = (np.asarray(a) for a in run(point, extra, v, steps))
+        if any(_slope(row, h, float(term), 0.0, False).kink for row, term in zip(values, terms, strict=True)):
+            return True
+    return False
 
 
 def _slope(values: np.ndarray, h: float, term: float, found: float, native: bool) -> Slopes:
     eps = float(np.finfo(np.float32 if native else np.float64).eps)
     if not np.isfinite(values).all():
-        return Slopes(np.nan, found, np.nan, False, np.nan)
+        return Slopes(np.nan, found, np.nan, False, np.nan, False)
     zero, *sides = values
     d1, d2, d4 = ((sides[2 * i] - sides[2 * i + 1]) / (2 * h / 2**i) for i in range(3))
     b1, b2, b4 = ((sides[2 * i] - 2 * zero + sides[2 * i + 1]) / (h / 2**i) for i in range(3))
@@ -142,7 +165,7 @@ def _slope(values: np.ndarray, h: float, term: float, found: float, native: bool
     smooth = bool(abs(r2 - r1) / 15 <= room and abs(kink) <= room)
     e1, e2 = abs(d1 - d2), abs(d2 - d4)
     order = float(np.log2(e1 / e2)) if e2 > 64 * eps * scale / (h / 4) and e1 > 0 else np.inf
-    return Slopes(r2 + (r2 - r1) / 15, found, scale, smooth, order)
+    return Slopes(r2 + (r2 - r1) / 15, found, scale, smooth, order, bool(abs(kink) > room))
 
 
 def _entry(law: str, oracle: str, name: str, slopes: list[Slopes], native: bool) -> Entry:
@@ -157,6 +180,8 @@ def _entry(law: str, oracle: str, name: str, slopes: list[Slopes], native: bool)
     level: Level = NATIVE_DIFFERENCE if native else FINITE_DIFFERENCE
     orders = [s.order for s in usable if np.isfinite(s.order)]
     note = f"order of convergence {min(orders):.2f}" if orders else "differences at rounding"
+    if usable[0].moved:
+        note += "; moved 1 % away from a kink"
     if len(usable) < len(slopes):
         note += f"; {len(slopes) - len(usable)} of {len(slopes)} directions crossed a kink"
     found, measured = (np.array([getattr(s, field) for s in usable]) for field in ("found", "measured"))

@@ -12,6 +12,7 @@ from jax import Array, lax
 from jbp.backprop import backward, forward, value_and_grad
 from jbp.check.compare import PRECISION, called, compare, explain, fact, largest, problem
 from jbp.check.finite_differences import finite_differences
+from jbp.check.kinks import after_moving, at_kink, moved
 from jbp.check.report import Entry, Report
 from jbp.check.tolerance import DEEP, Level
 from jbp.check.trees import as_key, cast, check_finite, floats_of, is_float, paths, split
@@ -58,6 +59,23 @@ def gradient(
         raise ValueError(f"check.gradient takes a net and a loss, but got {net!r} and {loss!r}")
     key = None if key is None else as_key(key)
     n = _check_data(params, x, y, weights)
+    return _run(net, loss, params, x, y, key, weights, n, level, differences)
+
+
+def _run(
+    net: Layer,
+    loss: Loss,
+    params: Any,
+    x: Any,
+    y: Any,
+    key: Any,
+    weights: Any,
+    n: int,
+    level: Level,
+    differences: bool,
+    may_move: bool = True,
+) -> Report:
+    """The comparison at one point, or beside it if it lies on a kink."""
     subject = f"the gradient of {called(net)} with {called(loss)}, batch {n}"
     by_hand = _by_hand(net, loss, key)
 
@@ -92,6 +110,11 @@ def gradient(
         entries.append(
             compare("= jax.grad", name, "autodiff", found, want, level, clues=_clues(want, parts), **options)
         )
+    failed = any(entry.law == "= jax.grad" and entry.verdict == "fail" for entry in entries)
+    if failed and may_move and at_kink(lambda p, data: scalar(p, *data), leaves, (x, y, weights), (0,)):
+        beside = rebuild(moved(leaves, (0,)))
+        report = _run(net, loss, beside, x, y, key, weights, n, level, differences, may_move=False)
+        return after_moving(report, "params")
     if differences:
         entries += _slopes(scalar, by_hand, leaves, rebuild, params, x, y, weights, names)
     return Report(subject, tuple(entries))

@@ -13,6 +13,7 @@ from jbp.check.compare import called, explain, problem
 from jbp.check.complex_step import complex_step
 from jbp.check.eager import eager, keyless
 from jbp.check.finite_differences import finite_differences
+from jbp.check.kinks import after_moving, at_kink, moved
 from jbp.check.laws import couples, gradients_of, laws
 from jbp.check.protocol import protocol
 from jbp.check.report import Entry, Report
@@ -79,10 +80,32 @@ def layer(
     check_finite("x", x)
 
     level = level or (DEEP if isinstance(layer, Combinator) else MATMUL)
+    report = _run(layer, params, x, out_shape, run_key, seed, level, differences, subject)
+    failed = any(entry.law.startswith(("= vjp", "adjoint")) for entry in report.failures)
+    if failed and at_kink(*_output_slope(layer, params, x, None, seed), seed):
+        leaves, rebuild = split((params, x))
+        params, x = rebuild(moved(leaves, seed))
+        report = _run(layer, params, x, out_shape, run_key, seed, level, differences, subject)
+        return after_moving(report, "(params, x)")
+    return report
+
+
+def _run(
+    layer: Layer,
+    params: Any,
+    x: Any,
+    out_shape: Any,
+    key: Any,
+    seed: Any,
+    level: Level,
+    differences: bool,
+    subject: str,
+) -> Report:
+    """All laws at one point, without a key and with one."""
     entries: list[Entry] = []
     if layer.uses_key is False and not isinstance(layer, Combinator) and not couples(layer):
-        entries += keyless(layer, params, x, run_key)
-    modes = {"": None} if layer.uses_key is False else {"": None, " (key)": run_key}
+        entries += keyless(layer, params, x, key)
+    modes = {"": None} if layer.uses_key is False else {"": None, " (key)": key}
     for mode, k in modes.items():
         structure = protocol(layer, params, x, out_shape, k, mode)
         entries += structure
@@ -96,8 +119,8 @@ def layer(
     return Report(subject, tuple(entries))
 
 
-def _slopes(layer: Layer, params: Any, x: Any, key: Any, seed: Any, mode: str) -> list[Entry]:
-    """Finite differences and the complex step of ⟨forward, δ⟩, in float64."""
+def _output_slope(layer: Layer, params: Any, x: Any, key: Any, seed: Any) -> tuple[Any, Any, Any]:
+    """⟨forward, δ⟩ as a function of the differentiable leaves of (params, x); these; and δ and the key."""
     leaves, rebuild = split((params, x))
     y = jax.eval_shape(lambda p, x, k: forward(layer, p, x, k)[0], params, x, key)
     delta = normal(entropy(seed, 3), jax.ShapeDtypeStruct(y.shape, jnp.float32))
@@ -109,6 +132,14 @@ def _slopes(layer: Layer, params: Any, x: Any, key: Any, seed: Any, mode: str) -
         terms = y * delta.astype(y.dtype)
         return terms.sum(), terms
 
+    return function, leaves, (delta, key)
+
+
+def _slopes(layer: Layer, params: Any, x: Any, key: Any, seed: Any, mode: str) -> list[Entry]:
+    """Finite differences and the complex step of ⟨forward, δ⟩, in float64."""
+    function, leaves, extra = _output_slope(layer, params, x, key, seed)
+    _, rebuild = split((params, x))
+
     def gradient(leaves: Any, extra: Any) -> Any:
         delta, key = extra
         params, x = rebuild(leaves)
@@ -116,9 +147,9 @@ def _slopes(layer: Layer, params: Any, x: Any, key: Any, seed: Any, mode: str) -
 
     names = [p for p, a in zip(paths(params, "params"), jax.tree.leaves(params), strict=True) if is_float(a)]
     names = [name + mode for name in [*names, *(["delta_x"] if is_float(x) else [])]]
-    entries = finite_differences(function, gradient, leaves, (delta, key), names, seed)
+    entries = finite_differences(function, gradient, leaves, extra, names, seed)
     if mode == "":
-        entries += complex_step(function, gradient, leaves, (delta, key), names, seed)
+        entries += complex_step(function, gradient, leaves, extra, names, seed)
     return entries
 
 

@@ -73,7 +73,7 @@ def gradient(value: Any, tree: Any) -> Any:
 
 
 def activation(layer: Any, s: Any) -> Any:
-    F = torch.nn.functional  # noqa: N806
+    F = torch.nn.functional
     match layer:
         case layers.Identity():
             return s
@@ -135,7 +135,7 @@ def masks(net: jbp.Dropout, key: Any, shape: tuple[int, ...]) -> Any:
 
 def errors(loss: losses.Loss, output: Any, target: Any) -> Any:
     """eₙ in PyTorch: summed over the outputs (last axis), averaged over positions."""
-    F = torch.nn.functional  # noqa: N806
+    F = torch.nn.functional
     match loss:
         case losses.SquaredError():
             e = F.mse_loss(output, target, reduction="none").sum(-1)
@@ -189,12 +189,12 @@ def noisy(params: Any, rng: np.random.Generator) -> Any:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("layer", LAYERS, ids=repr)
-def peer_layer(layer, shape):
+def test_layer(layer, shape):
     compare_layer(layer, shape)
 
 
 @pytest.mark.parametrize("layer", LAYERS[:13], ids=repr)
-def peer_activation_far_out(layer):
+def test_activation_far_out(layer):
     """Where exponentials leave their range."""
     compare_layer(layer, (7,), scale=300.0)
 
@@ -244,7 +244,7 @@ def compare_loss(loss: Any, kind: str, shape: tuple[int, ...], seed: int) -> Non
 
 @pytest.mark.parametrize("shape", [(7,), (1,), (3, 5)], ids=str)
 @pytest.mark.parametrize(("loss", "kind"), LOSSES, ids=str)
-def peer_loss(loss, kind, shape):
+def test_loss(loss, kind, shape):
     for seed in range(3):
         compare_loss(loss, kind, shape, seed)
 
@@ -308,7 +308,7 @@ def compare_net(seed: int, tamper: Any = lambda grads: grads) -> None:
     builder = Builder(rng, shape[-1])
     wrap = (jbp.residual, jbp.branch, lambda net: net)[seed % 3]  # each of the three in every third net, at least
     net = jbp.serial(
-        wrap(builder.chain(2, shape[-1])),
+        wrap(builder.chain(1, shape[-1])),
         *[builder.dense()] * bool(seed % 2),
         jbp.tanh,
         builder.dense(int(rng.choice(WIDTHS))),
@@ -328,16 +328,16 @@ def compare_net(seed: int, tamper: Any = lambda grads: grads) -> None:
 
 
 @pytest.mark.parametrize("seed", range(NETS))
-def peer_net(seed):
+def test_net(seed):
     compare_net(seed)
 
 
-def peer_nets_are_varied():
+def test_nets_are_varied():
     """The sixty hold every combinator and every layer, so none is compared only in name."""
     seen = set()
     for seed in range(NETS):
         rng = np.random.default_rng(seed)
-        seen |= set(repr(Builder(rng, 3).chain(2)).replace("(", " ").replace(",", " ").split())
+        seen |= set(repr(Builder(rng, 3).chain(1)).replace("(", " ").replace(",", " ").split())
     assert {"residual", "branch", "repeat", "Dense", "Dropout", "softmax", "gelu", "relu"} <= seen
 
 
@@ -365,12 +365,12 @@ def compare_optimizer(momentum: float, nesterov: bool, **theirs_only: Any) -> No
 
 
 @pytest.mark.parametrize(("momentum", "nesterov"), METHODS)
-def peer_optimizer(momentum, nesterov):
+def test_optimizer(momentum, nesterov):
     compare_optimizer(momentum, nesterov)
 
 
 @pytest.mark.parametrize(("momentum", "nesterov"), METHODS)
-def peer_training(momentum, nesterov):
+def test_training(momentum, nesterov):
     """Ten steps of training, each side with its own forward, backward and update: errors feed on themselves."""
     rng = np.random.default_rng(10)
     net, loss = (
@@ -394,7 +394,7 @@ def peer_training(momentum, nesterov):
         assert_agree((value, params), (their_value, theirs), "net")
 
 
-# Planted differences: what is compared can fail ------------------------------------------------------------------------
+# Planted differences: what is compared can fail -----------------------------------------------------------------------
 
 
 def refused() -> Any:
@@ -402,7 +402,7 @@ def refused() -> Any:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def peer_planted_gradient(seed):
+def test_planted_gradient(seed):
     """One leaf wrong by one part in 10¹²."""
 
     def tamper(grads: Any) -> Any:
@@ -413,7 +413,7 @@ def peer_planted_gradient(seed):
         compare_net(seed, tamper)
 
 
-def peer_planted_optimizers():
+def test_planted_optimizers():
     """Damped momentum, and heavy-ball where Nesterov was asked."""
     with refused():
         compare_optimizer(0.9, False, dampening=0.1)
@@ -421,7 +421,7 @@ def peer_planted_optimizers():
         compare_optimizer(0.9, False, weight_decay=1e-10)
 
 
-def peer_planted_layers(monkeypatch):
+def test_planted_layers(monkeypatch):
     """PyTorch's own default softplus, the other GELU, and a weight not transposed twice."""
     mine = activation
     for layer, theirs in (
@@ -430,13 +430,14 @@ def peer_planted_layers(monkeypatch):
         (jbp.elu, lambda s: torch.nn.functional.elu(s, 1 + 1e-12)),
     ):
         monkeypatch.setattr(
-            "peer_pytorch.activation", lambda found, s, l=layer, f=theirs: f(s) if found == l else mine(found, s)
+            "peer_pytorch.activation",
+            lambda found, s, wrong=layer, f=theirs: f(s) if found == wrong else mine(found, s),
         )
         with refused():
             compare_layer(layer, (7,), scale=12.0)
 
 
-def peer_planted_loss(monkeypatch):
+def test_planted_loss(monkeypatch):
     """A loss averaged over the outputs where ours is summed."""
     mine = errors
     monkeypatch.setattr("peer_pytorch.errors", lambda loss, o, t: mine(losses.mean_squared_error, o, t))

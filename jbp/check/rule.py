@@ -1,0 +1,237 @@
+"""The laws of a rule: what a backward pass written by hand must give, whoever calls it, against each oracle."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jbp.check.arguments import Arguments, cotangent_like, find_cotangent_problems
+from jbp.check.compare import PRECISION, compare, explain, fact, largest, problem, skipped
+from jbp.check.complex_step import complex_step
+from jbp.check.finite_differences import finite_differences
+from jbp.check.kinks import after_moving, at_kink, moved
+from jbp.check.report import Entry, Report
+from jbp.check.tolerance import EXACT, Level
+from jbp.check.trees import as_key, dtype_of, entropy, is_float, paths
+
+A, B = 0.75, -1.5
+"""The factors of the linear law."""
+
+
+def check_rule(
+    subject: str,
+    primal: Any,
+    by_hand: Any,
+    arguments: Arguments,
+    reference: Any,
+    key: Any,
+    level: Level,
+    differences: bool,
+    autodiff: bool = True,
+    is_moved: bool = False,
+) -> Report:
+    """All laws: structure first, then numbers against each oracle that applies."""
+    seed = entropy(as_key(key))
+    floats = arguments.floats
+    try:
+        out = jax.eval_shape(lambda p: primal(*arguments.rebuilt(p)), floats)
+    except Exception as error:
+        return Report(subject, (problem("runs", "f", f"does not trace: {explain(error)}"),))
+    deltas = [arguments.random_delta(entropy(seed, i), out) for i in (0, 1)]
+    if not deltas[0]:
+        raise ValueError("f returns nothing that can be differentiated: there would be nothing to check")
+    try:
+        hand_out, cotangents = jax.eval_shape(by_hand, floats, deltas[0])
+    except Exception as error:
+        return Report(subject, (problem("runs", "f_fwd, f_bwd", explain(error)),))
+    entries = _same_shapes("= f", "f_fwd's out", hand_out, out)
+    found_problems = find_cotangent_problems(cotangents, arguments)
+    entries += found_problems
+    if any(entry.verdict == "fail" and entry.law != "dtypes" for entry in entries):
+        return Report(subject, tuple(entries))
+
+    def program(floats: Any, delta: Any, other: Any) -> Any:
+        out, cotangents = by_hand(floats, delta)
+        _, more = by_hand(floats, other)
+        _, mixed = by_hand(floats, [A * a + B * b for a, b in zip(delta, other, strict=True)])
+        keep = arguments.of_floats
+        return out, keep(cotangents), keep(more), keep(mixed), arguments.of_others(cotangents)
+
+    with jax.default_matmul_precision(PRECISION):
+        try:
+            out_found, found, more, mixed, rest = jax.jit(program)(floats, *deltas)
+            out_value = jax.jit(lambda p: primal(*arguments.rebuilt(p)))(floats)
+        except Exception as error:
+            return Report(subject, (*entries, problem("runs", "under jit", explain(error))))
+        entries += _outputs(out_found, out_value, "f", level)
+        for name, value in zip(arguments.other_names, rest, strict=True):
+            entries.append(
+                compare(
+                    "no cotangent for integers and keys",
+                    name,
+                    "definition",
+                    value,
+                    np.zeros(value.shape),
+                    EXACT,
+                    dtype=np.float32,
+                )
+            )
+        for name, m, a, b in zip(arguments.names, mixed, found, more, strict=True):
+            a, b = (np.asarray(v).astype(np.float64) for v in (a, b))
+            terms = max(abs(A) * largest(a), abs(B) * largest(b))
+            entries.append(compare("linear in δ", name, "itself", m, A * a + B * b, level, dtype=m.dtype, terms=terms))
+        derivative = _autodiff(primal if autodiff else None, reference, arguments, deltas[0], found, out_found, level)
+    entries += derivative
+    plain = reference or primal
+    failed = any(entry.law == "= vjp" and entry.verdict == "fail" for entry in derivative)
+    if failed and not is_moved and at_kink(_slope_of(plain, arguments), arguments.floats, deltas[0], seed):
+        beside = replace(arguments, floats=moved(arguments.floats, seed))
+        report = check_rule(
+            subject, primal, by_hand, beside, reference, key, level, differences, autodiff, is_moved=True
+        )
+        return after_moving(report, "args")
+    if differences or not any(e.compared for e in derivative):
+        entries += _slopes(plain, by_hand, arguments, deltas[0], seed)
+    return Report(subject, tuple(entries))
+
+
+def _autodiff(
+    primal: Any, reference: Any, arguments: Arguments, delta: Any, found: Any, out: Any, level: Level
+) -> list[Entry]:
+    """Against jax.vjp of the reference, or else of the primal function, in float32 at least."""
+    oracle = "autodiff of the reference" if reference is not None else "autodiff of the primal"
+    plain = reference if reference is not None else primal
+    if plain is None:
+        return [skipped("= vjp", name, "autodiff", "no reference and no primal function") for name in arguments.names]
+
+    def program(floats: Any, deltas: Any) -> Any:
+        value, pull = jax.vjp(lambda p: plain(*arguments.rebuilt(p)), floats)
+        return value, jax.lax.map(lambda delta: pull(cotangent_like(value, delta))[0], deltas)
+
+    floats, wide = arguments.floats, delta
+    if any(leaf.dtype.itemsize < 4 for leaf in floats):
+        floats = [leaf.astype(jnp.float32) if leaf.dtype.itemsize < 4 else leaf for leaf in floats]
+    names, candidates = _candidates(wide)
+    try:
+        kinds = jax.eval_shape(lambda p: plain(*arguments.rebuilt(p)), floats)
+        kinds = [leaf.dtype for leaf in jax.tree.leaves(kinds) if _is_float_struct(leaf)]
+        stacked = [
+            jnp.stack(list(c)).astype(kind) for c, kind in zip(zip(*candidates, strict=True), kinds, strict=True)
+        ]
+        value, gradients = jax.jit(program)(floats, stacked)
+    except Exception as error:
+        why = f"autodiff cannot differentiate it: {explain(error)}"
+        if reference is not None:
+            return [problem("= vjp", "reference", why)]
+        return [skipped("= vjp", name, oracle, why) for name in arguments.names]
+    entries = _outputs(out, value, "the reference", level) if reference is not None else []
+    source = max(largest(d) for d in delta)
+    for i, (name, mine, leaf) in enumerate(zip(arguments.names, found, arguments.floats, strict=True)):
+        right = gradients[i][0]
+        clues = _clues(names, gradients[i], delta, leaf, out)
+        sizes = {
+            f"the size of axis {axis} of {n}": s
+            for n, a in zip(arguments.names, arguments.floats, strict=True)
+            for axis, s in enumerate(a.shape)
+        }
+        entries.append(
+            compare(
+                "= vjp", name, oracle, mine, right, level, dtype=leaf.dtype, source=source, sizes=sizes, clues=clues
+            )
+        )
+    return entries
+
+
+def _candidates(delta: Any) -> tuple[list[str], list[Any]]:
+    """δ, and the δ of the usual mistakes."""
+    rows: dict[str, Any] = {"": lambda d: d, "δ left out: it is the cotangent for a δ of ones": jnp.ones_like}
+    rows["one example's δ given to another: δ reversed along its first axis"] = lambda d: d[::-1] if d.ndim else d
+    rows["one example's δ given to another: δ rolled by 1 along its first axis"] = lambda d: (
+        jnp.roll(d, 1, 0) if d.ndim else d
+    )
+    rows["one example's δ given to another: δ rolled by −1 along its first axis"] = lambda d: (
+        jnp.roll(d, -1, 0) if d.ndim else d
+    )
+    if len(delta) > 1:
+        for i in range(len(delta)):
+            rows[f"a dropped term: output {i} is not differentiated"] = i
+    made = []
+    for change in rows.values():
+        if isinstance(change, int):
+            made.append([jnp.zeros_like(d) if i == change else d for i, d in enumerate(delta)])
+        else:
+            made.append([change(d) for d in delta])
+    return list(rows), made
+
+
+def _clues(names: list[str], gradients: Any, delta: Any, leaf: Any, out: Any) -> Any:
+    def clues() -> dict[str, Any]:
+        found = dict(zip(names[1:], gradients[1:], strict=True))
+        outs = [o for o in jax.tree.leaves(out) if is_float(o)]
+        for d, o in zip(delta, outs, strict=True):
+            if d.shape == leaf.shape:
+                found["the derivative is missing: found = δ, passed through as it came"] = d
+                found["a dropped term: found = y∘δ"] = np.asarray(o).astype(np.float64) * np.asarray(d).astype(
+                    np.float64
+                )
+        return found
+
+    return clues
+
+
+def _slope_of(plain: Any, arguments: Arguments) -> Any:
+    """⟨f, δ⟩ as a function of the differentiable leaves."""
+
+    def function(floats: Any, delta: Any) -> tuple[Any, Any]:
+        out = [o for o in jax.tree.leaves(plain(*arguments.rebuilt(floats))) if jnp.issubdtype(o.dtype, jnp.inexact)]
+        terms = jnp.concatenate([(o * d.astype(o.dtype)).reshape(-1) for o, d in zip(out, delta, strict=True)])
+        return terms.sum(), terms
+
+    return function
+
+
+def _slopes(plain: Any, by_hand: Any, arguments: Arguments, delta: Any, seed: Any) -> list[Entry]:
+    """Finite differences and the complex step of ⟨f, δ⟩."""
+    function = _slope_of(plain, arguments)
+
+    def gradient(floats: Any, delta: Any) -> Any:
+        out, _ = jax.eval_shape(by_hand, floats, delta)
+        kinds = [leaf.dtype for leaf in jax.tree.leaves(out) if _is_float_struct(leaf)]
+        cotangents = by_hand(floats, [d.astype(kind) for d, kind in zip(delta, kinds, strict=True)])[1]
+        return arguments.of_floats(cotangents)
+
+    entries = finite_differences(function, gradient, arguments.floats, delta, arguments.names, seed)
+    return entries + complex_step(function, gradient, arguments.floats, delta, arguments.names, seed)
+
+
+def _outputs(found: Any, expected: Any, whose: str, level: Level) -> list[Entry]:
+    """Outputs leaf by leaf: floats to the level, integers exactly."""
+    bad = _same_shapes(f"= {whose}", "out", found, expected, kinds=False)
+    if any(entry.verdict == "fail" for entry in bad):
+        return bad
+    entries = []
+    for path, a, b in zip(paths(expected, "out"), jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        if is_float(b):
+            entries.append(compare(f"= {whose}", path, whose, a, b, level, dtype=dtype_of(a)))
+        elif not jnp.issubdtype(dtype_of(b), jax.dtypes.prng_key):
+            entries.append(compare(f"= {whose}", path, whose, a, b, EXACT, dtype=np.float32))
+    return entries
+
+
+def _same_shapes(law: str, path: str, found: Any, expected: Any, kinds: bool = True) -> list[Entry]:
+    have, want = jax.tree.structure(found), jax.tree.structure(expected)
+    if have != want:
+        return [problem(law, path, f"its tree is {have}, where {want} is expected")]
+    for where, a, b in zip(paths(expected, path), jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        if a.shape != b.shape or (kinds and a.dtype != b.dtype):
+            return [problem(law, where, f"it is {a.dtype}{list(a.shape)}, where {b.dtype}{list(b.shape)} is expected")]
+    return [fact(law, path, "protocol", True, "")]
+
+
+def _is_float_struct(leaf: Any) -> bool:
+    """Whether an abstract or concrete output is real floating point."""
+    return jnp.issubdtype(leaf.dtype, jnp.floating)

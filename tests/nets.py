@@ -1,0 +1,227 @@
+"""Random networks: structures, and the numbers that go into them.
+
+A structure is grown from a function `pick` that chooses one of several options, so the same code serves hypothesis
+(`problems`), which can then shrink a failing network, and a seeded generator (`seeded`), which `tests/fuzz.py` uses.
+Whatever must fit (the inside of a residual, the arms of a sum, a loss behind softmax) fits by construction: a net is
+grown towards a given output shape, and nothing is thrown away.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from cases import Gain
+from hypothesis import strategies as st
+
+import jbp
+from jbp import layers, losses
+from jbp.layer import Layer
+
+Shape = tuple[int, ...]
+Pick = Callable[[Sequence[Any]], Any]
+
+DEPTH, LEAVES = 4, 9
+"""How deep combinators nest, and after how many layers only the ones still needed are added."""
+
+WIDTHS = (1, 2, 3, 5, 7)
+SHAPES = ((3,), (5,), (7,), (1,), (2, 3), (3, 5), (5, 1), (2, 3, 5))
+ACTIVATIONS = (
+    jbp.identity, jbp.relu, jbp.leaky_relu, layers.LeakyRelu(0.2), jbp.tanh, jbp.sigmoid, jbp.softmax, jbp.softplus,
+    jbp.elu, layers.Elu(0.7), jbp.silu, jbp.gelu, layers.Gelu(approximate=False),
+)  # fmt: skip
+DROPOUTS = (jbp.Dropout(0.2), jbp.Dropout(0.5), jbp.Dropout(0.9), jbp.Dropout(0.0))
+GAINS = (Gain(), Gain(0.5))
+NAMES = vars(jbp) | {layer.__name__: layer for layer in (Gain, layers.LeakyRelu, layers.Elu, layers.Gelu)}
+"""What the repr of a net is written in."""
+
+_ON_VALUES = (losses.squared_error, losses.l2_loss, losses.mean_squared_error)
+_TARGETS = {
+    **dict.fromkeys(_ON_VALUES, ("values",)),
+    losses.sigmoid_binary_cross_entropy: ("yes or no",),
+    losses.softmax_cross_entropy: ("classes", "distribution", "unnormalised"),
+    losses.cross_entropy: ("classes", "distribution", "unnormalised"),
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A network and everything that decides what goes into it; its repr is code."""
+
+    net: Layer
+    shape: Shape
+    batch: int
+    dtype: str
+    loss: losses.Loss
+    target: str
+    weights: str
+    training: bool
+    seed: int
+
+    @property
+    def structure(self) -> tuple[Any, ...]:
+        """What a compiled program depends on: everything but the numbers."""
+        return self.net, self.shape, self.batch, self.dtype, self.loss, self.target, self.weights, self.training
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """One draw of everything a problem needs. `delta` and `factors` are a second, random objective beside the loss."""
+
+    params: Any
+    x: Any
+    y: Any
+    key: Any
+    weights: Any
+    delta: Any
+    factors: Any
+
+
+def problem(pick: Pick, dtypes: Sequence[str] = ("float64", "float32")) -> Problem:
+    """A random problem, from a function that chooses."""
+    shape = pick(SHAPES)
+    net, _ = _Growth(pick).net(shape, pick(range(1, DEPTH + 1)), None, kinds=_COMBINATORS)
+    loss = pick(tuple(_TARGETS))
+    if loss == losses.cross_entropy:  # probabilities; squashed logits, so that none of them underflows to 0
+        net = jbp.serial(net, pick((jbp.tanh, jbp.sigmoid)), jbp.softmax)
+    return Problem(
+        net=net,
+        shape=shape,
+        batch=pick(range(1, 18)),
+        dtype=pick(dtypes),
+        loss=loss,
+        target=pick(_TARGETS[loss]),
+        weights=pick(("none", "some zero", "any sum")),
+        training=pick((True, True, True, False)),
+        seed=pick(range(2**16)),
+    )
+
+
+@st.composite
+def problems(draw: Any, dtype: str) -> Problem:
+    """The hypothesis strategy."""
+    return problem(lambda options: draw(st.sampled_from(options)), (dtype,))
+
+
+def seeded(*seed: int, dtype: str) -> Problem:
+    """The problem that follows from a seed."""
+    rng = np.random.default_rng(seed)
+    return problem(lambda options: options[int(rng.integers(len(options)))], (dtype,))
+
+
+_COMBINATORS = ("serial", "serial", "residual", "sum", "concat", "repeat")
+_LEAVES = ("dense", "dense", "activation", "activation", "dropout", "gain")
+
+
+class _Growth:
+    """Grows a net from the inside of the choices; counts its layers."""
+
+    def __init__(self, pick: Pick):
+        self.pick, self.leaves = pick, 0
+
+    def net(self, shape: Shape, depth: int, goal: Shape | None, kinds: Any = None) -> tuple[Layer, Shape]:
+        """A net on `shape` and its output's shape, which is `goal` where one is given: `shape` but for the width."""
+        if kinds is None:
+            kinds = _LEAVES if depth == 0 or self.leaves >= LEAVES else _LEAVES + 2 * _COMBINATORS
+        if goal is not None and goal != shape:
+            kinds = [k for k in kinds if k in ("dense", "serial", "sum", "concat")]
+        elif goal is None and len(shape) > 1 and "dense" in kinds:
+            kinds = (*kinds, "flatten")
+        return getattr(self, f"_{self.pick(kinds)}")(shape, depth - 1, goal)
+
+    def _dense(self, shape: Shape, depth: int, goal: Shape | None) -> tuple[Layer, Shape]:
+        width = goal[-1] if goal else self.pick(WIDTHS)
+        return self._leaf(jbp.Dense(width, use_bias=self.pick((True, True, False))), (*shape[:-1], width))
+
+    def _activation(self, shape: Shape, depth: int, goal: Shape | None) -> tuple[Layer, Shape]:
+        return self._leaf(self.pick(ACTIVATIONS), shape)
+
+    def _dropout(self, shape: Shape, depth: int, goal: Shape | None) -> tuple[Layer, Shape]:
+        return self._leaf(self.pick(DROPOUTS), shape)
+
+    def _gain(self, shape: Shape, depth: int, goal: Shape | None) -> tuple[Layer, Shape]:
+        return self._leaf(self.pick(GAINS), shape)
+
+    def _flatten(self, shape: Shape, depth: int, goal: Shape | None) -> tuple[Layer, Shape]:
+        return self._leaf(jbp.Flatten(), (int(np.prod(shape)),))
+
+    def _leaf(self, layer: Layer, shape: Shape) -> tuple[Layer, Shape]:
+        self.leaves += 1
+        return layer, shape
+
+    def _serial(self, shape: Shape, depth: int, goal: Shape | None) -> tuple[Layer, Shape]:
+        parts, n = [], self.pick((1, 2, 2, 3, 3))
+        for i in range(n):
+            # On the way to a goal only the width may change: a flattened example could not come back.
+            aim = goal if goal is None or i == n - 1 else (*shape[:-1], self.pick((shape[-1], *WIDTHS)))
+            part, shape = self.net(shape, depth, aim)
+            parts.append(part)
+        return jbp.serial(*parts), shape
+
+    def _residual(self, shape: Shape, depth: int, goal: Shape | None) -> tuple[Layer, Shape]:
+        return jbp.residual(self.net(shape, depth, shape)[0]), shape
+
+    def _repeat(self, shape: Shape, depth: int, goal: Shape | None) -> tuple[Layer, Shape]:
+        return jbp.repeat(self.net(shape, depth, shape)[0], self.pick((1, 2, 3))), shape
+
+    def _sum(self, shape: Shape, depth: int, goal: Shape | None) -> tuple[Layer, Shape]:
+        goal = goal or (*shape[:-1], self.pick((shape[-1], *WIDTHS)))
+        return jbp.branch(*(self.net(shape, depth, goal)[0] for _ in range(self.pick((1, 2, 2, 3))))), goal
+
+    def _concat(self, shape: Shape, depth: int, goal: Shape | None) -> tuple[Layer, Shape]:
+        if goal is None:
+            widths = [self.pick((shape[-1], *WIDTHS)) for _ in range(self.pick((1, 2, 2, 3)))]
+        else:
+            cut = self.pick(range(goal[-1]))
+            widths = [w for w in (cut, goal[-1] - cut) if w]
+        arms = [self.net(shape, depth, (*shape[:-1], width))[0] for width in widths]
+        return jbp.branch(*arms, join="concat"), (*shape[:-1], sum(widths))
+
+
+def numbers(p: Problem) -> Numbers:
+    """Random parameters (no bias zero, no gain one), inputs, targets, weights, key and δ; they follow from the seed."""
+    rng, n, dtype = np.random.default_rng(p.seed), p.batch, np.dtype(p.dtype)
+    announced: list[Shape] = []
+
+    def init(key: Any) -> Any:
+        params, out = p.net.init(key, p.shape)
+        announced.append(out)
+        return params
+
+    def draw(path: Any, leaf: Any) -> Any:
+        kind = path[-1].key
+        size = 0.9 / np.sqrt(leaf.shape[-2]) if kind == "weight" else 0.6
+        return jnp.asarray((kind == "gain") * 0.5 + size * rng.normal(size=leaf.shape), dtype)
+
+    params = jax.tree_util.tree_map_with_path(draw, jax.eval_shape(init, jax.random.key(0)))
+    out = announced[0]
+    weights = None if p.weights == "none" else rng.uniform(-0.5, 2, size=n)
+    if weights is not None and p.weights == "some zero":
+        weights[rng.permutation(n)[: (n + 2) // 3]] = 0
+
+    def array(values: Any) -> Any:
+        return jnp.asarray(values, dtype)
+
+    return Numbers(
+        params=params,
+        x=array(rng.normal(size=(n, *p.shape))),
+        y=_target(p, rng, (n, *out), array),
+        key=jax.random.key(p.seed) if p.training else None,
+        weights=None if weights is None else array(weights),
+        delta=array(rng.normal(size=(n, *out))),
+        factors=None if weights is None else array(rng.choice([-1, 1], size=n) * rng.uniform(0.5, 2, size=n)),
+    )
+
+
+def _target(p: Problem, rng: np.random.Generator, shape: Shape, array: Callable[[Any], Any]) -> Any:
+    if p.target == "values":
+        return array(rng.normal(size=shape))
+    if p.target == "classes":
+        return jnp.asarray(rng.integers(shape[-1], size=shape[:-1]), jnp.int32)
+    unit = rng.uniform(size=shape)
+    if p.target == "distribution":
+        return array(unit / unit.sum(-1, keepdims=True))
+    unit[0] = np.arange(shape[-1]) % 2  # certain answers, among them t = 0, where a class takes no part
+    return array(unit)
