@@ -3,10 +3,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+CASES ?= 2000
 BIN := $(VENV)/bin
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 
-.PHONY: help train test lint types format docs experiments build clean
+.PHONY: help train test test-accelerator fuzz mutants lint types format docs experiments build clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 22
@@ -16,6 +17,16 @@ train: $(VENV)/.installed-plots  ## train a network on real handwritten digits
 
 test: $(VENV)/.installed-test  ## run the whole test suite
 	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+test-accelerator: $(VENV)/.installed-test  ## run the suite on the accelerator that is present
+	@$(BIN)/python -c 'import jax, sys; d = jax.devices()[0]; print(d.device_kind); sys.exit(d.platform == "cpu" and "no accelerator here (with its own JAX plugin installed?); make test runs the suite on the CPU")'
+	$(BIN)/python -m pytest $(ARGS)
+
+fuzz: $(VENV)/.installed-test  ## compare random networks with autodiff (CASES=2000)
+	$(BIN)/python tests/fuzz.py --cases $(CASES)
+
+mutants: $(VENV)/.installed-test  ## change the derivatives one sign or term at a time, and see each caught
+	$(BIN)/python tests/mutate.py $(ARGS)
 
 lint: $(VENV)/.installed-dev  ## check style and formatting
 	$(BIN)/ruff check
@@ -29,7 +40,7 @@ format: $(VENV)/.installed-dev  ## format the code
 	$(BIN)/ruff format
 
 docs: $(VENV)/.installed-docs  ## build the site into site/
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 experiments: $(VENV)/.installed-plots  ## run every experiment (ARGS=--quick: in seconds)
 	@for script in experiments/*.py; do echo "$$script"; $(BIN)/python $$script $(ARGS) || exit 1; done
