@@ -64,7 +64,7 @@ class Layer:
     def __repr__(self) -> str:
         """The call that makes this layer, without the arguments left at their defaults."""
         arguments = []
-        for f in dataclasses.fields(self):  # type: ignore[arg-type]
+        for f in dataclasses.fields(self) if dataclasses.is_dataclass(self) else ():
             value = getattr(self, f.name)
             if f.default is dataclasses.MISSING:
                 arguments.append(repr(value))

@@ -21,7 +21,6 @@ from jax.tree_util import register_dataclass
 import jbp
 import jbp.check
 from jbp import backprop, losses, optim
-from jbp.combine import Branch, Combinator
 from jbp.layer import Layer
 from jbp.pairs import Outer, Pair, Scale, Shift, Stack
 
@@ -104,10 +103,6 @@ class Gain(Layer):
         return delta * gain.reshape((1,) * (delta.ndim - 1) + (-1,)), {"gain": Scale(*uses, gain.shape)}
 
 
-class Wrapped(Combinator):
-    """A combinator whose way back is changed by `change(delta, delta_x, found)`."""
-
-
 def _through(net: Any, change: Any) -> Any:
     def walk_backward(self: Any, visit: Any, params: Any, saved: Any, delta: Any) -> Any:
         return change(delta, *type(net).walk_backward(self, visit, params, saved, delta))
@@ -183,12 +178,9 @@ def _column_major(self: Any, params: Any, saved: Any, delta: Any) -> Any:
     return delta.reshape(saved.value[::-1]).T, ()
 
 
-def _where(on: Any, off: Any) -> Any:
-    return lambda self, p, saved, d: (on(self, saved, d) if hasattr(saved, "dtype") else d, ()) if off is None else off
-
-
-def _masked(kept: Any, values: Any) -> Any:
-    return jnp.where(kept, values, jnp.zeros((), values.dtype))
+def _drop(change: Any) -> Any:
+    """Dropout.backward with its training branch changed."""
+    return lambda self, params, kept, delta: (change(kept, delta) if hasattr(kept, "dtype") else delta, ())
 
 
 def _concat_backward(order: Callable[[tuple[int, ...]], list[int]]) -> Any:
@@ -204,16 +196,6 @@ def _concat_backward(order: Callable[[tuple[int, ...]], list[int]]) -> Any:
         return sum(deltas[1:], deltas[0]), tuple(found)
 
     return walk_backward
-
-
-def _last_path(self: Any, visit: Any, params: Any, saved: Any, delta: Any) -> Any:
-    kept: list[Any] = []
-
-    def seen(*args: Any) -> Any:
-        kept.append(visit(*args))
-        return kept[-1]
-
-    return kept[-1][0], Branch.walk_backward(self, seen, params, saved, delta)[1]
 
 
 def _last_of_branch(self: Any, visit: Any, params: Any, saved: Any, delta: Any) -> Any:
@@ -265,3 +247,433 @@ def _optimised(right: Any, gradient: Any = None, update: Any = None, state: Any 
 
 def _velocity(change: Any) -> Any:
     return lambda old, new: new._replace(velocity=jax.tree.map(change, old.velocity, new.velocity))
+
+
+def _m(name: str, where: str, law: str, check: str, right: Any, wrong: Any = None, *patches: Any) -> Mutant:
+    return Mutant(name, where, law, check, right, right if wrong is None else wrong, patches)
+
+
+def _dense_backward(change: Any) -> Any:
+    def backward(self: Any, params: Any, saved: Any, delta: Any) -> Any:
+        return change(params["weight"], delta), jbp.Dense.backward(self, params, saved, delta)[1]
+
+    return backward
+
+
+VJP, EACH = "= vjp", "= vjp, each example"
+D = jbp.Dense(5)
+LAYERS = (
+    _m(
+        "bias gradient dropped",
+        "Dense",
+        EACH,
+        "layer (3,)",
+        D,
+        with_pair(D, "bias", lambda p: Shift(0 * p.delta, p.shape)),
+    ),
+    _m(
+        "weight gradient × 2",
+        "Dense",
+        EACH,
+        "layer (3,)",
+        D,
+        with_pair(D, "weight", lambda p: Outer(2 * p.h, p.delta, p.shape)),
+    ),
+    _m(
+        "bias gradient's sign", "Dense", EACH, "layer (3,)", D, with_pair(D, "bias", lambda p: Shift(-p.delta, p.shape))
+    ),
+    _m(
+        "W not transposed, square",
+        "Dense",
+        VJP,
+        "layer (5,)",
+        D,
+        wrong(D, backward=_dense_backward(lambda weight, delta: delta @ weight)),
+    ),
+    _m(
+        "weight gradient transposed, square",
+        "Dense",
+        EACH,
+        "layer (5,)",
+        D,
+        with_pair(D, "weight", lambda p: Outer(p.delta, p.h, p.shape)),
+    ),
+    _m(
+        "δ passed on without W's first column",
+        "Dense",
+        VJP,
+        "layer (3,)",
+        D,
+        wrong(D, backward=_dense_backward(lambda weight, delta: delta @ weight.at[:, 0].set(0).T)),
+    ),
+    _m("θ′ at s instead of θ(s)", "tanh", VJP, "layer (3,)", jbp.tanh, wrong(jbp.tanh, keep=lambda self, s, y: s)),
+    _m("θ′ missing", "tanh", VJP, "layer (3,)", jbp.tanh, wrong(jbp.tanh, pull=lambda self, y, d: d)),
+    _m("1 − y for 1 − y²", "tanh", VJP, "layer (3,)", jbp.tanh, wrong(jbp.tanh, pull=lambda self, y, d: d * (1 - y))),
+    _m(
+        "θ′ at s instead of θ(s)",
+        "sigmoid",
+        VJP,
+        "layer (3,)",
+        jbp.sigmoid,
+        wrong(jbp.sigmoid, keep=lambda self, s, y: s),
+    ),
+    _m(
+        "y(1 + y) for y(1 − y)",
+        "sigmoid",
+        VJP,
+        "layer (3,)",
+        jbp.sigmoid,
+        wrong(jbp.sigmoid, pull=lambda self, y, d: d * y * (1 + y)),
+    ),
+    _m(
+        "Jacobian without its second term",
+        "softmax",
+        VJP,
+        "layer (3,)",
+        jbp.softmax,
+        wrong(jbp.softmax, pull=lambda self, y, d: y * d),
+    ),
+    _m(
+        "backward is zero", "softmax", VJP, "layer (3,)", jbp.softmax, wrong(jbp.softmax, pull=lambda self, y, d: 0 * d)
+    ),
+    _m(
+        "summed over another axis",
+        "softmax",
+        VJP,
+        "layer (3, 5)",
+        jbp.softmax,
+        wrong(jbp.softmax, pull=lambda self, y, d: y * (d - (y * d).sum(0, keepdims=True))),
+    ),
+    _m(
+        "σ(y) for σ(s)",
+        "softplus",
+        VJP,
+        "layer (3,)",
+        jbp.softplus,
+        wrong(jbp.softplus, pull=lambda self, y, d: d * lax.logistic(y)),
+    ),
+    _m(
+        "slope on the wrong side",
+        "leaky_relu",
+        VJP,
+        "layer (3, 5)",
+        jbp.leaky_relu,
+        wrong(jbp.leaky_relu, pull=lambda self, y, d: jnp.where(y >= 0, 0.01 * d, d)),
+    ),
+    _m("θ′ missing", "relu", VJP, "layer (3, 5)", jbp.relu, wrong(jbp.relu, pull=lambda self, y, d: d)),
+    _m(
+        "slope y + 1 at α = 0.7",
+        "elu",
+        VJP,
+        "layer (3, 5)",
+        jbp.layers.Elu(0.7),
+        wrong(jbp.layers.Elu(0.7), pull=lambda self, y, d: jnp.where(y > 0, d, d * (y + 1))),
+    ),
+    _m(
+        "second term of θ′ missing",
+        "silu",
+        VJP,
+        "layer (3,)",
+        jbp.silu,
+        wrong(jbp.silu, keep=lambda self, s, y: lax.logistic(s)),
+    ),
+    _m("θ′ of the other form", "gelu", VJP, "layer (3,)", jbp.gelu, wrong(jbp.gelu, keep=_erf_slope)),
+    _m(
+        "mask not applied to δ",
+        "Dropout",
+        VJP,
+        "layer (3, 5)",
+        jbp.Dropout(0.3),
+        wrong(jbp.Dropout(0.3), backward=_drop(lambda kept, d: d / 0.7)),
+    ),
+    _m("mask redrawn", "Dropout", VJP, "layer (3, 5)", jbp.Dropout(0.3), wrong(jbp.Dropout(0.3), forward=_redrawn)),
+    _m(
+        "δ not scaled by 1/(1 − p)",
+        "Dropout",
+        VJP,
+        "layer (3, 5)",
+        jbp.Dropout(0.3),
+        wrong(jbp.Dropout(0.3), backward=_drop(lambda kept, d: jnp.where(kept, d, 0 * d))),
+    ),
+    _m(
+        "δ put back column by column",
+        "Flatten",
+        VJP,
+        "layer (2, 3)",
+        jbp.layers.Flatten(),
+        wrong(jbp.layers.Flatten(), backward=_column_major),
+    ),
+)
+PAIRS = (
+    _m("h of another example", "Outer", EACH, "layer (3,)", D, with_total(D, "weight", Outer, _rolled)),
+    _m(
+        "weights ignored",
+        "Outer",
+        EACH,
+        "layer (3,)",
+        D,
+        with_total(D, "weight", Outer, lambda self, weights=None: Outer.total(self)),
+    ),
+    _m(
+        "weights normalised",
+        "Outer",
+        "= jax.grad",
+        "gradient, weights",
+        DROPPING,
+        None,
+        (
+            Outer,
+            "total",
+            lambda self, weights=None, right=Outer.total: right(
+                self, None if weights is None else weights / weights.sum()
+            ),
+        ),
+    ),
+    _m(
+        "mean over the examples for the sum",
+        "Shift",
+        VJP,
+        "layer (3,)",
+        D,
+        with_total(D, "bias", Shift, lambda self, weights=None: Shift.total(self, weights) / self.batch),
+    ),
+    _m(
+        "mean over the uses for the sum",
+        "Shift",
+        EACH,
+        "layer (2, 3)",
+        D,
+        with_total(D, "bias", Shift, lambda self, weights=None: Shift.total(self, weights) / self.delta.shape[1]),
+    ),
+    _m(
+        "only the first use",
+        "Outer",
+        EACH,
+        "layer (2, 3)",
+        D,
+        with_pair(D, "weight", lambda p: Outer(p.h[:1], p.delta[:1], p.shape)),
+    ),
+    _m("h left out", "Scale", EACH, "layer (3,)", Gain(), with_pair(Gain(), "gain", lambda p: Shift(p.delta, p.shape))),
+    _m(
+        "1/N missing",
+        "contract",
+        "= jax.grad",
+        "gradient, weights",
+        DROPPING,
+        None,
+        (
+            GRADIENT,
+            "contract",
+            lambda pairs, weights=None, right=jbp.contract: jax.tree.map(lambda g: 5 * g, right(pairs, weights)),
+        ),
+    ),
+)
+S2 = jbp.serial(jbp.Dense(3), jbp.Dense(3))
+R, B = jbp.residual(jbp.Dense(3)), jbp.branch(jbp.Dense(3), jbp.tanh)
+C, L = jbp.branch(jbp.Dense(3), jbp.tanh, join="concat"), jbp.repeat(jbp.serial(jbp.Dense(3), jbp.tanh), 2)
+COMBINATORS = (
+    _m(
+        "gradients in the order of the way back",
+        "serial",
+        EACH,
+        "layer (3,)",
+        S2,
+        _through(S2, lambda d, dx, found: (dx, found[::-1])),
+    ),
+    _m(
+        "δ of the output passed on as δ of the input",
+        "serial",
+        VJP,
+        "layer (3,)",
+        S2,
+        _through(S2, lambda d, dx, found: (d, found)),
+    ),
+    _m("no δ along the skip", "residual", VJP, "layer (3,)", R, _through(R, lambda d, dx, found: (dx - d, found))),
+    _m("δ along the skip doubled", "residual", VJP, "layer (3,)", R, _through(R, lambda d, dx, found: (dx + d, found))),
+    _m("δ of the fan-out overwritten", "branch", VJP, "layer (3,)", B, wrong(B, walk_backward=_last_of_branch)),
+    _m(
+        "parts of the join swapped",
+        "branch",
+        EACH,
+        "layer (3,)",
+        C,
+        wrong(C, walk_backward=_concat_backward(lambda widths: [widths[1], 0])),
+    ),
+    _m(
+        "every part is the first",
+        "branch",
+        VJP,
+        "layer (3,)",
+        C,
+        wrong(C, walk_backward=_concat_backward(lambda widths: [0 for _ in widths])),
+    ),
+    _m("scan in the wrong order", "repeat", EACH, "layer (3,)", L, wrong(L, walk_backward=_flipped_scan)),
+    _m(
+        "another layer's slice of the stack",
+        "repeat",
+        EACH,
+        "layer (3,)",
+        L,
+        _through(L, lambda d, dx, found: (dx, jax.tree.map(lambda a: jnp.roll(a, 1, 0), found))),
+    ),
+)
+SPINE = (
+    _m("1/N missing", "value_and_grad", "= jax.grad", "gradient", NET, None, _grads(lambda g, n: g * n)),
+    _m("δ divided by N twice", "value_and_grad", "= jax.grad", "gradient", NET, None, _grads(lambda g, n: g / n)),
+    _m("weights ignored", "value_and_grad", "= value", "gradient, weights", NET, None, _with_weights(lambda w: None)),
+    _m(
+        "weights normalised",
+        "value_and_grad",
+        "= value",
+        "gradient, weights",
+        NET,
+        None,
+        _with_weights(lambda w: w / w.sum()),
+    ),
+    _m("weights squared", "value_and_grad", "= value", "gradient, weights", NET, None, _with_weights(lambda w: w * w)),
+    _m(
+        "a row of weight 0 leaks its NaN",
+        "value_and_grad",
+        "= jax.grad",
+        "gradient, blank row",
+        NET,
+        None,
+        (backprop, "_silence", lambda weights, a: a),
+    ),
+    _m(
+        "0 · NaN in the δ of a row of weight 0",
+        "weigh",
+        "= value",
+        "gradient, blank row",
+        NET,
+        None,
+        (backprop, "_silence", lambda weights, a: a),
+        (backprop, "weigh", lambda w, d: d * w.reshape((-1,) + (1,) * (d.ndim - 1))),
+    ),
+    _m(
+        "one example's δ given to another",
+        "value_and_grad",
+        "= jax.grad",
+        "gradient",
+        NET,
+        None,
+        (
+            backprop,
+            "_backward_leaf",
+            lambda layer, params, saved, delta, right=backprop._backward_leaf: right(
+                layer, params, saved, jnp.roll(delta, 1, 0)
+            ),
+        ),
+    ),
+)
+SQUARED, L2, MEAN = losses.squared_error, losses.l2_loss, losses.mean_squared_error
+SOFTMAX, SIGMOID, CROSS = losses.softmax_cross_entropy, losses.sigmoid_binary_cross_entropy, losses.cross_entropy
+
+
+def _delta(of: Any, change: Any, where: str = "delta") -> Any:
+    return wrong(of, **{where: lambda self, p, t: change(getattr(of, where)(p, t), p, t)})
+
+
+def _no_shift(self: Any, p: Any, t: Any) -> Any:
+    e = jnp.exp(p)
+    return e / e.sum(-1, keepdims=True) - losses._distribution(self, p, t)[0]
+
+
+LOSSES = (
+    _m(
+        "factor 2 missing",
+        "squared_error",
+        "= derivative",
+        "loss (7,)",
+        SQUARED,
+        _delta(SQUARED, lambda d, p, t: d / 2),
+    ),
+    _m("sign", "squared_error", "= derivative", "loss (7,)", SQUARED, _delta(SQUARED, lambda d, p, t: -d)),
+    _m("target missing", "l2_loss", "= derivative", "loss (7,)", L2, _delta(L2, lambda d, p, t: p)),
+    _m("1/k missing", "mean_squared_error", "= derivative", "loss (7,)", MEAN, _delta(MEAN, lambda d, p, t: d * 7)),
+    _m("1/k twice", "mean_squared_error", "= derivative", "loss (7,)", MEAN, _delta(MEAN, lambda d, p, t: d / 7)),
+    _m(
+        "softmax without its largest logit",
+        "softmax_cross_entropy",
+        "finite at ±10000",
+        "loss (7,)",
+        SOFTMAX,
+        wrong(SOFTMAX, delta=_no_shift),
+    ),
+    _m(
+        "target of the next class",
+        "softmax_cross_entropy",
+        "= derivative",
+        "loss (7,)",
+        SOFTMAX,
+        wrong(SOFTMAX, delta=lambda self, p, t: SOFTMAX.delta(p, jnp.roll(t, 1, -1) if t.ndim else (t + 1) % 7)),
+    ),
+    _m(
+        "Σt missing",
+        "softmax_cross_entropy",
+        "= derivative",
+        "loss, given targets",
+        SOFTMAX,
+        wrong(SOFTMAX, delta=lambda self, p, t: jax.nn.softmax(p) - t),
+    ),
+    _m(
+        "square root of the Hessian without ppᵀ",
+        "softmax_cross_entropy",
+        "squares to the Hessian",
+        "loss (7,)",
+        SOFTMAX,
+        wrong(SOFTMAX, sqrt_hessian=lambda self, p, t: losses._diagonal_columns(jnp.sqrt(jax.nn.softmax(p)))),
+    ),
+    _m(
+        "mean over the positions missing in δ",
+        "softmax_cross_entropy",
+        "= derivative",
+        "loss (3, 5)",
+        SOFTMAX,
+        _delta(SOFTMAX, lambda d, p, t: d * 3),
+    ),
+    _m(
+        "mean over the positions missing in the root",
+        "sigmoid_binary_cross_entropy",
+        "squares to the Hessian",
+        "loss (3, 5)",
+        SIGMOID,
+        _delta(SIGMOID, lambda d, p, t: d * jnp.sqrt(3.0), "sqrt_hessian"),
+    ),
+    _m(
+        "θ′ once too often",
+        "sigmoid_binary_cross_entropy",
+        "= derivative",
+        "loss (7,)",
+        SIGMOID,
+        _delta(SIGMOID, lambda d, p, t: d * lax.logistic(p) * lax.logistic(-p)),
+    ),
+    _m("1/y missing", "cross_entropy", "= derivative", "loss (7,)", CROSS, _delta(CROSS, lambda d, p, t: d * p)),
+    _m(
+        "0 · log 0",
+        "cross_entropy",
+        "no NaN at probability 0",
+        "loss (7,)",
+        CROSS,
+        wrong(CROSS, value=lambda self, p, t: -(losses._distribution(self, p, t)[0] * jnp.log(p)).sum()),
+    ),
+)
+SGD, FALLING, HEAVY, AHEAD = optim.sgd(0.1), optim.sgd(_falling), optim.heavy_ball(0.1), optim.nesterov(0.1)
+_PLACES = {"sgd": SGD, "sgd, schedule": FALLING, "heavy_ball": HEAVY, "nesterov": AHEAD}
+OPTIMISERS = tuple(
+    _m(name, where.split(",")[0], "same trajectory", where, _PLACES[where], mutant)
+    for name, where, mutant in (
+        ("uphill", "sgd", _optimised(SGD, update=lambda u: -u)),
+        ("η twice", "sgd", _optimised(SGD, update=lambda u: 0.1 * u)),
+        ("steps not counted", "sgd, schedule", _optimised(FALLING, state=lambda old, new: old)),
+        ("η of the next step", "sgd, schedule", _optimised(optim.sgd(lambda t: _falling(t + 1)))),
+        ("momentum damped by 1 − β", "heavy_ball", _optimised(HEAVY, gradient=lambda g: (1 - 0.9) * g)),
+        ("sign of β", "heavy_ball", _optimised(HEAVY, state=_velocity(lambda old, new: -new))),
+        ("velocity reset", "heavy_ball", _optimised(HEAVY, state=_velocity(lambda old, new: 0 * new))),
+        ("velocity not kept", "heavy_ball", _optimised(HEAVY, state=_velocity(lambda old, new: old))),
+        ("from the old trace", "nesterov", optim.momentum._descend(0.1, 0.9, lambda beta, g, v: g + (v - g))),
+        ("β missing before the new trace", "nesterov", optim.momentum._descend(0.1, 0.9, lambda beta, g, v: g + v)),
+        ("gradient missing beside the trace", "nesterov", optim.momentum._descend(0.1, 0.9, lambda b, g, v: b * v)),
+    )
+)
+MUTANTS = (*LAYERS, *PAIRS, *COMBINATORS, *SPINE, *LOSSES, *OPTIMISERS)

@@ -66,6 +66,7 @@ class Problem:
         return self.net, self.shape, self.batch, self.dtype, self.loss, self.target, self.weights, self.training
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Numbers:
     """One draw of everything a problem needs. `delta` and `factors` are a second, random objective beside the loss."""
@@ -82,7 +83,7 @@ class Numbers:
 def problem(pick: Pick, dtypes: Sequence[str] = ("float64", "float32")) -> Problem:
     """A random problem, from a function that chooses."""
     shape = pick(SHAPES)
-    net, _ = _Growth(pick).net(shape, pick(range(1, DEPTH + 1)), None, kinds=_COMBINATORS)
+    net, _ = _Growth(pick).net(shape, pick((1, 2, 3, *(2 * (DEPTH,)))), None, kinds=_COMBINATORS)
     loss = pick(tuple(_TARGETS))
     if loss == losses.cross_entropy:  # probabilities; squashed logits, so that none of them underflows to 0
         net = jbp.serial(net, pick((jbp.tanh, jbp.sigmoid)), jbp.softmax)
@@ -112,7 +113,7 @@ def seeded(*seed: int, dtype: str) -> Problem:
 
 
 _COMBINATORS = ("serial", "serial", "residual", "sum", "concat", "repeat")
-_LEAVES = ("dense", "dense", "activation", "activation", "dropout", "gain")
+_LEAVES = ("dense", "dense", "dense", "activation", "activation", "dropout", "gain")
 
 
 class _Growth:
@@ -152,7 +153,7 @@ class _Growth:
         return layer, shape
 
     def _serial(self, shape: Shape, depth: int, goal: Shape | None) -> tuple[Layer, Shape]:
-        parts, n = [], self.pick((1, 2, 2, 3, 3))
+        parts, n = [], self.pick((2, 2, 3, 3, 1))
         for i in range(n):
             # On the way to a goal only the width may change: a flattened example could not come back.
             aim = goal if goal is None or i == n - 1 else (*shape[:-1], self.pick((shape[-1], *WIDTHS)))

@@ -5,6 +5,8 @@ Printed numbers are strings here, since a trailing zero is a digit too. Where a 
 says so and compares with what follows from the rounded numbers.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -352,7 +354,9 @@ def test_nesterov_step_from_a_given_velocity():
     optimizer = jbp.optim.sgd(rate, momentum, nesterov=True)
     ahead = jnp.array(1.0 - momentum * 0.1)
     assert_prints(ahead, "0.91")
-    state = optimizer.init(ahead)._replace(velocity=jnp.array(0.1 / rate))
+    state: Any = optimizer.init(ahead)
+    state = state._replace(velocity=jnp.array(0.1 / rate))
+    updates: Any
     updates, state = optimizer.update(ahead, state, ahead)  # f′ at the look-ahead is the look-ahead
     assert_prints(rate * state.velocity, "0.0991")
     assert_prints(ahead + updates + momentum * rate * state.velocity, "0.9009")

@@ -71,7 +71,7 @@ class Train(Command):
     )  # fmt: skip
 
     net: str = option(
-        "256 relu dropout:0.4 128 relu dropout:0.2",
+        "512 relu dropout:0.4 256 relu dropout:0.4",
         "hidden layers: widths, activations (identity, relu, leaky_relu:0.2, elu:1, "
         "tanh, sigmoid, softmax, softplus, silu, gelu) and dropout:RATE; the output layer follows from the data", _NET,
         metavar="LAYERS",
@@ -92,7 +92,7 @@ class Train(Command):
         shown="0.05; 0.1 for sgd, 0.001 for adam, adamw, rmsprop",
     )  # fmt: skip
     schedule: str = option(
-        "cosine", "learning rate over the steps of the run: constant; cosine or linear to 0; exponential to 1 %; "
+        "constant", "learning rate over the steps of the run: constant; cosine or linear to 0; exponential to 1 %; "
         "step: a tenth from one half on, a hundredth from three quarters", _STEPS, choices=SCHEDULES, metavar="NAME",
     )  # fmt: skip
     momentum: float | None = option(

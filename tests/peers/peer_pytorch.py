@@ -26,11 +26,13 @@ from jbp.layers import Elu, Gelu, LeakyRelu
 
 torch: Any = importlib.import_module("torch") if importlib.util.find_spec("torch") else None
 
-UNITS = {"layer": 16, "loss": 16, "net": 64, "steps": 8}
+UNITS = {"layer": 16, "loss": 16, "hessian": 64, "net": 1024, "training": 64, "steps": 8}
 """Allowed error in eps × the largest entry of the leaf, never scaled by the number of elements.
 
-`layer`: one layer, forward and backward, in whatever order each side adds up. `loss`: one loss with its δ and its
-Hessian. `net`: random nets, where roundings of several weights add up. `steps`: ten steps of an optimiser.
+`layer`: one layer, forward and backward. `loss`: value and δ of one loss. `hessian`: its second derivative, where
+PyTorch differentiates twice and p(1 − p) cancels in it; 32 observed. `net`: random nets, where each weight amplifies
+the roundings before it; 458 observed in the worst of sixty. `training`: ten
+steps of a small net. `steps`: ten steps of an optimiser. A planted error of 10⁻¹² is 4504 units.
 """
 
 
@@ -42,8 +44,8 @@ def pytorch():
     torch.set_num_threads(1)
 
 
-def assert_agree(found: Any, expected: Any, level: str) -> None:
-    """Trees alike, shapes alike, float64, and every leaf within its level."""
+def assert_agree(found: Any, expected: Any, level: str, terms: float = 0.0) -> None:
+    """Trees alike, shapes alike, float64, and every leaf within its level, on the scale of `terms` if that is larger."""
     (ours, structure), (theirs, other) = (jax.tree_util.tree_flatten_with_path(tree) for tree in (found, expected))
     assert structure == other, f"tree {structure} instead of {other}"
     for (path, a), (_, b) in zip(ours, theirs, strict=True):
@@ -51,7 +53,7 @@ def assert_agree(found: Any, expected: Any, level: str) -> None:
         name = jax.tree_util.keystr(path) or "the value"
         assert (a.shape, a.dtype, b.dtype) == (b.shape, np.float64, np.float64), f"{name}: {a.shape} and {b.shape}"
         assert np.isfinite(b).all(), f"{name}: PyTorch's own result is not finite"
-        gap, unit = np.abs(a - b).max(initial=0.0), np.finfo(np.float64).eps * np.abs(b).max(initial=0.0)
+        gap, unit = np.abs(a - b).max(initial=0.0), np.finfo(np.float64).eps * np.abs(b).max(initial=terms)
         error = 0.0 if gap == 0 else gap / unit if unit else np.inf
         assert error <= UNITS[level], f"{name} is off by {error:.3g} units of eps × magnitude, {UNITS[level]} allowed"
 
@@ -167,9 +169,9 @@ LAYERS = [
 SHAPES = [(5,), (1,), (3, 7), (2, 3, 5)]
 
 
-def compare_layer(layer: Any, shape: tuple[int, ...], scale: float = 1.0) -> None:
+def compare_layer(layer: Any, shape: tuple[int, ...], scale: float = 1.0, terms: float = 0.0) -> None:
     rng = np.random.default_rng(len(repr(layer)) + sum(shape))
-    x, key = jnp.array(scale * rng.normal(size=(11, *shape))), jax.random.key(3)
+    x, key = jnp.array(scale * rng.normal(size=(BATCH, *shape))), jax.random.key(3)
     params = noisy(layer.init(jax.random.key(4), shape)[0], rng)
     output, saved = jbp.forward(layer, params, x, key)
     delta = rng.normal(size=output.shape)
@@ -178,8 +180,8 @@ def compare_layer(layer: Any, shape: tuple[int, ...], scale: float = 1.0) -> Non
     their_output = run(layer, theirs["params"], theirs["x"], key)
     grads = gradient((their_output * torch.tensor(delta)).sum(), theirs)
     assert_agree(output, their_output, "layer")
-    weights = jnp.ones(11)
-    assert_agree({"x": delta_x, "params": jbp.contract(pairs, weights)}, grads, "layer")
+    weights = jnp.ones(BATCH)
+    assert_agree({"x": delta_x, "params": jbp.contract(pairs, weights)}, grads, "layer", terms)
 
 
 def noisy(params: Any, rng: np.random.Generator) -> Any:
@@ -195,8 +197,8 @@ def test_layer(layer, shape):
 
 @pytest.mark.parametrize("layer", LAYERS[:13], ids=repr)
 def test_activation_far_out(layer):
-    """Where exponentials leave their range."""
-    compare_layer(layer, (7,), scale=300.0)
+    """Where exponentials leave their range. PyTorch's 1 − y² for a small tanh′ is right on the scale of the 1 only."""
+    compare_layer(layer, (7,), scale=300.0, terms=1.0 if layer == jbp.tanh else 0.0)
 
 
 # Losses ---------------------------------------------------------------------------------------------------------------
@@ -224,11 +226,11 @@ def targets(kind: str, shape: tuple[int, ...], rng: np.random.Generator) -> Any:
 
 def compare_loss(loss: Any, kind: str, shape: tuple[int, ...], seed: int) -> None:
     rng = np.random.default_rng(seed)
-    output = rng.normal(size=(11, *shape)) * rng.choice([0.1, 1.0, 10.0])
+    output = rng.normal(size=(BATCH, *shape)) * rng.choice([0.1, 1.0, 10.0])
     if isinstance(loss, losses.CrossEntropy):
         output = np.exp(output / 5) / np.exp(output / 5).sum(-1, keepdims=True)
-    output, target = jnp.array(output), targets(kind, (11, *shape), rng)
-    weights = jnp.array(rng.random(11)).at[4].set(0.0)
+    output, target = jnp.array(output), targets(kind, (BATCH, *shape), rng)
+    weights = jnp.array(rng.random(BATCH)).at[4].set(0.0)
     theirs, their_target = tensors(output), tensors(target).detach()
     found = jax.vmap(loss.value)(output, target), jax.vmap(loss.delta)(output, target)
     each = errors(loss, theirs, their_target)
@@ -239,7 +241,7 @@ def compare_loss(loss: Any, kind: str, shape: tuple[int, ...], seed: int) -> Non
     one = lambda o: errors(loss, o.reshape(1, *shape), their_target[:1])[0]  # noqa: E731
     size = output[0].size
     hessian = torch.autograd.functional.hessian(one, theirs[0].detach().reshape(-1)).reshape(size, size)
-    assert_agree(root.T @ root, hessian, "loss")
+    assert_agree(root.T @ root, hessian, "hessian")
 
 
 @pytest.mark.parametrize("shape", [(7,), (1,), (3, 5)], ids=str)
@@ -253,6 +255,7 @@ def test_loss(loss, kind, shape):
 
 WIDTHS = (1, 2, 3, 5, 7)
 NETS = 60
+BATCH = 11
 
 
 class Builder:
@@ -301,29 +304,32 @@ class Builder:
         return self.chain(depth, width)
 
 
-def compare_net(seed: int, tamper: Any = lambda grads: grads) -> None:
+def random_net(seed: int) -> tuple[Any, Any, str, tuple[int, ...], np.random.Generator]:
+    """A net, a loss that fits, its kind of target, the input's shape, and the random numbers that follow."""
     rng = np.random.default_rng(seed)
     loss, kind = LOSSES[seed % len(LOSSES)]
     shape = (int(rng.choice(WIDTHS)),) if seed % 3 else (2, int(rng.choice(WIDTHS)))
     builder = Builder(rng, shape[-1])
-    wrap = (jbp.residual, jbp.branch, lambda net: net)[seed % 3]  # each of the three in every third net, at least
-    net = jbp.serial(
-        wrap(builder.chain(1, shape[-1])),
-        *[builder.dense()] * bool(seed % 2),
-        jbp.tanh,
-        builder.dense(int(rng.choice(WIDTHS))),
-    )
+    wrap = (jbp.residual, jbp.branch, jbp.serial)[seed % 3]
+    parts = [wrap(builder.chain(1, shape[-1])), *[builder.dense()] * (seed % 2), jbp.tanh, builder.dense()]
     if isinstance(loss, losses.CrossEntropy):
-        net = jbp.serial(*net.layers, jbp.softmax)
+        parts.append(jbp.softmax)
+    return jbp.serial(*parts), loss, kind, shape, rng
+
+
+def compare_net(seed: int, tamper: Any = lambda grads: grads) -> None:
+    net, loss, kind, shape, rng = random_net(seed)
     params, out_shape = net.init(jax.random.key(seed), shape)
-    params, batch = noisy(params, rng), int(rng.integers(1, 9))
-    x, y = jnp.array(rng.normal(size=(batch, *shape))), targets(kind, (batch, *out_shape), rng)
-    weights = jnp.array(rng.random(batch)) if seed % 2 else None
+    params = noisy(params, rng)
+    x, y = jnp.array(rng.normal(size=(BATCH, *shape))), targets(kind, (BATCH, *out_shape), rng)
+    weights = jnp.array(rng.random(BATCH) if seed % 2 else np.full(BATCH, 1 / BATCH))
     key = jax.random.key(seed + 1)
-    found = jbp.value_and_grad(net, loss)(params, x, y, key=key, weights=weights)
+    # The three steps one by one: compiled layer by layer, which the nets share, instead of net by net.
+    output, saved = jbp.forward(net, params, x, key)
+    _, pairs = jbp.backward(net, params, saved, jax.vmap(loss.delta)(output, y))
+    found = (weights * jax.vmap(loss.value)(output, y)).sum(), jbp.contract(pairs, weights)
     theirs = tensors(params)
-    each = errors(loss, run(net, theirs, tensors(x), key), tensors(y).detach())
-    value = each.mean() if weights is None else (tensors(weights) * each).sum()
+    value = (tensors(weights) * errors(loss, run(net, theirs, tensors(x), key), tensors(y).detach())).sum()
     assert_agree(found, (value, tamper(gradient(value, theirs))), "net")
 
 
@@ -333,12 +339,10 @@ def test_net(seed):
 
 
 def test_nets_are_varied():
-    """The sixty hold every combinator and every layer, so none is compared only in name."""
-    seen = set()
-    for seed in range(NETS):
-        rng = np.random.default_rng(seed)
-        seen |= set(repr(Builder(rng, 3).chain(1)).replace("(", " ").replace(",", " ").split())
-    assert {"residual", "branch", "repeat", "Dense", "Dropout", "softmax", "gelu", "relu"} <= seen
+    """Every combinator and every activation is somewhere among the sixty."""
+    seen = "\n".join(repr(random_net(seed)[0]) for seed in range(NETS))
+    names = ["residual", "branch", "concat", "repeat", "Dense", "Dropout", *map(repr, LAYERS[:13])]
+    assert [name for name in names if name not in seen] == []
 
 
 # Optimisers -----------------------------------------------------------------------------------------------------------
@@ -391,7 +395,7 @@ def test_training(momentum, nesterov):
         their_value = errors(loss, run(net, theirs, their_x), their_y).mean()
         their_value.backward()
         optimizer.step()
-        assert_agree((value, params), (their_value, theirs), "net")
+        assert_agree((value, params), (their_value, theirs), "training")
 
 
 # Planted differences: what is compared can fail -----------------------------------------------------------------------
@@ -414,7 +418,7 @@ def test_planted_gradient(seed):
 
 
 def test_planted_optimizers():
-    """Damped momentum, and heavy-ball where Nesterov was asked."""
+    """Damped momentum, and a weight decay of 10⁻¹⁰."""
     with refused():
         compare_optimizer(0.9, False, dampening=0.1)
     with refused():
@@ -422,7 +426,7 @@ def test_planted_optimizers():
 
 
 def test_planted_layers(monkeypatch):
-    """PyTorch's own default softplus, the other GELU, and a weight not transposed twice."""
+    """PyTorch's own default softplus, the other GELU, and an α wrong by one part in 10¹²."""
     mine = activation
     for layer, theirs in (
         (jbp.softplus, lambda s: torch.nn.functional.softplus(s)),

@@ -1,0 +1,180 @@
+"""Random networks against autodiff of a plain forward pass (`fuzz.py` says what is compared, and in which units).
+
+JBP_PROPERTY_CASES networks (300 unless told), every second one in float32, each drawn by hypothesis with a structure
+and numbers of its own, in shards of 15 so that `pytest -n 2` can balance them. Derandomised: the same networks every
+time. A failure shrinks to a small network, printed as code.
+"""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from fuzz import DTYPES, LEVEL, Checker, assert_agrees
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from nets import NAMES, Problem, numbers, problems, seeded
+
+import jbp
+from jbp import backprop, combine, pairs
+
+CASES, SHARD = int(os.environ.get("JBP_PROPERTY_CASES", "300")), 15
+SETTINGS = settings(
+    derandomize=True,
+    database=None,
+    deadline=None,
+    phases=(Phase.generate, Phase.shrink),
+    suppress_health_check=(HealthCheck.too_slow, HealthCheck.data_too_large),
+)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shard", range(-(-CASES // (2 * SHARD))))
+def test_random_networks_agree_with_autodiff(shard, dtype):
+    seen = []
+
+    @settings(SETTINGS, max_examples=min(SHARD, CASES // 2 - shard * SHARD) or 1)
+    @seed(1000 * shard + DTYPES.index(dtype))  # else every shard would draw the same networks
+    @given(problems(dtype))
+    def agree(p: Problem) -> None:
+        seen.append(p.structure)
+        assert_agrees(p)
+
+    agree()
+    assert len(set(seen)) >= 0.8 * len(seen), "hypothesis drew the same structure again and again"
+
+
+def test_networks_are_printed_as_code():
+    for i in range(200):
+        net = seeded(7, i, dtype="float64").net
+        assert eval(repr(net), dict(NAMES)) == net
+
+
+def every(net: Any) -> Iterator[Any]:
+    yield net
+    for child in getattr(net, "children", ()):
+        yield from every(child)
+
+
+def depth(net: Any) -> int:
+    return max((1 + depth(child) for child in getattr(net, "children", ())), default=0)
+
+
+def test_random_networks_reach_everything():
+    """Every public layer, combinator and loss, nesting to depth 4, width 1, positions, batches 1 and 17."""
+    drawn = [seeded(3, i, dtype="float64") for i in range(600)]
+    kinds = {type(layer) for p in drawn for layer in every(p.net)}
+    public = {c for c in (*vars(jbp).values(), *vars(jbp.layers).values()) if isinstance(c, type)}
+    assert {c for c in public if issubclass(c, jbp.Layer)} - {jbp.Layer, jbp.layers.Activation} <= kinds
+    assert {combine.Serial, combine.Residual, combine.Branch, combine.Repeat} <= kinds
+    assert {type(p.loss) for p in drawn} == set(jbp.losses.Loss.__subclasses__())
+    assert {p.batch for p in drawn} == set(range(1, 18))
+    assert max(depth(p.net) for p in drawn) >= 4
+    assert {"sum", "concat"} == {b.join for p in drawn for b in every(p.net) if isinstance(b, combine.Branch)}
+
+
+def test_no_parameter_is_left_at_a_special_value():
+    for i in range(40):
+        n = numbers(seeded(5, i, dtype="float64"))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(n.params):
+            assert np.all(np.asarray(leaf) != float(path[-1].key == "gain")), path
+
+
+# Planted bugs: each replaces one method, and the same check as above must reject a network before long.
+
+
+def no_skip(self, visit, params, saved, delta):
+    return visit((), self.layer, params, saved, delta)
+
+
+def overwriting(self, *args):
+    with mock.patch.object(combine, "_sum", lambda deltas: deltas[-1]):
+        return true_branch(self, *args)
+
+
+def mask_forgotten(self, params, saved, delta):
+    return delta, ()
+
+
+def doubled(self, weights=None):
+    return 2 * true_shift(self, weights)
+
+
+def forward_order(self, visit, params, saved, delta):
+    def upside_down(tree: Any) -> Any:
+        return jax.tree.map(lambda a: a[::-1], tree)
+
+    stacks, *rest = saved
+    delta_x, found = true_repeat(self, visit, upside_down(params), (upside_down(stacks), *rest), delta)
+    return delta_x, upside_down(found)
+
+
+def unweighted(weights, delta):
+    return delta if weights is None else jnp.where((weights == 0).reshape(-1, *(1,) * (delta.ndim - 1)), 0, delta)
+
+
+def no_silence(weights, a):
+    return a
+
+
+true_shift = pairs.Shift.total
+true_branch, true_repeat = combine.Branch.walk_backward, combine.Repeat.walk_backward
+
+PLANTED = {
+    "residual without the δ of the skip": (combine.Residual, "walk_backward", no_skip),
+    "fan-out δ overwritten, not added": (combine.Branch, "walk_backward", overwriting),
+    "dropout mask not applied to δ": (jbp.Dropout, "backward", mask_forgotten),
+    "bias gradient doubled": (pairs.Shift, "total", doubled),
+    "repeat's layers in forward order": (combine.Repeat, "walk_backward", forward_order),
+    "weights only where they are zero": (pairs, "weigh", unweighted),
+    "rows of weight 0 not silenced": (backprop, "_silence", no_silence),
+}
+
+
+@pytest.fixture
+def plant(monkeypatch):
+    """Replaces a method, or puts it back; no program traced before that is used afterwards."""
+
+    def forget():
+        backprop._compiled.cache_clear()
+        jax.clear_caches()
+
+    with monkeypatch.context() as patch:
+
+        def replace(*bug):
+            patch.setattr(*bug) if bug else patch.undo()
+            forget()
+
+        yield replace
+    forget()
+
+
+@pytest.mark.parametrize("bug", PLANTED)
+def test_a_planted_bug_is_rejected_within_25_networks(bug, plant):
+    plant(*PLANTED[bug])
+    for i in range(25):
+        p = seeded(11, i, dtype=DTYPES[i % 2])
+        if not concerns(bug, p):
+            continue  # counted, but not compiled: the bug's code is not in it
+        if max(error.units for error in Checker(p).check()) > LEVEL:
+            plant()  # nothing planted: the same network passes
+            assert_agrees(p)
+            return
+    pytest.fail(f"25 networks did not notice: {bug}")
+
+
+def concerns(bug: str, p: Problem) -> bool:
+    """Whether the net contains what the bug changes, so that compiling it is not wasted."""
+    kinds = {type(layer) for layer in every(p.net)}
+    return {
+        "residual without the δ of the skip": combine.Residual in kinds,
+        "fan-out δ overwritten, not added": combine.Branch in kinds,
+        "dropout mask not applied to δ": jbp.Dropout in kinds and p.training,
+        "bias gradient doubled": jbp.Dense in kinds,
+        "repeat's layers in forward order": combine.Repeat in kinds,
+        "weights only where they are zero": p.weights != "none" and jbp.Dense in kinds,
+        "rows of weight 0 not silenced": p.weights == "some zero" and jbp.Dense in kinds,
+    }[bug]
