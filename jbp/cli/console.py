@@ -105,10 +105,13 @@ def print_checks(rows: list[Any], seconds: float, form: str) -> None:
     if form == "json":
         print(json.dumps([row.report | {"kind": row.kind, "name": row.name} for row in rows], ensure_ascii=False))
         return
-    heads = ("what", "dtype", "against", "worst error, in eps × magnitude", "verdict")
-    cells = [
-        (row.name, row.dtype, ", ".join(row.oracles), row.detail, "pass" if row.passed else "FAIL") for row in rows
-    ]
+    dtypes = list(dict.fromkeys(row.dtype for row in rows))
+    heads = ("what", "against", *(f"worst error in {dtype}" for dtype in dtypes), "verdict")
+    cells = []
+    for name in dict.fromkeys(row.name for row in rows):
+        mine = [row for row in rows if row.name == name]
+        oracles = ", ".join(dict.fromkeys(oracle for row in mine for oracle in row.oracles))
+        cells.append((name, oracles, *(row.detail for row in mine), "pass" if all(r.passed for r in mine) else "FAIL"))
     if form == "markdown":
         for line in (heads, ("---",) * len(heads), *cells):
             print("| " + " | ".join(line) + " |")
@@ -118,6 +121,7 @@ def print_checks(rows: list[Any], seconds: float, form: str) -> None:
         table.add_row(*map(escape, words), f"[{'green' if verdict == 'pass' else 'bold red'}]{verdict}[/]")
     console = Console()
     console.print(table)
+    print("errors in units of eps × the magnitude of the leaf; the worst of each, by its share of what is allowed")
     compared = sum(row.report["compared"] for row in rows)
     failed = [row for row in rows if not row.passed]
     print(f"{len(rows)} checks, {compared:,} numbers compared, {len(failed)} failed, {seconds:.0f} s")
