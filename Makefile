@@ -7,7 +7,7 @@ CASES ?= 2000
 BIN := $(VENV)/bin
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 
-.PHONY: help train test test-accelerator fuzz mutants lint types format docs experiments build clean
+.PHONY: help train test test-accelerator fuzz mutants peers lint types format docs experiments build clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 22
@@ -27,6 +27,9 @@ fuzz: $(VENV)/.installed-test  ## compare random networks with autodiff (CASES=2
 
 mutants: $(VENV)/.installed-test  ## change the derivatives one sign or term at a time, and see each caught
 	$(BIN)/python tests/mutate.py $(ARGS)
+
+peers: $(VENV)/.installed-test  ## compare with PyTorch, if it is installed in the environment
+	$(BIN)/python -m pytest -rs $(ARGS) tests/peers/peer_*.py
 
 lint: $(VENV)/.installed-dev  ## check style and formatting
 	$(BIN)/ruff check

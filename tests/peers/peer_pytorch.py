@@ -1,9 +1,9 @@
 """jbp against PyTorch in float64, over random configurations. Not part of `pytest`: `make peers`.
 
-    python -m pytest tests/peers/peer_*.py
+    python -m pytest -n 2 -rs tests/peers/peer_*.py
 
 (The name keeps it out of the collection; a file named on the command line is collected whatever its name.)
-PyTorch is optional: without it every comparison is skipped, with one message.
+PyTorch is optional: without it the comparison is skipped, with one message (peer_installed.py).
 
 Both sides get the same numbers. PyTorch runs its own layers, losses, backward pass and optimiser; what it has no
 layer for (residual, branch, repeat) is its `+`, `cat` and a loop. Nothing is saved.
@@ -25,6 +25,7 @@ from jbp import combine, layers, losses
 from jbp.layers import Elu, Gelu, LeakyRelu
 
 torch: Any = importlib.import_module("torch") if importlib.util.find_spec("torch") else None
+__test__ = torch is not None  # pytest then collects nothing here, and peer_installed.py says why, once
 
 UNITS = {"layer": 16, "loss": 16, "hessian": 64, "net": 1024, "training": 64, "steps": 8}
 """Allowed error in eps Ã— the largest entry of the leaf, never scaled by the number of elements.
@@ -38,14 +39,12 @@ steps of a small net. `steps`: ten steps of an optimiser. A planted error of 10â
 
 @pytest.fixture(autouse=True, scope="session")
 def pytorch():
-    if torch is None:
-        pytest.skip("PyTorch is not installed, so there is nothing to compare with: pip install torch==2.13.0")
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
 
 
 def assert_agree(found: Any, expected: Any, level: str, terms: float = 0.0) -> None:
-    """Trees alike, shapes alike, float64, and every leaf within its level, on the scale of `terms` if that is larger."""
+    """Trees alike, shapes alike, float64, and every leaf within its level, or on the scale of `terms` if larger."""
     (ours, structure), (theirs, other) = (jax.tree_util.tree_flatten_with_path(tree) for tree in (found, expected))
     assert structure == other, f"tree {structure} instead of {other}"
     for (path, a), (_, b) in zip(ours, theirs, strict=True):
