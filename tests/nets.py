@@ -34,8 +34,10 @@ ACTIVATIONS = (
 )  # fmt: skip
 DROPOUTS = (jbp.Dropout(0.2), jbp.Dropout(0.5), jbp.Dropout(0.9), jbp.Dropout(0.0))
 GAINS = (Gain(), Gain(0.5))
-NAMES = vars(jbp) | {layer.__name__: layer for layer in (Gain, layers.LeakyRelu, layers.Elu, layers.Gelu)}
-"""What the repr of a net is written in."""
+NAMES = (
+    vars(jbp) | vars(losses) | {layer.__name__: layer for layer in (Gain, layers.LeakyRelu, layers.Elu, layers.Gelu)}
+)
+"""What the repr of a net and of a loss is written in."""
 
 _ON_VALUES = (losses.squared_error, losses.l2_loss, losses.mean_squared_error)
 _TARGETS = {

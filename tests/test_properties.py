@@ -1,12 +1,13 @@
 """Random networks against autodiff of a plain forward pass (`fuzz.py` says what is compared, and in which units).
 
-JBP_PROPERTY_CASES networks (300 unless told), every second one in float32, each drawn by hypothesis with a structure
-and numbers of its own, in shards of 15 so that `pytest -n 2` can balance them. Derandomised: the same networks every
-time. A failure shrinks to a small network, printed as code.
+JBP_PROPERTY_CASES networks (300 unless told), half of them in float32, drawn by hypothesis in shards of 15 so that
+`pytest -n 2` can balance them. Derandomised: the same networks every time; hypothesis draws some small ones again, so
+the 300 have 263 structures. A failure shrinks to a small network, printed as code.
 """
 
 import os
 from collections.abc import Iterator
+from itertools import count, islice
 from typing import Any
 from unittest import mock
 
@@ -49,8 +50,8 @@ def test_random_networks_agree_with_autodiff(shard, dtype):
 
 def test_networks_are_printed_as_code():
     for i in range(200):
-        net = seeded(7, i, dtype="float64").net
-        assert eval(repr(net), dict(NAMES)) == net
+        p = seeded(7, i, dtype="float64")
+        assert eval(repr(p), NAMES | {"Problem": Problem}) == p
 
 
 def every(net: Any) -> Iterator[Any]:
@@ -153,26 +154,24 @@ def plant(monkeypatch):
 
 
 @pytest.mark.parametrize("bug", PLANTED)
-def test_a_planted_bug_is_rejected_within_25_networks(bug, plant):
+def test_a_planted_bug_is_rejected_within_five_networks_that_contain_it(bug, plant):
     plant(*PLANTED[bug])
-    for i in range(25):
-        p = seeded(11, i, dtype=DTYPES[i % 2])
-        if not concerns(bug, p):
-            continue  # counted, but not compiled: the bug's code is not in it
+    drawn = (seeded(11, i, dtype=DTYPES[i % 2]) for i in count())
+    for p in islice((p for p in drawn if concerns(bug, p)), 5):
         if max(error.units for error in Checker(p).check()) > LEVEL:
             plant()  # nothing planted: the same network passes
             assert_agrees(p)
             return
-    pytest.fail(f"25 networks did not notice: {bug}")
+    pytest.fail(f"five networks did not notice: {bug}")
 
 
 def concerns(bug: str, p: Problem) -> bool:
-    """Whether the net contains what the bug changes, so that compiling it is not wasted."""
+    """Whether the net runs what the bug changes."""
     kinds = {type(layer) for layer in every(p.net)}
     return {
         "residual without the δ of the skip": combine.Residual in kinds,
         "fan-out δ overwritten, not added": combine.Branch in kinds,
-        "dropout mask not applied to δ": jbp.Dropout in kinds and p.training,
+        "dropout mask not applied to δ": p.net.uses_key is True and p.training,
         "bias gradient doubled": jbp.Dense in kinds,
         "repeat's layers in forward order": combine.Repeat in kinds,
         "weights only where they are zero": p.weights != "none" and jbp.Dense in kinds,
