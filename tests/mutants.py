@@ -3,104 +3,27 @@
 Every mutant is a subject with one mistake beside the right one, and the public check that is given both. A wrong layer
 or loss is an instance of a fresh subclass, because compiled programs are cached under the layer itself: so nothing of
 the right layer's is reused and no cache has to be emptied. A wrong spine is a patched function, for which the one
-cache of whole programs is cleared (`planted`). A wrong optimiser is a wrapper round the right one.
+cache of whole programs is cleared (`mutant_tools.planted`). A wrong optimiser is a wrapper round the right one.
 """
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jax.tree_util import register_dataclass
+from mutant_tools import Gain, Mutant, with_pair, with_total, wrong
 
 import jbp
 import jbp.check
 from jbp import backprop, losses, optim
-from jbp.layer import Layer
-from jbp.pairs import Outer, Pair, Scale, Shift, Stack
+from jbp.optim.momentum import _descend
+from jbp.pairs import Outer, Pair, Shift, Stack
 
 GRADIENT: Any = sys.modules["jbp.check.gradient"]
 """The module; `jbp.check.gradient` is the function in it."""
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """One mistake: what is wrong, where, the law that is the first to catch it, and what to give to the check."""
-
-    name: str
-    where: str
-    law: str
-    check: str
-    right: Any
-    wrong: Any
-    patches: tuple[tuple[Any, str, Any], ...] = ()
-
-    def run(self, subject: Any) -> jbp.check.Report:
-        """The public check on this subject."""
-        return CHECKS[self.check](subject)
-
-
-@contextmanager
-def planted(mutant: Mutant) -> Iterator[None]:
-    """With the mutant's patches in place, and no whole program kept from before or for afterwards."""
-    before = [getattr(where, name) for where, name, _ in mutant.patches]
-    if mutant.patches:
-        backprop._compiled.cache_clear()
-    for where, name, new in mutant.patches:
-        setattr(where, name, new)
-    try:
-        yield
-    finally:
-        for (where, name, _), old in zip(mutant.patches, before, strict=True):
-            setattr(where, name, old)
-        if mutant.patches:
-            backprop._compiled.cache_clear()
-
-
-def wrong(subject: Any, **methods: Any) -> Any:
-    """The same layer or loss, with these methods instead."""
-    new = object.__new__(type(f"Wrong{type(subject).__name__}", (type(subject),), methods))
-    new.__dict__.update(subject.__dict__)
-    return new
-
-
-def with_pair(subject: Layer, which: str, make: Callable[[Any], Pair]) -> Any:
-    """A layer whose pair for one parameter is another."""
-
-    def backward(self: Any, params: Any, saved: Any, delta: Any) -> Any:
-        delta_x, pairs = type(subject).backward(self, params, saved, delta)
-        return delta_x, pairs | {which: make(pairs[which])}
-
-    return wrong(subject, backward=backward)
-
-
-def with_total(subject: Layer, which: str, kind: type[Pair], total: Any) -> Any:
-    """A layer whose pair for one parameter is contracted in another way."""
-    other = register_dataclass(type(f"Wrong{kind.__name__}", (kind,), {"total": total}))
-    return with_pair(subject, which, lambda pair: other(**vars(pair)))
-
-
-@dataclass(frozen=True, repr=False)
-class Gain(Layer):
-    """y = g∘x: the layer of the pair Scale, which no layer of jbp's uses yet."""
-
-    uses_key = False
-
-    def init(self, key, shape):
-        return {"gain": jnp.ones(shape[-1:])}, shape
-
-    def forward(self, params, x, key):
-        return x * params["gain"].reshape((1,) * (x.ndim - 1) + (-1,)), x
-
-    def backward(self, params, saved, delta):
-        gain = params["gain"]
-        uses = (a.reshape(-1, gain.size) for a in (saved, delta))
-        return delta * gain.reshape((1,) * (delta.ndim - 1) + (-1,)), {"gain": Scale(*uses, gain.shape)}
 
 
 def _through(net: Any, change: Any) -> Any:
@@ -142,7 +65,7 @@ def _optimizer(theirs: Any) -> Any:
 
 
 def _falling(t: Any) -> Any:
-    return 0.1 / (1.0 + t)
+    return 0.1 / (1.0 + jnp.asarray(t, jnp.float32))
 
 
 UNEQUAL = [[0.5, 1.0, 0.25], [0.0, 2.0, 1.0], [0.3, 0.1, 0.2]]
@@ -235,12 +158,12 @@ def _with_weights(change: Any) -> tuple[Any, str, Any]:
     return _spine(lambda right, args: right(*args[:6], change(args[6]), *args[7:]))
 
 
-def _optimised(right: Any, gradient: Any = None, update: Any = None, state: Any = None) -> Any:
+def _optimised(right: Any, gradient: Any = None, update: Any = None, remember: Any = None) -> Any:
     """An optimiser fed, read or remembered wrongly."""
 
-    def step(g: Any, old: Any, params: Any = None) -> Any:
-        u, new = right.update(jax.tree.map(gradient, g) if gradient else g, old, params)
-        return jax.tree.map(update, u) if update else u, state(old, new) if state else new
+    def step(updates: Any, state: Any, params: Any = None) -> Any:
+        u, new = right.update(jax.tree.map(gradient, updates) if gradient else updates, state, params)
+        return jax.tree.map(update, u) if update else u, remember(state, new) if remember else new
 
     return optax.GradientTransformation(right.init, step)
 
@@ -262,312 +185,109 @@ def _dense_backward(change: Any) -> Any:
 
 VJP, EACH = "= vjp", "= vjp, each example"
 D = jbp.Dense(5)
+# fmt: off
 LAYERS = (
-    _m(
-        "bias gradient dropped",
-        "Dense",
-        EACH,
-        "layer (3,)",
-        D,
-        with_pair(D, "bias", lambda p: Shift(0 * p.delta, p.shape)),
-    ),
-    _m(
-        "weight gradient × 2",
-        "Dense",
-        EACH,
-        "layer (3,)",
-        D,
-        with_pair(D, "weight", lambda p: Outer(2 * p.h, p.delta, p.shape)),
-    ),
-    _m(
-        "bias gradient's sign", "Dense", EACH, "layer (3,)", D, with_pair(D, "bias", lambda p: Shift(-p.delta, p.shape))
-    ),
-    _m(
-        "W not transposed, square",
-        "Dense",
-        VJP,
-        "layer (5,)",
-        D,
-        wrong(D, backward=_dense_backward(lambda weight, delta: delta @ weight)),
-    ),
-    _m(
-        "weight gradient transposed, square",
-        "Dense",
-        EACH,
-        "layer (5,)",
-        D,
-        with_pair(D, "weight", lambda p: Outer(p.delta, p.h, p.shape)),
-    ),
-    _m(
-        "δ passed on without W's first column",
-        "Dense",
-        VJP,
-        "layer (3,)",
-        D,
-        wrong(D, backward=_dense_backward(lambda weight, delta: delta @ weight.at[:, 0].set(0).T)),
-    ),
+    _m("bias gradient dropped", "Dense", EACH, "layer (3,)", D,
+       with_pair(D, "bias", lambda p: Shift(0 * p.delta, p.shape))),
+    _m("weight gradient × 2", "Dense", EACH, "layer (3,)", D,
+       with_pair(D, "weight", lambda p: Outer(2 * p.h, p.delta, p.shape))),
+    _m("bias gradient's sign", "Dense", EACH, "layer (3,)", D,
+       with_pair(D, "bias", lambda p: Shift(-p.delta, p.shape))),
+    _m("W not transposed, square", "Dense", VJP, "layer (5,)", D,
+       wrong(D, backward=_dense_backward(lambda weight, delta: delta @ weight))),
+    _m("weight gradient transposed, square", "Dense", EACH, "layer (5,)", D,
+       with_pair(D, "weight", lambda p: Outer(p.delta, p.h, p.shape))),
+    _m("δ passed on without W's first column", "Dense", VJP, "layer (3,)", D,
+       wrong(D, backward=_dense_backward(lambda weight, delta: delta @ weight.at[:, 0].set(0).T))),
     _m("θ′ at s instead of θ(s)", "tanh", VJP, "layer (3,)", jbp.tanh, wrong(jbp.tanh, keep=lambda self, s, y: s)),
     _m("θ′ missing", "tanh", VJP, "layer (3,)", jbp.tanh, wrong(jbp.tanh, pull=lambda self, y, d: d)),
     _m("1 − y for 1 − y²", "tanh", VJP, "layer (3,)", jbp.tanh, wrong(jbp.tanh, pull=lambda self, y, d: d * (1 - y))),
-    _m(
-        "θ′ at s instead of θ(s)",
-        "sigmoid",
-        VJP,
-        "layer (3,)",
-        jbp.sigmoid,
-        wrong(jbp.sigmoid, keep=lambda self, s, y: s),
-    ),
-    _m(
-        "y(1 + y) for y(1 − y)",
-        "sigmoid",
-        VJP,
-        "layer (3,)",
-        jbp.sigmoid,
-        wrong(jbp.sigmoid, pull=lambda self, y, d: d * y * (1 + y)),
-    ),
-    _m(
-        "Jacobian without its second term",
-        "softmax",
-        VJP,
-        "layer (3,)",
-        jbp.softmax,
-        wrong(jbp.softmax, pull=lambda self, y, d: y * d),
-    ),
-    _m(
-        "backward is zero", "softmax", VJP, "layer (3,)", jbp.softmax, wrong(jbp.softmax, pull=lambda self, y, d: 0 * d)
-    ),
-    _m(
-        "summed over another axis",
-        "softmax",
-        VJP,
-        "layer (3, 5)",
-        jbp.softmax,
-        wrong(jbp.softmax, pull=lambda self, y, d: y * (d - (y * d).sum(0, keepdims=True))),
-    ),
-    _m(
-        "σ(y) for σ(s)",
-        "softplus",
-        VJP,
-        "layer (3,)",
-        jbp.softplus,
-        wrong(jbp.softplus, pull=lambda self, y, d: d * lax.logistic(y)),
-    ),
-    _m(
-        "slope on the wrong side",
-        "leaky_relu",
-        VJP,
-        "layer (3, 5)",
-        jbp.leaky_relu,
-        wrong(jbp.leaky_relu, pull=lambda self, y, d: jnp.where(y >= 0, 0.01 * d, d)),
-    ),
+    _m("θ′ at s instead of θ(s)", "sigmoid", VJP, "layer (3,)", jbp.sigmoid,
+       wrong(jbp.sigmoid, keep=lambda self, s, y: s)),
+    _m("y(1 + y) for y(1 − y)", "sigmoid", VJP, "layer (3,)", jbp.sigmoid,
+       wrong(jbp.sigmoid, pull=lambda self, y, d: d * y * (1 + y))),
+    _m("Jacobian without its second term", "softmax", VJP, "layer (3,)", jbp.softmax,
+       wrong(jbp.softmax, pull=lambda self, y, d: y * d)),
+    _m("backward is zero", "softmax", VJP, "layer (3,)", jbp.softmax,
+       wrong(jbp.softmax, pull=lambda self, y, d: 0 * d)),
+    _m("summed over another axis", "softmax", VJP, "layer (3, 5)", jbp.softmax,
+       wrong(jbp.softmax, pull=lambda self, y, d: y * (d - (y * d).sum(0, keepdims=True)))),
+    _m("σ(y) for σ(s)", "softplus", VJP, "layer (3,)", jbp.softplus,
+       wrong(jbp.softplus, pull=lambda self, y, d: d * lax.logistic(y))),
+    _m("slope on the wrong side", "leaky_relu", VJP, "layer (3, 5)", jbp.leaky_relu,
+       wrong(jbp.leaky_relu, pull=lambda self, y, d: jnp.where(y >= 0, 0.01 * d, d))),
     _m("θ′ missing", "relu", VJP, "layer (3, 5)", jbp.relu, wrong(jbp.relu, pull=lambda self, y, d: d)),
-    _m(
-        "slope y + 1 at α = 0.7",
-        "elu",
-        VJP,
-        "layer (3, 5)",
-        jbp.layers.Elu(0.7),
-        wrong(jbp.layers.Elu(0.7), pull=lambda self, y, d: jnp.where(y > 0, d, d * (y + 1))),
-    ),
-    _m(
-        "second term of θ′ missing",
-        "silu",
-        VJP,
-        "layer (3,)",
-        jbp.silu,
-        wrong(jbp.silu, keep=lambda self, s, y: lax.logistic(s)),
-    ),
+    _m("slope y + 1 at α = 0.7", "elu", VJP, "layer (3, 5)", jbp.layers.Elu(0.7),
+       wrong(jbp.layers.Elu(0.7), pull=lambda self, y, d: jnp.where(y > 0, d, d * (y + 1)))),
+    _m("second term of θ′ missing", "silu", VJP, "layer (3,)", jbp.silu,
+       wrong(jbp.silu, keep=lambda self, s, y: lax.logistic(s))),
     _m("θ′ of the other form", "gelu", VJP, "layer (3,)", jbp.gelu, wrong(jbp.gelu, keep=_erf_slope)),
-    _m(
-        "mask not applied to δ",
-        "Dropout",
-        VJP,
-        "layer (3, 5)",
-        jbp.Dropout(0.3),
-        wrong(jbp.Dropout(0.3), backward=_drop(lambda kept, d: d / 0.7)),
-    ),
+    _m("mask not applied to δ", "Dropout", VJP, "layer (3, 5)", jbp.Dropout(0.3),
+       wrong(jbp.Dropout(0.3), backward=_drop(lambda kept, d: d / 0.7))),
     _m("mask redrawn", "Dropout", VJP, "layer (3, 5)", jbp.Dropout(0.3), wrong(jbp.Dropout(0.3), forward=_redrawn)),
-    _m(
-        "δ not scaled by 1/(1 − p)",
-        "Dropout",
-        VJP,
-        "layer (3, 5)",
-        jbp.Dropout(0.3),
-        wrong(jbp.Dropout(0.3), backward=_drop(lambda kept, d: jnp.where(kept, d, 0 * d))),
-    ),
-    _m(
-        "δ put back column by column",
-        "Flatten",
-        VJP,
-        "layer (2, 3)",
-        jbp.layers.Flatten(),
-        wrong(jbp.layers.Flatten(), backward=_column_major),
-    ),
+    _m("δ not scaled by 1/(1 − p)", "Dropout", VJP, "layer (3, 5)", jbp.Dropout(0.3),
+       wrong(jbp.Dropout(0.3), backward=_drop(lambda kept, d: jnp.where(kept, d, 0 * d)))),
+    _m("δ put back column by column", "Flatten", VJP, "layer (2, 3)", jbp.layers.Flatten(),
+       wrong(jbp.layers.Flatten(), backward=_column_major)),
 )
 PAIRS = (
     _m("h of another example", "Outer", EACH, "layer (3,)", D, with_total(D, "weight", Outer, _rolled)),
-    _m(
-        "weights ignored",
-        "Outer",
-        EACH,
-        "layer (3,)",
-        D,
-        with_total(D, "weight", Outer, lambda self, weights=None: Outer.total(self)),
-    ),
-    _m(
-        "weights normalised",
-        "Outer",
-        "= jax.grad",
-        "gradient, weights",
-        DROPPING,
-        None,
-        (
-            Outer,
-            "total",
-            lambda self, weights=None, right=Outer.total: right(
-                self, None if weights is None else weights / weights.sum()
-            ),
-        ),
-    ),
-    _m(
-        "mean over the examples for the sum",
-        "Shift",
-        VJP,
-        "layer (3,)",
-        D,
-        with_total(D, "bias", Shift, lambda self, weights=None: Shift.total(self, weights) / self.batch),
-    ),
-    _m(
-        "mean over the uses for the sum",
-        "Shift",
-        EACH,
-        "layer (2, 3)",
-        D,
-        with_total(D, "bias", Shift, lambda self, weights=None: Shift.total(self, weights) / self.delta.shape[1]),
-    ),
-    _m(
-        "only the first use",
-        "Outer",
-        EACH,
-        "layer (2, 3)",
-        D,
-        with_pair(D, "weight", lambda p: Outer(p.h[:1], p.delta[:1], p.shape)),
-    ),
+    _m("weights ignored", "Outer", EACH, "layer (3,)", D,
+       with_total(D, "weight", Outer, lambda self, weights=None: Outer.total(self))),
+    _m("weights normalised", "Outer", "= jax.grad", "gradient, weights", DROPPING, None,
+       (Outer, "total", lambda self, weights=None, right=Outer.total:
+        right(self, None if weights is None else weights / weights.sum()))),
+    _m("mean over the examples for the sum", "Shift", EACH, "layer (3,)", D,
+       with_total(D, "bias", Shift, lambda self, weights=None: Shift.total(self, weights) / self.batch)),
+    _m("mean over the uses for the sum", "Shift", EACH, "layer (2, 3)", D,
+       with_total(D, "bias", Shift, lambda self, weights=None: Shift.total(self, weights) / self.delta.shape[1])),
+    _m("only the first use", "Outer", EACH, "layer (2, 3)", D,
+       with_pair(D, "weight", lambda p: Outer(p.h[:1], p.delta[:1], p.shape))),
     _m("h left out", "Scale", EACH, "layer (3,)", Gain(), with_pair(Gain(), "gain", lambda p: Shift(p.delta, p.shape))),
-    _m(
-        "1/N missing",
-        "contract",
-        "= jax.grad",
-        "gradient, weights",
-        DROPPING,
-        None,
-        (
-            GRADIENT,
-            "contract",
-            lambda pairs, weights=None, right=jbp.contract: jax.tree.map(lambda g: 5 * g, right(pairs, weights)),
-        ),
-    ),
+    _m("1/N missing", "contract", "= jax.grad", "gradient, weights", DROPPING, None,
+       (GRADIENT, "contract", lambda pairs, weights=None, right=jbp.contract:
+        jax.tree.map(lambda g: 5 * g, right(pairs, weights)))),
 )
 S2 = jbp.serial(jbp.Dense(3), jbp.Dense(3))
 R, B = jbp.residual(jbp.Dense(3)), jbp.branch(jbp.Dense(3), jbp.tanh)
 C, L = jbp.branch(jbp.Dense(3), jbp.tanh, join="concat"), jbp.repeat(jbp.serial(jbp.Dense(3), jbp.tanh), 2)
 COMBINATORS = (
-    _m(
-        "gradients in the order of the way back",
-        "serial",
-        EACH,
-        "layer (3,)",
-        S2,
-        _through(S2, lambda d, dx, found: (dx, found[::-1])),
-    ),
-    _m(
-        "δ of the output passed on as δ of the input",
-        "serial",
-        VJP,
-        "layer (3,)",
-        S2,
-        _through(S2, lambda d, dx, found: (d, found)),
-    ),
+    _m("gradients in the order of the way back", "serial", EACH, "layer (3,)", S2,
+       _through(S2, lambda d, dx, found: (dx, found[::-1]))),
+    _m("δ of the output passed on as δ of the input", "serial", VJP, "layer (3,)", S2,
+       _through(S2, lambda d, dx, found: (d, found))),
     _m("no δ along the skip", "residual", VJP, "layer (3,)", R, _through(R, lambda d, dx, found: (dx - d, found))),
-    _m("δ along the skip doubled", "residual", VJP, "layer (3,)", R, _through(R, lambda d, dx, found: (dx + d, found))),
+    _m("δ along the skip doubled", "residual", VJP, "layer (3,)", R,
+       _through(R, lambda d, dx, found: (dx + d, found))),
     _m("δ of the fan-out overwritten", "branch", VJP, "layer (3,)", B, wrong(B, walk_backward=_last_of_branch)),
-    _m(
-        "parts of the join swapped",
-        "branch",
-        EACH,
-        "layer (3,)",
-        C,
-        wrong(C, walk_backward=_concat_backward(lambda widths: [widths[1], 0])),
-    ),
-    _m(
-        "every part is the first",
-        "branch",
-        VJP,
-        "layer (3,)",
-        C,
-        wrong(C, walk_backward=_concat_backward(lambda widths: [0 for _ in widths])),
-    ),
+    _m("parts of the join swapped", "branch", EACH, "layer (3,)", C,
+       wrong(C, walk_backward=_concat_backward(lambda widths: [widths[1], 0]))),
+    _m("every part is the first", "branch", VJP, "layer (3,)", C,
+       wrong(C, walk_backward=_concat_backward(lambda widths: [0 for _ in widths]))),
     _m("scan in the wrong order", "repeat", EACH, "layer (3,)", L, wrong(L, walk_backward=_flipped_scan)),
-    _m(
-        "another layer's slice of the stack",
-        "repeat",
-        EACH,
-        "layer (3,)",
-        L,
-        _through(L, lambda d, dx, found: (dx, jax.tree.map(lambda a: jnp.roll(a, 1, 0), found))),
-    ),
+    _m("another layer's slice of the stack", "repeat", EACH, "layer (3,)", L,
+       _through(L, lambda d, dx, found: (dx, jax.tree.map(lambda a: jnp.roll(a, 1, 0), found)))),
 )
 SPINE = (
     _m("1/N missing", "value_and_grad", "= jax.grad", "gradient", NET, None, _grads(lambda g, n: g * n)),
     _m("δ divided by N twice", "value_and_grad", "= jax.grad", "gradient", NET, None, _grads(lambda g, n: g / n)),
     _m("weights ignored", "value_and_grad", "= value", "gradient, weights", NET, None, _with_weights(lambda w: None)),
-    _m(
-        "weights normalised",
-        "value_and_grad",
-        "= value",
-        "gradient, weights",
-        NET,
-        None,
-        _with_weights(lambda w: w / w.sum()),
-    ),
+    _m("weights normalised", "value_and_grad", "= value", "gradient, weights", NET, None,
+       _with_weights(lambda w: w / w.sum())),
     _m("weights squared", "value_and_grad", "= value", "gradient, weights", NET, None, _with_weights(lambda w: w * w)),
-    _m(
-        "a row of weight 0 leaks its NaN",
-        "value_and_grad",
-        "= jax.grad",
-        "gradient, blank row",
-        NET,
-        None,
-        (backprop, "_silence", lambda weights, a: a),
-    ),
-    _m(
-        "0 · NaN in the δ of a row of weight 0",
-        "weigh",
-        "= value",
-        "gradient, blank row",
-        NET,
-        None,
-        (backprop, "_silence", lambda weights, a: a),
-        (backprop, "weigh", lambda w, d: d * w.reshape((-1,) + (1,) * (d.ndim - 1))),
-    ),
-    _m(
-        "one example's δ given to another",
-        "value_and_grad",
-        "= jax.grad",
-        "gradient",
-        NET,
-        None,
-        (
-            backprop,
-            "_backward_leaf",
-            lambda layer, params, saved, delta, right=backprop._backward_leaf: right(
-                layer, params, saved, jnp.roll(delta, 1, 0)
-            ),
-        ),
-    ),
+    _m("a row of weight 0 leaks its NaN", "value_and_grad", "= jax.grad", "gradient, blank row", NET, None,
+       (backprop, "_silence", lambda weights, a: a)),
+    _m("0 · NaN in the δ of a row of weight 0", "weigh", "= value", "gradient, blank row", NET, None,
+       (backprop, "_silence", lambda weights, a: a),
+       (backprop, "weigh", lambda w, d: d * w.reshape((-1,) + (1,) * (d.ndim - 1)))),
+    _m("one example's δ given to another", "value_and_grad", "= jax.grad", "gradient", NET, None,
+       (backprop, "_backward_leaf", lambda layer, params, saved, delta, right=backprop._backward_leaf:
+        right(layer, params, saved, jnp.roll(delta, 1, 0)))),
 )
 SQUARED, L2, MEAN = losses.squared_error, losses.l2_loss, losses.mean_squared_error
 SOFTMAX, SIGMOID, CROSS = losses.softmax_cross_entropy, losses.sigmoid_binary_cross_entropy, losses.cross_entropy
+
+# fmt: on
 
 
 def _delta(of: Any, change: Any, where: str = "delta") -> Any:
@@ -579,84 +299,31 @@ def _no_shift(self: Any, p: Any, t: Any) -> Any:
     return e / e.sum(-1, keepdims=True) - losses._distribution(self, p, t)[0]
 
 
+# fmt: off
 LOSSES = (
-    _m(
-        "factor 2 missing",
-        "squared_error",
-        "= derivative",
-        "loss (7,)",
-        SQUARED,
-        _delta(SQUARED, lambda d, p, t: d / 2),
-    ),
+    _m("factor 2 missing", "squared_error", "= derivative", "loss (7,)", SQUARED,
+       _delta(SQUARED, lambda d, p, t: d / 2)),
     _m("sign", "squared_error", "= derivative", "loss (7,)", SQUARED, _delta(SQUARED, lambda d, p, t: -d)),
     _m("target missing", "l2_loss", "= derivative", "loss (7,)", L2, _delta(L2, lambda d, p, t: p)),
     _m("1/k missing", "mean_squared_error", "= derivative", "loss (7,)", MEAN, _delta(MEAN, lambda d, p, t: d * 7)),
     _m("1/k twice", "mean_squared_error", "= derivative", "loss (7,)", MEAN, _delta(MEAN, lambda d, p, t: d / 7)),
-    _m(
-        "softmax without its largest logit",
-        "softmax_cross_entropy",
-        "finite at ±10000",
-        "loss (7,)",
-        SOFTMAX,
-        wrong(SOFTMAX, delta=_no_shift),
-    ),
-    _m(
-        "target of the next class",
-        "softmax_cross_entropy",
-        "= derivative",
-        "loss (7,)",
-        SOFTMAX,
-        wrong(SOFTMAX, delta=lambda self, p, t: SOFTMAX.delta(p, jnp.roll(t, 1, -1) if t.ndim else (t + 1) % 7)),
-    ),
-    _m(
-        "Σt missing",
-        "softmax_cross_entropy",
-        "= derivative",
-        "loss, given targets",
-        SOFTMAX,
-        wrong(SOFTMAX, delta=lambda self, p, t: jax.nn.softmax(p) - t),
-    ),
-    _m(
-        "square root of the Hessian without ppᵀ",
-        "softmax_cross_entropy",
-        "squares to the Hessian",
-        "loss (7,)",
-        SOFTMAX,
-        wrong(SOFTMAX, sqrt_hessian=lambda self, p, t: losses._diagonal_columns(jnp.sqrt(jax.nn.softmax(p)))),
-    ),
-    _m(
-        "mean over the positions missing in δ",
-        "softmax_cross_entropy",
-        "= derivative",
-        "loss (3, 5)",
-        SOFTMAX,
-        _delta(SOFTMAX, lambda d, p, t: d * 3),
-    ),
-    _m(
-        "mean over the positions missing in the root",
-        "sigmoid_binary_cross_entropy",
-        "squares to the Hessian",
-        "loss (3, 5)",
-        SIGMOID,
-        _delta(SIGMOID, lambda d, p, t: d * jnp.sqrt(3.0), "sqrt_hessian"),
-    ),
-    _m(
-        "θ′ once too often",
-        "sigmoid_binary_cross_entropy",
-        "= derivative",
-        "loss (7,)",
-        SIGMOID,
-        _delta(SIGMOID, lambda d, p, t: d * lax.logistic(p) * lax.logistic(-p)),
-    ),
+    _m("softmax without its largest logit", "softmax_cross_entropy", "finite at ±10000", "loss (7,)", SOFTMAX,
+       wrong(SOFTMAX, delta=_no_shift)),
+    _m("target of the next class", "softmax_cross_entropy", "= derivative", "loss (7,)", SOFTMAX,
+       wrong(SOFTMAX, delta=lambda self, p, t: SOFTMAX.delta(p, jnp.roll(t, 1, -1) if t.ndim else (t + 1) % 7))),
+    _m("Σt missing", "softmax_cross_entropy", "= derivative", "loss, given targets", SOFTMAX,
+       wrong(SOFTMAX, delta=lambda self, p, t: jax.nn.softmax(p) - t)),
+    _m("root of the Hessian without ppᵀ", "softmax_cross_entropy", "squares to the Hessian", "loss (7,)", SOFTMAX,
+       wrong(SOFTMAX, sqrt_hessian=lambda self, p, t: losses._diagonal_columns(jnp.sqrt(jax.nn.softmax(p))))),
+    _m("mean over the positions missing in δ", "softmax_cross_entropy", "= derivative", "loss (3, 5)", SOFTMAX,
+       _delta(SOFTMAX, lambda d, p, t: d * 3)),
+    _m("mean over the positions missing in the root", "sigmoid_binary_cross_entropy", "squares to the Hessian",
+       "loss (3, 5)", SIGMOID, _delta(SIGMOID, lambda d, p, t: d * jnp.sqrt(3.0), "sqrt_hessian")),
+    _m("θ′ once too often", "sigmoid_binary_cross_entropy", "= derivative", "loss (7,)", SIGMOID,
+       _delta(SIGMOID, lambda d, p, t: d * lax.logistic(p) * lax.logistic(-p))),
     _m("1/y missing", "cross_entropy", "= derivative", "loss (7,)", CROSS, _delta(CROSS, lambda d, p, t: d * p)),
-    _m(
-        "0 · log 0",
-        "cross_entropy",
-        "no NaN at probability 0",
-        "loss (7,)",
-        CROSS,
-        wrong(CROSS, value=lambda self, p, t: -(losses._distribution(self, p, t)[0] * jnp.log(p)).sum()),
-    ),
+    _m("0 · log 0", "cross_entropy", "no NaN at probability 0", "loss (7,)", CROSS,
+       wrong(CROSS, value=lambda self, p, t: -(losses._distribution(self, p, t)[0] * jnp.log(p)).sum())),
 )
 SGD, FALLING, HEAVY, AHEAD = optim.sgd(0.1), optim.sgd(_falling), optim.heavy_ball(0.1), optim.nesterov(0.1)
 _PLACES = {"sgd": SGD, "sgd, schedule": FALLING, "heavy_ball": HEAVY, "nesterov": AHEAD}
@@ -665,15 +332,16 @@ OPTIMISERS = tuple(
     for name, where, mutant in (
         ("uphill", "sgd", _optimised(SGD, update=lambda u: -u)),
         ("η twice", "sgd", _optimised(SGD, update=lambda u: 0.1 * u)),
-        ("steps not counted", "sgd, schedule", _optimised(FALLING, state=lambda old, new: old)),
+        ("steps not counted", "sgd, schedule", _optimised(FALLING, remember=lambda old, new: old)),
         ("η of the next step", "sgd, schedule", _optimised(optim.sgd(lambda t: _falling(t + 1)))),
         ("momentum damped by 1 − β", "heavy_ball", _optimised(HEAVY, gradient=lambda g: (1 - 0.9) * g)),
-        ("sign of β", "heavy_ball", _optimised(HEAVY, state=_velocity(lambda old, new: -new))),
-        ("velocity reset", "heavy_ball", _optimised(HEAVY, state=_velocity(lambda old, new: 0 * new))),
-        ("velocity not kept", "heavy_ball", _optimised(HEAVY, state=_velocity(lambda old, new: old))),
-        ("from the old trace", "nesterov", optim.momentum._descend(0.1, 0.9, lambda beta, g, v: g + (v - g))),
-        ("β missing before the new trace", "nesterov", optim.momentum._descend(0.1, 0.9, lambda beta, g, v: g + v)),
-        ("gradient missing beside the trace", "nesterov", optim.momentum._descend(0.1, 0.9, lambda b, g, v: b * v)),
+        ("sign of β", "heavy_ball", _optimised(HEAVY, remember=_velocity(lambda old, new: -new))),
+        ("velocity reset", "heavy_ball", _optimised(HEAVY, remember=_velocity(lambda old, new: 0 * new))),
+        ("velocity not kept", "heavy_ball", _optimised(HEAVY, remember=_velocity(lambda old, new: old))),
+        ("from the old trace", "nesterov", _descend(0.1, 0.9, lambda beta, g, v: g + (v - g))),
+        ("β missing before the new trace", "nesterov", _descend(0.1, 0.9, lambda beta, g, v: g + v)),
+        ("gradient missing beside the trace", "nesterov", _descend(0.1, 0.9, lambda b, g, v: b * v)),
     )
 )
+# fmt: on
 MUTANTS = (*LAYERS, *PAIRS, *COMBINATORS, *SPINE, *LOSSES, *OPTIMISERS)

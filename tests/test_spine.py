@@ -216,5 +216,5 @@ def test_contract_without_weights_is_the_mean_and_refuses_what_is_no_tree_of_pai
     assert_close(mean, jax.tree.map(lambda g: g / 3, total), "layer")
     delta_x, _ = jbp.backward(net, params, saved, jnp.cos(output))
     assert delta_x.shape == x.shape
-    with pytest.raises(ValueError, match="takes the pairs that jbp.backward returns"):
+    with pytest.raises(ValueError, match=r"takes the pairs that jbp\.backward returns"):
         jbp.contract(((), "no pair"))

@@ -1,0 +1,308 @@
+"""Change one operator, sign, index or term at a time in everything that computes a derivative or a step.
+
+    python tests/mutate.py [--list] [--fresh] [--only TEXT] [--seconds N]
+
+Each mutant is one change in the syntax tree of one function. It is compiled in place of the right one, in a worker
+process with its own import of jbp, and the public checks that reach that function run until one fails; an exception
+or a time-out counts as caught. Finite differences are off: autodiff alone must do it. What survives must be in
+`mutate_survivors.EQUIVALENT` with the reason why it computes the same, or this program exits 1. Results are written
+as they come to experiments/results/mutants.json; a second run goes on where the first was stopped.
+"""
+
+import argparse
+import ast
+import concurrent.futures
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_multi_thread_eigen=false")
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+RESULT = HERE.parent / "experiments" / "results" / "mutants.json"
+LIMIT = 90
+"""Seconds for one mutant."""
+ACTIVATIONS = ("relu", "leaky_relu", "tanh", "sigmoid", "softmax", "softplus", "elu", "silu", "gelu")
+LOSSES = "squared_error l2_loss mean_squared_error softmax_cross_entropy sigmoid_binary_cross_entropy cross_entropy"
+# File -> function -> the checks that reach it, the most telling first.
+TARGETS: dict[str, dict[str, str]] = {
+    "layers/activations.py": {
+        **{f"{n.title().replace('_', '')}.pull": n for n in ACTIVATIONS},
+        "LeakyRelu.pull": "leaky_relu slope kink", "Softmax.pull": "softmax vector", "Elu.pull": "elu alpha",
+        "Silu.keep": "silu", "Gelu.keep": "gelu erf", "Activation.keep": "tanh", "Activation.backward": "tanh",
+        "Identity.backward": "identity",
+    },
+    "layers/dense.py": {"Dense.backward": "dense dense3 unbiased"},
+    "layers/dropout.py": {"Dropout.backward": "dropout", "Dropout._masked": "dropout rows"},
+    "layers/flatten.py": {"Flatten.backward": "flatten"},
+    "losses.py": {
+        **{f"{n.title().replace('_', '')}.{part}": f"{n} {n}@positions"
+           for n in LOSSES.split() for part in ("delta", "sqrt_hessian")},
+        "SoftmaxCrossEntropy.delta": "softmax_cross_entropy softmax_cross_entropy@positions sums class2",
+        "SoftmaxCrossEntropy.sqrt_hessian": "softmax_cross_entropy softmax_cross_entropy@positions sums class2",
+        "_error": "squared_error l2_loss",
+        "_softmax": "softmax_cross_entropy softmax_cross_entropy@positions",
+        "_distribution": "softmax_cross_entropy cross_entropy class cross_entropy@class classes class2 distribution",
+        "_positions": "l2_loss@positions l2_loss",
+        "_per_position": "l2_loss@positions l2_loss l2_loss@two",
+        "_classes": "mean_squared_error mean_squared_error@positions",
+        "_diagonal_columns": "l2_loss l2_loss@positions",
+        "_block_columns": "softmax_cross_entropy softmax_cross_entropy@positions",
+    },
+    "combine.py": {
+        "Serial.walk_backward": "serial", "Residual.walk_backward": "residual", "Branch.walk_backward": "branch concat",
+        "Repeat.walk_backward": "repeat repeat2", "_Sharing.whole": "repeat repeat2",
+        "_Sharing.distinct": "repeat repeat2",
+        "_Sharing.among": "repeat repeat2", "_sum": "branch",
+    },
+    "pairs.py": {
+        "weigh": "weights evaluation dense", "Outer.total": "dense dense3 evaluation",
+        "Shift.total": "dense dense3 evaluation", "Scale.total": "gain", "Stack.total": "repeat",
+        "contract": "evaluation evaluation1",
+    },
+    "backprop.py": {
+        "total": "gradient", "backward": "gradient repeat", "_backward_leaf": "dense",
+        "value_grad_output": "gradient weights blank rows", "_silence": "blank weights blankrows",
+    },
+    "optim/sgd.py": {"sgd": "sgd schedule sgdmomentum sgdnesterov"},
+    "optim/momentum.py": {
+        "heavy_ball": "heavy_ball", "nesterov": "nesterov", "_descend": "heavy_ball nesterov heavyschedule",
+    },
+    "optim/_scalars.py": {
+        "rate_at": "schedule sgd", "following": "schedule heavyschedule", "like": "sgd heavy_ball",
+    },
+}  # fmt: skip
+SWAPS: dict[type, tuple[type, ...]] = {
+    ast.Add: (ast.Sub,), ast.Sub: (ast.Add,), ast.Mult: (ast.Div,), ast.Div: (ast.Mult,), ast.Gt: (ast.GtE, ast.Lt),
+    ast.GtE: (ast.Gt, ast.LtE), ast.Lt: (ast.LtE, ast.Gt), ast.LtE: (ast.Lt, ast.GtE), ast.Eq: (ast.NotEq,),
+    ast.NotEq: (ast.Eq,), ast.Is: (ast.IsNot,), ast.IsNot: (ast.Is,), ast.And: (ast.Or,), ast.Or: (ast.And,),
+}  # fmt: skip
+INSTEAD = {
+    "maximum": "minimum", "minimum": "maximum", "sum": "mean", "mean": "sum", "exp": "expm1", "expm1": "exp",
+    "log": "log1p", "sqrt": "square", "zeros_like": "ones_like", "ones_like": "zeros_like", "zeros": "ones",
+    "max": "min", "tanh": "sin", "logistic": "tanh",
+}  # fmt: skip
+REFUSALS = ("same_shape", "no_params", "_expect_tuple", "_expect_stack", "_like", "check_weights",
+            "check_learning_rate", "check_momentum", "_check")  # fmt: skip
+
+
+def alternatives(node: ast.AST) -> list[tuple[str, ast.AST]]:
+    """What may stand in place of one node, each with its description."""
+    out: list[tuple[str, ast.AST]] = []
+    match node:
+        case ast.BinOp(left=a, op=op, right=b):
+            out += [(f"operator → {new.__name__}", ast.BinOp(a, new(), b)) for new in SWAPS.get(type(op), ())]
+            out += [("right operand dropped", a), ("left operand dropped", b)]
+            if isinstance(op, (ast.Sub, ast.Div, ast.MatMult)):
+                out.append(("operands swapped", ast.BinOp(b, op, a)))
+        case ast.UnaryOp(op=ast.USub() | ast.Not(), operand=a):
+            out.append(("sign or not dropped", a))
+        case ast.Compare(left=a, ops=[op], comparators=[b]):
+            out += [(f"comparison → {new.__name__}", ast.Compare(a, [new()], [b])) for new in SWAPS.get(type(op), ())]
+        case ast.BoolOp(op=op, values=values):
+            out.append(("and ↔ or", ast.BoolOp(SWAPS[type(op)][0](), values)))
+        case ast.IfExp(test=t, body=a, orelse=b):
+            out += [("branches swapped", ast.IfExp(t, b, a)), ("always the first", a), ("always the second", b)]
+        case ast.Constant(value=bool(v)):
+            out.append((f"→ {not v}", ast.Constant(not v)))
+        case ast.Constant(value=int(v)):
+            out += [(f"{v} → {v + 1}", ast.Constant(v + 1)), (f"{v} → {v - 1}", ast.Constant(v - 1))]
+        case ast.Constant(value=float(v)):
+            out += [(f"{v} → {2 * v}", ast.Constant(2 * v)), (f"{v} → {v + 1}", ast.Constant(v + 1))]
+        case ast.Attribute(value=a, attr="T"):
+            out.append(("not transposed", a))
+        case ast.Call(func=f, args=args, keywords=kw):
+            name = f.attr if isinstance(f, ast.Attribute) else getattr(f, "id", "")
+            if len(args) >= 2 and name != "visit" and not any(isinstance(a, ast.Starred) for a in args):
+                i = len(args) - 2
+                out.append(("last arguments swapped", ast.Call(f, [*args[:i], args[-1], args[i]], kw)))
+            if name in ("reversed", "sqrt", "square", "exp", "expm1", "log", "log1p", "tanh", "logistic", "erfc", "abs",
+                        "weigh", "like", "range", "zeros_like") and args:  # fmt: skip
+                out.append((f"{name} left out", args[-1]))
+            if name in INSTEAD and isinstance(f, ast.Attribute):
+                out.append((f"{name} → {INSTEAD[name]}", ast.Call(ast.Attribute(f.value, INSTEAD[name]), args, kw)))
+            if name in ("sum", "mean", "max", "reshape", "add", "squeeze") and isinstance(f, ast.Attribute):
+                out.append((f"{name} left out", f.value))
+        case ast.AugAssign(target=t, op=ast.Add(), value=v):
+            out += [("+= → −=", ast.AugAssign(t, ast.Sub(), v)), ("+= → =", ast.Assign([t], v))]
+        case ast.Return(value=ast.Tuple(elts=[a, b])):
+            out.append(("returned parts swapped", ast.Return(ast.Tuple([b, a], ast.Load()))))
+        case _:
+            pass
+    return out
+
+
+def _refuses(node: ast.AST) -> bool:
+    """Whether a node only refuses wrong input, documents, or annotates."""
+    if isinstance(node, ast.If) and all(isinstance(n, ast.Raise) for n in node.body) and not node.orelse:
+        return True
+    if isinstance(node, ast.For) and all(isinstance(n, ast.Expr) for n in node.body):
+        return True
+    if isinstance(node, (ast.Raise, ast.JoinedStr)) or (
+        isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    ):
+        return True
+    call = node.value if isinstance(node, ast.Expr) else None
+    return isinstance(call, ast.Call) and getattr(call.func, "attr", getattr(call.func, "id", "")) in REFUSALS
+
+
+def nodes_of(function: ast.AST) -> list[ast.AST]:
+    """The nodes that may be changed, in a fixed order."""
+    found: list[ast.AST] = []
+
+    def walk(node: ast.AST, field: str = "") -> None:
+        if field in ("annotation", "returns", "decorator_list") or _refuses(node):
+            return
+        found.append(node)
+        for name, value in ast.iter_fields(node):
+            for child in value if isinstance(value, list) else [value]:
+                if isinstance(child, ast.AST):
+                    walk(child, name)
+
+    walk(function)
+    return found
+
+
+class _Put(ast.NodeTransformer):
+    def __init__(self, old: ast.AST, new: ast.AST):
+        self.old, self.new = old, new
+
+    def visit(self, node: ast.AST) -> Any:
+        return self.new if node is self.old else self.generic_visit(node)
+
+
+def find(tree: ast.Module, qualname: str) -> Any:
+    """The function of this name in a module."""
+    node: Any = tree
+    for part in qualname.split("."):
+        node = next(n for n in node.body if getattr(n, "name", None) == part)
+    return node
+
+
+def mutants() -> list[dict[str, Any]]:
+    """All mutants, as places: file, function, line, its text, the number of the node and of the alternative."""
+    found = []
+    for file, functions in TARGETS.items():
+        source = (HERE.parent / "jbp" / file).read_text()
+        tree, lines = ast.parse(source), source.splitlines()
+        for qualname, checks in functions.items():
+            for i, node in enumerate(nodes_of(find(tree, qualname))):
+                for j, (change, new) in enumerate(alternatives(node)):
+                    line, piece = getattr(node, "lineno", 0), ast.unparse(node)
+                    place = {"file": file, "function": qualname, "line": line, "text": lines[line - 1].strip()}
+                    made = ast.unparse(ast.fix_missing_locations(new))
+                    if made == piece:
+                        continue
+                    found.append(place | {"from": piece, "to": made, "change": change, "node": i, "alternative": j,
+                                          "checks": checks.split()})  # fmt: skip
+    return found
+
+
+def identity(mutant: dict[str, Any]) -> str:
+    """A name that stays when other lines move."""
+    return " | ".join(str(mutant[k]) for k in ("file", "function", "text", "from", "change", "node"))
+
+
+def run(mutant: dict[str, Any]) -> dict[str, Any]:
+    """In a worker: plant the mutant, check until something fails, take it out again."""
+    import mutate_checks
+
+    source = (HERE.parent / "jbp" / mutant["file"]).read_text()
+    function = find(ast.parse(source), mutant["function"])
+    old = nodes_of(function)[mutant["node"]]
+    new = ast.fix_missing_locations(_Put(old, alternatives(old)[mutant["alternative"]][1]).visit(function))
+    began, outcome = time.perf_counter(), {"verdict": "survived"}
+
+    def late(*_: Any) -> None:
+        raise TimeoutError(f"no answer in {LIMIT} s")
+
+    signal.signal(signal.SIGALRM, late)
+    signal.alarm(LIMIT)
+    try:
+        with mutate_checks.planted(mutant["file"], mutant["function"], ast.unparse(new)):
+            for check in mutant["checks"]:
+                failures = mutate_checks.failures(check)
+                if failures:
+                    outcome = {"verdict": "caught", "check": check, "law": failures[0].law}
+                    break
+    except Exception as error:
+        outcome = {"verdict": "caught", "law": f"raises {type(error).__name__}"}
+    finally:
+        signal.alarm(0)
+    return mutant | outcome | {"seconds": round(time.perf_counter() - began, 2)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--list", action="store_true", help="print the mutants and stop")
+    parser.add_argument("--fresh", action="store_true", help="do not use the results of an earlier run")
+    parser.add_argument("--again", action="store_true", help="run what survived once more")
+    parser.add_argument("--only", default="", help="mutants with this in their name")
+    parser.add_argument("--seconds", type=float, default=1e9, help="start no mutant after this time")
+    options = parser.parse_args()
+    wanted = {identity(m): m for m in mutants()}
+    if options.list:
+        print(*wanted, sep="\n")
+        return print(len(wanted)) or 0
+    saved = json.loads(RESULT.read_text())["mutants"] if RESULT.exists() and not options.fresh else []
+    done = {identity(m): m for m in saved if wanted.get(identity(m)) is not None}
+    again = {name for name, m in done.items() if options.again and options.only in name and m["verdict"] == "survived"}
+    done = {name: m for name, m in done.items() if name not in again}
+    todo = [m for name, m in wanted.items() if name not in done and options.only in name]
+    random.Random(0).shuffle(todo)  # so that a run cut short is a sample of all
+    todo.sort(key=lambda m: identity(m) not in again)
+    began = last = time.perf_counter()
+    with concurrent.futures.ProcessPoolExecutor(min(2, os.cpu_count() or 1), max_tasks_per_child=120) as pool:
+        queue = iter(todo)
+        running = {pool.submit(run, m) for m, _ in zip(queue, range(2), strict=False)}
+        while running:
+            finished, running = concurrent.futures.wait(running, return_when="FIRST_COMPLETED")
+            for future in finished:
+                result = future.result()
+                done[identity(result)] = result
+                if result["verdict"] == "survived":
+                    print("survived:", identity(result), "→", result["to"], flush=True)
+                if time.perf_counter() - began < options.seconds and (after := next(queue, None)) is not None:
+                    running.add(pool.submit(run, after))
+            if time.perf_counter() - last > 5 or not running:
+                last = time.perf_counter()
+                _save([done[name] for name in wanted if name in done], len(wanted))
+    return _verdict(list(done.values()), len(wanted))
+
+
+def _save(results: list[dict[str, Any]], made: int) -> None:
+    from mutate_survivors import reason
+
+    survivors = [m for m in results if m["verdict"] == "survived"]
+    laws: dict[str, int] = {}
+    for m in results:
+        laws[m.get("law", "none")] = laws.get(m.get("law", "none"), 0) + 1
+    summary = {
+        "command": "python tests/mutate.py", "made": made, "run": len(results),
+        "caught": len(results) - len(survivors), "survived": len(survivors),
+        "unexplained": sum(reason(m) is None for m in survivors), "seconds": round(sum(m["seconds"] for m in results)),
+        "caught_by": dict(sorted(laws.items(), key=lambda kv: -kv[1])),
+    }  # fmt: skip
+    rows = [m | {"reason": reason(m)} if m["verdict"] == "survived" else m for m in results]
+    text = ",\n".join(json.dumps(m, ensure_ascii=False) for m in rows)
+    RESULT.write_text(f'{{"summary": {json.dumps(summary, ensure_ascii=False)},\n"mutants": [\n{text}\n]}}\n')
+
+
+def _verdict(results: list[dict[str, Any]], made: int) -> int:
+    from mutate_survivors import reason
+
+    survivors = [m for m in results if m["verdict"] == "survived"]
+    unexplained = [m for m in survivors if reason(m) is None]
+    print(f"{made} mutants, {len(results)} run, {len(results) - len(survivors)} caught, {len(survivors)} survived")
+    for m in unexplained:
+        print("UNEXPLAINED:", identity(m), "→", m["to"])
+    return 1 if unexplained or len(results) < made else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

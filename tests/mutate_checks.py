@@ -1,0 +1,170 @@
+"""The public checks that tests/mutate.py runs, by short names, and how it puts a changed function in place.
+
+Those of `jbp.check.catalogue`, without finite differences, and beside them what the catalogue does not reach: example
+weights, positions, targets that do not add up to 1, schedules, and the pair Scale.
+"""
+
+import __future__
+
+import ast
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+os.environ["JAX_ENABLE_X64"] = "1"
+os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+
+import jax
+import jax.numpy as jnp
+import optax
+from mutant_tools import Gain
+from mutants import DROPPING, NET, _falling
+
+import jbp
+import jbp.check
+from jbp import backprop, layers, losses, optim
+
+laws: Any = sys.modules["jbp.check.laws"]
+laws.clues_for = lambda run, leaf: None  # the diagnosis is half of the time, and decides nothing
+
+
+@contextmanager
+def planted(file: str, qualname: str, source: str) -> Iterator[None]:
+    """With this source in place of a function, wherever jbp holds it, and nothing compiled kept over.
+
+    The checks compile closures that are new at each call, so what could go stale is only the spine's cache of whole
+    programs, its two compiled leaf functions, and a layer's `forward` that calls a changed helper.
+    """
+    module: Any = sys.modules["jbp." + file.removesuffix(".py").replace("/", ".")]
+    owner, _, name = qualname.rpartition(".")
+    _forget(name)
+    right = vars(vars(module)[owner] if owner else module)[name]
+    code = compile(ast.parse(source), file, "exec", __future__.annotations.compiler_flag, True)
+    if owner:
+        made: dict[str, Any] = {}
+        exec(code, module.__dict__, made)
+        setattr(vars(module)[owner], name, made[name])
+    else:
+        made = {}
+        exec(code, module.__dict__, made)
+        _replace(right, made[name])
+    try:
+        yield
+    finally:
+        if owner:
+            setattr(vars(module)[owner], name, right)
+        else:
+            _replace(made[name], right)
+        _forget(name)
+
+
+def failures(check: str) -> tuple[jbp.check.Entry, ...]:
+    """What the public check finds. Its laws without compilation come last: they are slow, and seldom needed."""
+    module: Any = sys.modules["jbp.check.layer"]
+    eager = module.eager
+    module.eager = lambda *args: []
+    try:
+        found = CHECKS[check]().failures
+    finally:
+        module.eager = eager
+    return found or (CHECKS[check]().failures if check in EAGER else ())
+
+
+def _replace(old: Any, new: Any) -> None:
+    modules = [m for n, m in list(sys.modules.items()) if n.split(".")[0] in ("jbp", "mutants", __name__)]
+    for module in modules:
+        for key, value in list(vars(module).items()):
+            if value is old:
+                setattr(module, key, new)
+
+
+def _forget(name: str) -> None:
+    backprop._compiled.cache_clear()
+    if name == "_masked":
+        jax.clear_caches()
+    for leaf in LEAVES:
+        made: dict[str, Any] = {}
+        exec(
+            compile(LEAVES[leaf], "backprop.py", "exec", __future__.annotations.compiler_flag, True),
+            backprop.__dict__,
+            made,
+        )
+        setattr(backprop, leaf, made[leaf])
+
+
+LEAVES = {name: "@partial(jax.jit, static_argnums=0, inline=_INLINE)\n" + inspect.getsource(
+    getattr(backprop, name).__wrapped__).split("\n", 1)[1] for name in ("_forward_leaf", "_backward_leaf")}  # fmt: skip
+
+
+def _layer(layer: Any, *shape: int, **options: Any) -> Callable[[], jbp.check.Report]:
+    return lambda: jbp.check.layer(layer, shape, batch=3, differences=False, **options)
+
+
+def _loss(loss: Any, *shape: int, **options: Any) -> Callable[[], jbp.check.Report]:
+    return lambda: jbp.check.loss(loss, shape, batch=3, differences=False, **options)
+
+
+def _steps(ours: Callable[[], Any], theirs: Any) -> Callable[[], jbp.check.Report]:
+    return lambda: jbp.check.optimizer(ours(), theirs, steps=5)
+
+
+def _net(net: Any, n: int = 5, rows: bool = False, weighted: bool = False, blank: bool = False) -> Any:
+    def check() -> jbp.check.Report:
+        shape = (2, 3) if rows else (3,)
+        params = jax.tree.map(lambda p: p.astype(jnp.float64), net.init(jax.random.key(1), shape)[0])
+        draw = jax.random.split(jax.random.key(0), 3)
+        x = jax.random.normal(draw[0], (n, *shape), jnp.float64)
+        y = jax.random.normal(draw[1], (n, *shape[:-1], 2), jnp.float64)
+        y = jax.nn.softmax(y)
+        weights = jax.random.uniform(draw[2], (n,), jnp.float64, 0.2, 1.0).at[-1].set(0) if weighted else None
+        x = x.at[-1].set(jnp.nan) if blank else x
+        return jbp.check.gradient(net, losses.softmax_cross_entropy, params, x, y, weights=weights, differences=False)
+
+    return check
+
+
+BLOCK = jbp.serial(layers.Dense(5), layers.tanh, layers.Dense(3))
+MOMENTUM, AHEAD = optax.sgd(0.1, momentum=0.9), optax.sgd(0.1, momentum=0.9, nesterov=True)
+LOSSES = "squared_error l2_loss mean_squared_error softmax_cross_entropy sigmoid_binary_cross_entropy cross_entropy"
+ACTIVATIONS = ["identity", "relu", "leaky_relu", "tanh", "sigmoid", "softmax", "softplus", "elu", "silu", "gelu"]
+EAGER = {*ACTIVATIONS, "slope", "alpha", "erf", "dense", "dense3", "unbiased", "dropout", "flatten", "gain", "vector"}
+CHECKS: dict[str, Callable[[], jbp.check.Report]] = {
+    **{n: _layer(getattr(layers, n), 3, 5) for n in ACTIVATIONS}, "vector": _layer(layers.softmax, 7),
+    "slope": _layer(layers.LeakyRelu(0.2), 7), "alpha": _layer(layers.Elu(0.7), 7),
+    "erf": _layer(layers.Gelu(approximate=False), 7),
+    "dense": _layer(layers.Dense(5), 2, 3), "dense3": _layer(layers.Dense(5), 3),
+    "unbiased": _layer(layers.Dense(5, use_bias=False), 3),
+    "dropout": _layer(layers.Dropout(0.3), 3, 5), "flatten": _layer(layers.Flatten(), 2, 3),
+    "gain": _layer(Gain(), 2, 3),
+    "serial": _layer(jbp.serial(layers.Dense(5), layers.sigmoid, layers.Dense(2)), 3),
+    "residual": _layer(jbp.residual(BLOCK), 3),
+    "branch": _layer(jbp.branch(layers.Dense(5), jbp.serial(layers.Dense(5), layers.tanh)), 3),
+    "concat": _layer(jbp.branch(layers.Dense(5), layers.tanh, join="concat"), 3),
+    "repeat": _layer(jbp.repeat(BLOCK, 2), 3),
+    "repeat2": _layer(jbp.repeat(jbp.serial(BLOCK, layers.sigmoid), 3), 3),
+    **{n: _loss(getattr(losses, n), 7) for n in LOSSES.split()},
+    **{f"{n}@positions": _loss(getattr(losses, n), 3, 5) for n in LOSSES.split()},
+    "sums": lambda: jbp.check.loss(losses.softmax_cross_entropy, (3,), batch=3, differences=False, target=jnp.asarray(
+        [[0.5, 1.0, 0.25], [0.0, 2.0, 1.0], [0.3, 0.1, 0.2]])),
+    "l2_loss@two": _loss(losses.l2_loss, 2, 5),
+    "class": _loss(losses.softmax_cross_entropy, 7, target="classes"),
+    "cross_entropy@class": _loss(losses.cross_entropy, 7, target="classes"),
+    "class2": _loss(losses.softmax_cross_entropy, 2, 3, 5, target="classes"),
+    "classes": _loss(losses.softmax_cross_entropy, 3, 5, target="classes"),
+    "distribution": _loss(losses.softmax_cross_entropy, 3, 5, target="distribution"),
+    "kink": lambda: jbp.check.layer(layers.leaky_relu, x=jnp.asarray([[-1.0, 0.0, 2.0]]), differences=False),
+    "gradient": _net(NET), "weights": _net(NET, weighted=True), "blank": _net(NET, weighted=True, blank=True),
+    "rows": _net(NET, rows=True, weighted=True), "blankrows": _net(NET, rows=True, weighted=True, blank=True),
+    "evaluation": _net(DROPPING, weighted=True), "evaluation1": _net(DROPPING),
+    "sgd": _steps(lambda: optim.sgd(0.1), optax.sgd(0.1)),
+    "schedule": _steps(lambda: optim.sgd(_falling), optax.sgd(_falling)),
+    "sgdmomentum": _steps(lambda: optim.sgd(0.1, momentum=0.9), MOMENTUM),
+    "sgdnesterov": _steps(lambda: optim.sgd(0.1, momentum=0.9, nesterov=True), AHEAD),
+    "heavy_ball": _steps(lambda: optim.heavy_ball(0.1), MOMENTUM),
+    "nesterov": _steps(lambda: optim.nesterov(0.1), AHEAD),
+    "heavyschedule": _steps(lambda: optim.heavy_ball(_falling), optax.sgd(_falling, momentum=0.9)),
+}  # fmt: skip
