@@ -21,7 +21,7 @@ from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jbp.combine import Combinator, located
-from jbp.layer import ArrayLike, Layer
+from jbp.layer import ArrayLike, Layer, check_hashable
 from jbp.losses import Loss
 from jbp.pairs import Weights, check_weights, is_pair, weigh
 
@@ -169,12 +169,7 @@ def value_grad_output(
 def _check_net(net: Any) -> None:
     if not isinstance(net, Layer):
         raise ValueError(f"the net must be a layer, such as jbp.serial(...) makes, but is {net!r}")
-    try:
-        hash(net)
-    except TypeError as error:
-        raise ValueError(
-            f"{type(net).__name__} cannot be hashed: make it a frozen dataclass without array or list fields"
-        ) from error
+    check_hashable(net)
 
 
 def _check_call(net: Any, x: Any, key: Any) -> None:

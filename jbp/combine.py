@@ -19,7 +19,7 @@ from jax import lax
 from jax.tree_util import register_static
 from jaxtyping import Array, PRNGKeyArray
 
-from jbp.layer import Layer, Shape, Static, as_count, as_shape, leaf_shapes
+from jbp.layer import Layer, Shape, Static, as_count, as_shape, check_hashable, leaf_shapes
 from jbp.pairs import Stack, is_pair
 
 Visit = Callable[..., tuple[Any, Any]]
@@ -424,12 +424,7 @@ def _layers(name: str, layers: Any) -> tuple[Layer, ...]:
             raise ValueError(f"{name} got the class {layer.__name__}: call it, as in {layer.__name__}(...)")
         if not isinstance(layer, Layer):
             raise ValueError(f"{name} takes layers (subclasses of jbp.Layer), but got {layer!r}")
-        try:
-            hash(layer)
-        except TypeError as error:
-            raise ValueError(
-                f"{name} got {layer!r}, which cannot be hashed: make it a frozen dataclass without array or list fields"
-            ) from error
+        check_hashable(layer)
     return layers
 
 

@@ -130,6 +130,15 @@ def same_shape(layer: Layer, delta: Array, shape: Shape) -> None:
         raise ValueError(f"{layer!r} got a δ of shape {delta.shape} for an output of shape {shape}")
 
 
+def check_hashable(layer: Layer) -> None:
+    """Refuse a layer under which no compiled program could be cached."""
+    try:
+        hash(layer)
+    except TypeError as error:
+        name = type(layer).__name__
+        raise ValueError(f"{name} cannot be hashed: make it a frozen dataclass without array or list fields") from error
+
+
 def no_params(layer: Layer, params: Any) -> None:
     """Refuse parameters for a layer that has none."""
     if params != ():

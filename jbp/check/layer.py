@@ -20,7 +20,7 @@ from jbp.check.report import Entry, Report
 from jbp.check.tolerance import DEEP, MATMUL, Level
 from jbp.check.trees import as_key, cast, check_finite, entropy, is_float, is_key, normal, paths, split
 from jbp.combine import Combinator
-from jbp.layer import Layer, as_count, as_shape
+from jbp.layer import Layer, as_count, as_shape, check_hashable
 
 
 def layer(
@@ -182,12 +182,7 @@ def _check_layer(layer: Any) -> None:
         )
     if not isinstance(layer, Layer):
         raise ValueError(f"check.layer takes a layer (a subclass of jbp.Layer), but got {layer!r}")
-    try:
-        hash(layer)
-    except TypeError as error:
-        raise ValueError(
-            f"{called(layer)} cannot be hashed: make it a frozen dataclass without array or list fields"
-        ) from error
+    check_hashable(layer)
 
 
 def _shape(layer: Layer, shape: Any, x: Any) -> tuple[int, ...]:
