@@ -71,7 +71,9 @@ def test_random_networks_reach_everything():
     public = {c for c in (*vars(jbp).values(), *vars(jbp.layers).values()) if isinstance(c, type)}
     assert {c for c in public if issubclass(c, jbp.Layer)} - {jbp.Layer, jbp.layers.Activation} <= kinds
     assert {combine.Serial, combine.Residual, combine.Branch, combine.Repeat} <= kinds
-    assert {type(p.loss) for p in drawn} == {type(v) for v in vars(jbp.losses).values() if isinstance(v, jbp.losses.Loss)}
+    assert {type(p.loss) for p in drawn} == {
+        type(v) for v in vars(jbp.losses).values() if isinstance(v, jbp.losses.Loss)
+    }
     assert {p.batch for p in drawn} == set(range(1, 18))
     assert max(depth(p.net) for p in drawn) >= 4
     assert {"sum", "concat"} == {b.join for p in drawn for b in every(p.net) if isinstance(b, combine.Branch)}
