@@ -60,7 +60,6 @@ def steps_program(
     runs, where `lax.scan` would need its length when compiled. The order of an epoch follows from (key, epoch) and
     the draw of a step from (key, epoch, step): where a chunk begins changes nothing.
     """
-    steps = -(-n // batch_size)
 
     def run(state: State, x: Array, y: Array, key: Array, epoch: Int[Array, ""], first: Array, last: Array) -> State:
         order_key, noise_key = jax.random.split(jax.random.fold_in(key, epoch))
@@ -90,7 +89,6 @@ def steps_program(
 
         return lax.fori_loop(first, last, step, state)
 
-    assert steps * batch_size >= n
     return jax.jit(run, donate_argnums=0)
 
 
