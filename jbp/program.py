@@ -12,9 +12,10 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from jbp.backprop import Mask, forward, value_grad_output
+from jbp.backprop import Mask, forward
 from jbp.layer import Layer
 from jbp.losses import Loss
+from jbp.method import Method
 
 Metric = Callable[[Array, Array], Array]
 """(output, target) of one example -> a scalar; its mean is reported, and higher is better."""
@@ -30,12 +31,14 @@ class State(NamedTuple):
     """The loss of each step of the current epoch."""
     metrics: Float[Array, "steps m"]
     """Each metric's mean over each step's examples, as they were during training."""
+    method: Any = ()
+    """What the method of finding gradients carries along."""
 
 
-def start(params: Any, optimizer: optax.GradientTransformation, steps: int, metrics: int) -> State:
+def start(params: Any, optimizer: optax.GradientTransformation, steps: int, metrics: int, method: Any = ()) -> State:
     """The state before the first step; copies, because the programs take over what they are given."""
-    params, opt_state = copy((params, optimizer.init(params)))
-    return State(params, opt_state, jnp.zeros(steps), jnp.zeros((steps, metrics)))
+    params, opt_state, method = copy((params, optimizer.init(params), method))
+    return State(params, opt_state, jnp.zeros(steps), jnp.zeros((steps, metrics)), method)
 
 
 def copy(tree: Any) -> Any:
@@ -44,7 +47,12 @@ def copy(tree: Any) -> Any:
 
 
 @lru_cache(maxsize=64)
-def steps_program(
+def steps_program(*arguments: Any) -> Callable[..., State]:
+    """`steps_function` of these arguments, compiled, with the state updated in place."""
+    return jax.jit(steps_function(*arguments), donate_argnums=0)
+
+
+def steps_function(
     net: Layer,
     loss: Loss,
     optimizer: optax.GradientTransformation,
@@ -53,8 +61,9 @@ def steps_program(
     sampling: Sampling,
     batch_size: int,
     n: int,
+    method: Method,
 ) -> Callable[..., State]:
-    """The program (state, x, y, key, epoch, first, last) -> state that takes the steps first…last−1 of an epoch.
+    """The function (state, x, y, key, epoch, first, last) -> state that takes the steps first…last−1 of an epoch.
 
     The bounds are arguments, so one compilation serves every chunk; hence a loop with a bound known only when it
     runs, where `lax.scan` would need its length when compiled. The order of an epoch follows from (key, epoch) and
@@ -75,21 +84,23 @@ def steps_program(
                 real = t * batch_size + jnp.arange(batch_size) < n
                 weights = jnp.where(real, 1 / real.sum(), 0.0).astype(state.losses.dtype)
             batch = x[chosen], y[chosen]
-            value, grads, output = value_grad_output(
-                net, loss, state.params, *batch, jax.random.fold_in(noise_key, t), weights, mask
+            value, grads, output = method.gradient(
+                state.method, net, loss, state.params, *batch, jax.random.fold_in(noise_key, t), weights, mask
             )
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            updates, method_state = method.after(state.method, state.params, updates)
             values = [_mean(metric, output, batch[1], weights) for metric in metrics]
             return State(
                 optax.apply_updates(state.params, mask(updates)),
                 opt_state,
                 state.losses.at[t].set(value.astype(state.losses.dtype)),
                 state.metrics.at[t].set(jnp.stack(values)) if values else state.metrics,
+                method_state,
             )
 
         return lax.fori_loop(first, last, step, state)
 
-    return jax.jit(run, donate_argnums=0)
+    return run
 
 
 def _order(key: Array, sampling: Sampling, batch_size: int, n: int) -> Array | None:

@@ -26,6 +26,7 @@ from jbp import program
 from jbp.backprop import Mask, apply
 from jbp.layer import Layer, as_count, as_number
 from jbp.losses import Loss
+from jbp.method import Method
 from jbp.program import Metric, Sampling
 
 Data = tuple[Any, Any]
@@ -162,9 +163,12 @@ def fit(
         _check_data(name, net, loss, params, data)
 
     functions = tuple(metrics.values())
-    take = program.steps_program(net, loss, optimizer, functions, Mask.of(trainable), sampling, batch_size, n)
+    method = Method()
+    mask = Mask.of(trainable)
+    take = program.steps_program(net, loss, optimizer, functions, mask, sampling, batch_size, n, method)
     evaluate = program.evaluation_program(net, loss, functions, _BLOCK)
-    state = program.start(params, optimizer, steps, len(functions))
+    way = method.init(jax.random.fold_in(run_key, 0), net, params)
+    state = program.start(params, optimizer, steps, len(functions), way)
     sizes = np.full(steps, batch_size)
     if sampling == "shuffle":
         sizes[-1] = n - batch_size * (steps - 1)
