@@ -20,36 +20,33 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jbp.combine import Combinator, located
+from jbp.combine import Combinator, Place, located
 from jbp.layer import ArrayLike, Layer, check_hashable
 from jbp.losses import Loss
-from jbp.pairs import Weights, check_weights, is_pair, weigh
+from jbp.pairs import Coupled, Weights, check_weights, is_pair, weigh
+from jbp.sinks import Sink, keep, total
+from jbp.tied import Tied
 
-Sink = Callable[[Any], Any]
 
+def forward(
+    net: Layer, params: Any, x: Float[ArrayLike, "n ..."], key: PRNGKeyArray | None = None, weights: Weights = None
+) -> tuple[Any, Any]:
+    """Step 1: the outputs [n, ...] and every h that the way back needs. `key` None means evaluation.
 
-def forward(net: Layer, params: Any, x: Float[ArrayLike, "n ..."], key: PRNGKeyArray | None = None) -> tuple[Any, Any]:
-    """Step 1: the outputs [n, ...] and every h that the way back needs. `key` None means evaluation."""
+    `weights` [n] only reach layers that couple the examples, in whose averages a row of weight 0 must not count.
+    """
     _check_call(net, x, key)
 
-    def visit(place: tuple[int, ...], layer: Layer, params: Any, x: Any, key: Any) -> tuple[Any, Any]:
+    def visit(place: Place, layer: Layer, params: Any, x: Any, key: Any) -> tuple[Any, Any]:
         with located(place, layer):
             if isinstance(layer, Combinator):
                 return layer.walk_forward(visit, params, x, key)
+            if layer.couples_batch:
+                return layer.forward(params, x, key, weights)  # type: ignore[call-arg]
             keys = None if key is None or layer.uses_key is False else jax.random.split(key, x.shape[0])
             return _forward_leaf(layer, params, x, keys)
 
     return visit((), net, params, x, key)
-
-
-def keep(pairs: Any) -> Any:
-    """The sink that hands the pairs over as they are."""
-    return pairs
-
-
-def total(pairs: Any) -> Any:
-    """The sink that contracts at once: Σₙ gₙ for each parameter."""
-    return jax.tree.map(lambda pair: pair.total(), pairs, is_leaf=is_pair)
 
 
 def backward(
@@ -58,17 +55,51 @@ def backward(
     """Step 2: δ from the output to the input, and what `sink` makes of each layer's pairs, in the tree of `params`.
 
     `delta` [n, ...] is ∂eₙ/∂output, one row per example. `sink` is called the moment a layer's pairs exist, inside
-    the scan of `repeat` too, so with `total` the δ of a deep stack are never all alive at once.
+    the scan of `repeat` too, so with `total` the δ of a deep stack are never all alive at once. Under `tied` it sees
+    the completed pair of a shared parameter, unless it is linear. Below a layer that couples the examples the pairs
+    are `Coupled`.
     """
+    coupled = _coupled_places(net) if net.couples_batch else {}
 
-    def visit(place: tuple[int, ...], layer: Layer, params: Any, saved: Any, delta: Any) -> tuple[Any, Any]:
-        with located(place, layer):
+    def at(above: Place, sink: Sink) -> Callable[..., tuple[Any, Any]]:
+        def visit(place: Place, layer: Layer, params: Any, saved: Any, delta: Any) -> tuple[Any, Any]:
+            with located(place, layer):
+                if isinstance(layer, Tied) and not getattr(sink, "linear", False):
+                    delta_x, pairs = layer.walk_backward(at(above + place, keep), params, saved, delta)
+                    return delta_x, sink(pairs)
+                if isinstance(layer, Combinator):
+                    return layer.walk_backward(at(above + place, sink), params, saved, delta)
+                leaf = layer.backward if layer.couples_batch else partial(_backward_leaf, layer)
+                delta_x, pairs = leaf(params, saved, delta)
+                if above + place in coupled:
+                    pairs = jax.tree.map(lambda pair: Coupled(pair, coupled[above + place]), pairs, is_leaf=is_pair)
+                return delta_x, sink(pairs)
+
+        return visit
+
+    return at((), sink)((), net, params, saved, delta)
+
+
+def _coupled_places(net: Layer) -> dict[Place, str]:
+    """The places of the leaf layers below a layer that couples the examples, each with the path of such a layer."""
+    found: dict[Place, str] = {}
+    culprits: list[str] = []
+
+    def at(above: Place) -> Callable[[Place, Layer, bool], bool]:
+        def visit(place: Place, layer: Layer, coupled: bool) -> bool:
+            here = above + place
             if isinstance(layer, Combinator):
-                return layer.walk_backward(visit, params, saved, delta)
-            delta_x, pairs = _backward_leaf(layer, params, saved, delta)
-            return delta_x, sink(pairs)
+                return layer.walk_coupling(at(here), coupled)
+            if layer.couples_batch:
+                culprits.append(f"{''.join(f'[{i}]' for i in here) or 'of the net'} ({layer!r})")
+            if coupled:
+                found[here] = ""
+            return coupled or layer.couples_batch
 
-    return visit((), net, params, saved, delta)
+        return visit
+
+    at(())((), net, False)
+    return dict.fromkeys(found, " and ".join(culprits))
 
 
 # Inlined, so that the compiled program is the same as without `jit`, but layers alike are traced only once.
@@ -120,6 +151,27 @@ def _compiled(net: Layer, loss: Loss, mask: Mask) -> Callable[..., tuple[Array, 
     return jax.jit(value_and_gradient)
 
 
+def value_and_pairs(
+    net: Layer, loss: Loss, params: Any, x: Any, y: Any, key: Array | None = None
+) -> tuple[Float[Array, " n"], Any]:
+    """Steps 1 and 2: the error eₙ of every example, and the pairs, not contracted yet: what `jbp.stats` reads.
+
+    The δ in the pairs belong to one example's error each and are not divided by N; `jbp.contract(pairs)` is the mean
+    gradient. Call it inside `jax.jit`, with what you read from the pairs: the rest is then not computed. Without a key
+    it is the pass in evaluation, no dropout.
+
+    Raises:
+        ValueError: if shapes do not fit (naming the layer).
+    """
+    _check_net(net)
+    _batch_size(x, y)
+    output, saved = forward(net, params, x, key)
+    # Stored here, as in `value_grad_output`.
+    delta = lax.optimization_barrier(jax.vmap(loss.delta)(output, y))
+    _, pairs = backward(net, params, saved, delta)
+    return jax.vmap(loss.value)(output, y), pairs
+
+
 @dataclass(frozen=True)
 class Mask:
     """Which parameters are trained: a tree of bools in hashable form, or nothing, which means all of them."""
@@ -153,7 +205,7 @@ def value_grad_output(
         raise ValueError(f"{net!r} draws at random in training, so its gradient needs a key: pass key=...")
     if weights is not None:  # a padding row may hold anything, even NaN
         x = jax.tree.map(lambda a: _silence(weights, a), x)
-    output, saved = forward(net, params, x, key)
+    output, saved = forward(net, params, x, key, weights)
     errors = jax.vmap(loss.value)(output, y)
     delta = jax.vmap(loss.delta)(output, y)
     if weights is None:

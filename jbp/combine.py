@@ -72,6 +72,27 @@ class Combinator(Layer):
         what the visits found, shaped like `params`."""
         raise NotImplementedError
 
+    def walk_coupling(self, visit: Callable[[Place, Layer, bool], bool], coupled: bool) -> bool:
+        """Whether a layer that couples examples stands between a place and the output: `coupled` says so of this
+        net's output, `visit(place, layer, coupled)` answers for a layer's input, this for the net's.
+
+        By default any coupling inside counts for every layer inside, which errs on the safe side.
+        """
+        coupled |= self.couples_batch
+        for i, layer in enumerate(self.children):
+            visit((i,), layer, coupled)
+        return coupled
+
+    @property
+    def couples_batch(self) -> bool:  # type: ignore[override]
+        """Whether a layer inside couples the examples."""
+        return any(child.couples_batch for child in self.children)
+
+    @property
+    def piecewise_linear(self) -> bool:  # type: ignore[override]
+        """Whether every layer inside is piecewise linear."""
+        return all(child.piecewise_linear for child in self.children)
+
     @property
     def uses_key(self) -> bool | None:  # type: ignore[override]
         """True if any child needs a key, False if all never do."""
@@ -140,6 +161,12 @@ class Serial(Combinator):
             found.append(f)
         return delta, tuple(reversed(found))
 
+    def walk_coupling(self, visit: Callable[[Place, Layer, bool], bool], coupled: bool) -> bool:
+        """Whatever comes before a coupling layer is below it."""
+        for i in reversed(range(len(self.layers))):
+            coupled = visit((i,), self.layers[i], coupled)
+        return coupled
+
 
 @dataclass(frozen=True, repr=False)
 class Residual(Combinator):
@@ -181,6 +208,10 @@ class Residual(Combinator):
         """δ + (δ through f)."""
         delta_x, found = visit((), self.layer, params, saved, delta)
         return delta if delta_x is None else delta + delta_x, found
+
+    def walk_coupling(self, visit: Callable[[Place, Layer, bool], bool], coupled: bool) -> bool:
+        """What f couples is coupled below."""
+        return visit((), self.layer, coupled)
 
 
 @dataclass(frozen=True, repr=False)
@@ -250,6 +281,10 @@ class Branch(Combinator):
             found.append(f)
         known = [d for d in deltas if d is not None]
         return _sum(known) if known else None, tuple(found)
+
+    def walk_coupling(self, visit: Callable[[Place, Layer, bool], bool], coupled: bool) -> bool:
+        """One arm does not couple the others, but what comes before the branch."""
+        return any([visit((i,), layer, coupled) for i, layer in enumerate(self.layers)])
 
     def _joined_shape(self, shapes: list[Shape]) -> Shape:
         """The shape of the joined outputs, if they fit."""
@@ -338,6 +373,10 @@ class Repeat(Combinator):
 
         (delta_x, _), found = lax.scan(body, (delta, last), (params, stacks), length=self.n, reverse=True)
         return delta_x, jax.tree.map(lambda f: Stack(f) if is_pair(f) else f, found, is_leaf=is_pair)
+
+    def walk_coupling(self, visit: Callable[[Place, Layer, bool], bool], coupled: bool) -> bool:
+        """Below a coupling repetition are all the others, and the pairs of all are one stack."""
+        return visit((), self.layer, coupled or self.layer.couples_batch)
 
     def _expect_stack(self, params: Any) -> None:
         if any(jnp.shape(leaf)[:1] != (self.n,) for leaf in jax.tree.leaves(params)):

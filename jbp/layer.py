@@ -37,6 +37,11 @@ class Layer:
     uses_key: ClassVar[bool | None] = None
     """True: draws at random in training, so training needs a key. False: never looks at its key.
     None (not said): gets a key whenever there is one."""
+    couples_batch: ClassVar[bool] = False
+    """True: couples the examples, as batch normalisation does. Its functions then take the whole batch [n, ...], and
+    forward the example weights too: `forward(params, x, key, weights)`, where None means that all count alike."""
+    piecewise_linear: ClassVar[bool] = False
+    """True: linear in its parameters, and linear in its input but for kinks. What a Hessian diagonal rests on."""
 
     def init(self, key: PRNGKeyArray, shape: Shape) -> tuple[Any, Shape]:
         """Fresh parameters (a pytree, `()` if none) and the shape of one example's output."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any, TypeGuard
 
 import jax
@@ -124,6 +125,76 @@ class Stack(Pair):
         """N, the number of examples."""
         # Every array below has this stack's l in front; without it the inner pair's own rule applies.
         return jax.eval_shape(lambda pair: jax.tree.map(lambda a: a[0], pair), self.pair).batch
+
+
+@register_dataclass
+@dataclass(frozen=True, eq=False)
+class Sum(Pair):
+    """Σ of its members' gradients: a parameter used in several places by pairs of different kinds.
+
+    `merge` makes it; pairs of one kind it joins along t instead, which is exact and needs no cross terms.
+    """
+
+    pairs: tuple[Pair, ...]
+
+    def total(self, weights: Weights = None) -> Array:
+        """Σₙ wₙ gₙ, the members' totals added up."""
+        return reduce(jnp.add, [pair.total(weights) for pair in self.pairs])
+
+    @property
+    def batch(self) -> int:
+        """N, the number of examples."""
+        return self.pairs[0].batch
+
+
+@register_dataclass
+@dataclass(frozen=True, eq=False)
+class Coupled(Pair):
+    """The pair of a parameter below a layer that couples examples, at `path`: it has a total and nothing else.
+
+    There δₙ is not the derivative of example n's error alone, so that anything read from single rows would be wrong.
+    """
+
+    pair: Pair
+    path: str = field(metadata={"static": True})
+
+    def total(self, weights: Weights = None) -> Array:
+        """Σₙ gₙ; the weights went into the δ at the output, where alone they are right."""
+        if weights is not None:
+            raise NotImplementedError(
+                f"below the batch-coupled layer {self.path} examples can be weighted at the loss only: "
+                "pass the weights to value_and_grad, or multiply the δ at the output by them"
+            )
+        return self.pair.total()
+
+    @property
+    def batch(self) -> int:
+        """N, the number of examples."""
+        return self.pair.batch
+
+
+def merge(*pairs: Pair) -> Pair:
+    """One pair for a parameter used in several places: those of a kind joined along t, the rest as a `Sum`.
+
+    Raises:
+        ValueError: if the uses do not have one shape.
+    """
+    if any(isinstance(pair, Coupled) for pair in pairs):
+        path = next(pair.path for pair in pairs if isinstance(pair, Coupled))
+        return Coupled(merge(*(pair.pair if isinstance(pair, Coupled) else pair for pair in pairs)), path)
+    if all(isinstance(pair, Stack) for pair in pairs):
+        return Stack(merge(*(pair.pair for pair in pairs)))  # type: ignore[attr-defined]
+    kinds: dict[Any, list[Pair]] = {}
+    for pair in pairs:
+        for member in pair.pairs if isinstance(pair, Sum) else (pair,):
+            kinds.setdefault((type(member), tuple(a.shape[-1] for a in jax.tree.leaves(member))), []).append(member)
+    shapes = {getattr(member, "shape", None) for members in kinds.values() for member in members}
+    if len(shapes) != 1 or None in shapes:
+        raise ValueError(f"the uses of one parameter must have one shape, but have {sorted(map(str, shapes))}")
+    joined = [
+        jax.tree.map(lambda *arrays: jnp.concatenate(arrays, -2), *members) for members in kinds.values()
+    ]  # t is the axis before the last, whatever comes in front
+    return joined[0] if len(joined) == 1 else Sum(tuple(joined))
 
 
 def contract(pairs: Any, weights: Weights = None) -> Any:

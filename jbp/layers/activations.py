@@ -73,6 +73,8 @@ class Activation(Layer):
 class Identity(Activation):
     """θ(s) = s, θ′ = 1."""
 
+    piecewise_linear = True
+
     def forward(self, params: Any, x: Array, key: PRNGKeyArray | None) -> tuple[Array, Static]:
         """y = s; saves only its shape."""
         no_params(self, params)
@@ -89,6 +91,7 @@ class Relu(Activation):
     """θ(s) = max(0, s), θ′ = [s > 0]; θ′(0) = 0."""
 
     suits = he_normal
+    piecewise_linear = True
 
     def value(self, s: Array) -> Array:
         """max(0, s)."""
@@ -105,6 +108,7 @@ class LeakyRelu(Activation):
 
     negative_slope: float = 0.01
     suits = he_normal
+    piecewise_linear = True
 
     def __post_init__(self) -> None:
         slope = as_number(self.negative_slope, "the negative_slope of LeakyRelu", 0.0)

@@ -36,6 +36,7 @@ class Dense(Layer):
     bias_init: Initializer = zeros
 
     uses_key = False
+    piecewise_linear = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "width", as_count(self.width, "the width of Dense"))

@@ -23,6 +23,7 @@ class Dropout(Layer):
     """
 
     drop_rate: float
+    piecewise_linear = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "drop_rate", as_number(self.drop_rate, "the drop_rate of Dropout", 0.0, 1.0))

@@ -16,6 +16,7 @@ class Flatten(Layer):
     """One example becomes a vector, row by row; backward puts δ back into the shape it came from."""
 
     uses_key = False
+    piecewise_linear = True
 
     def init(self, key: PRNGKeyArray, shape: Shape) -> tuple[tuple[()], Shape]:
         """No parameters; [a, b, …] becomes [a·b·…]."""

@@ -1,0 +1,61 @@
+"""Sinks: what becomes of a layer's pairs the moment they exist, inside the scan of `repeat` too.
+
+A sink takes the tree of one layer's pairs and answers with a tree in which something stands for each pair. `keep` and
+`total` are the two that training needs; a statistic that reads each pair by itself, such as `jbp.stats.squared_norms`,
+is one too. A sink with the attribute `linear` commutes with adding up the uses of a shared parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.tree_util import register_dataclass
+
+from jbp.pairs import is_pair
+
+Sink = Callable[[Any], Any]
+
+
+def keep(pairs: Any) -> Any:
+    """The sink that hands the pairs over as they are."""
+    return pairs
+
+
+def total(pairs: Any) -> Any:
+    """The sink that contracts at once: Σₙ gₙ for each parameter."""
+    return jax.tree.map(lambda pair: pair.total(), pairs, is_leaf=is_pair)
+
+
+total.linear = True  # type: ignore[attr-defined]
+
+
+@register_dataclass
+@dataclass(frozen=True, eq=False)
+class _Several:
+    """What several sinks made of one pair."""
+
+    parts: tuple[Any, ...]
+
+
+class together:
+    """Several sinks in one walk: `backward(..., sink=(both := together(total, squared_norms)))`, then `both.split`."""
+
+    def __init__(self, *sinks: Sink):
+        if not sinks:
+            raise ValueError("together needs at least one sink")
+        self.sinks = sinks
+        self.linear = all(getattr(sink, "linear", False) for sink in sinks)
+
+    def __call__(self, pairs: Any) -> Any:
+        """Each sink's answer, side by side, for each pair."""
+        structure = jax.tree.structure(pairs, is_leaf=is_pair)
+        answers = [structure.flatten_up_to(sink(pairs)) for sink in self.sinks]
+        return structure.unflatten([_Several(parts) for parts in zip(*answers, strict=True)])
+
+    def split(self, found: Any) -> tuple[Any, ...]:
+        """One tree for each sink, from what `backward` answered."""
+        leaves, structure = jax.tree.flatten(found, is_leaf=lambda node: isinstance(node, _Several))
+        return tuple(structure.unflatten([leaf.parts[i] for leaf in leaves]) for i in range(len(self.sinks)))

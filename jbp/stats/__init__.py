@@ -1,0 +1,24 @@
+"""Statistics of the pairs of one backward pass: everything here reads pairs and nothing else.
+
+Take the pairs from `jbp.value_and_pairs`, whose δ belong to one example's error each, never divided by N. Ask for any
+number of statistics in one jitted function: what is not asked for is not computed.
+"""
+
+from jbp.stats.clip import clip_weights as clip_weights
+from jbp.stats.clip import clipped as clipped
+from jbp.stats.clip import sensitivity as sensitivity
+from jbp.stats.explain import Rule as Rule
+from jbp.stats.explain import explain as explain
+from jbp.stats.gram import gram as gram
+from jbp.stats.kronecker import Factors as Factors
+from jbp.stats.kronecker import kronecker as kronecker
+from jbp.stats.moments import noise_and_signal as noise_and_signal
+from jbp.stats.moments import noise_scale as noise_scale
+from jbp.stats.moments import second_moment as second_moment
+from jbp.stats.moments import snr as snr
+from jbp.stats.moments import variance as variance
+from jbp.stats.norms import norms as norms
+from jbp.stats.norms import squared_norms as squared_norms
+from jbp.stats.per_example import per_example as per_example
+from jbp.stats.records import Record as Record
+from jbp.stats.records import records as records

@@ -1,0 +1,135 @@
+"""Trees of pairs: their parameters by dotted path, and what no statistic accepts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+import jax
+from jax.tree_util import DictKey, GetAttrKey, SequenceKey
+from jaxtyping import Array, Float
+
+from jbp.pairs import Coupled, Pair, Stack, Sum, Weights, check_weights, is_pair
+
+Groups = Mapping[str, str | tuple[str, ...] | list[str]]
+Per = str | Groups
+
+
+def leaves(pairs: Any, weights: Weights = None) -> dict[str, Pair]:
+    """Each parameter's dotted path ("1.0.weight") and pair.
+
+    Raises:
+        ValueError: if something is no pair, the batch is empty, batches differ, or weights do not fit.
+        NotImplementedError: if a pair lies below a layer that couples examples, naming both.
+    """
+    found: dict[str, Pair] = {}
+    for keys, leaf in jax.tree_util.tree_flatten_with_path(pairs, is_leaf=is_pair)[0]:
+        path = dotted(keys)
+        if not is_pair(leaf):
+            raise ValueError(
+                f"a statistic takes the pairs that jbp.backward returns, but found a {type(leaf).__name__} at {path}"
+            )
+        culprit = _coupled(leaf)
+        if culprit is not None:
+            raise NotImplementedError(
+                f"{path} lies below the batch-coupled layer {culprit}: its gradient of one example is not defined, "
+                "only its total is"
+            )
+        found[path] = leaf
+    sizes = {pair.batch for pair in found.values()}
+    if len(sizes) != 1:
+        what = f"batches of {sorted(sizes)} examples" if sizes else "no parameters at all"
+        raise ValueError(f"a statistic takes the pairs of one backward pass, but these have {what}")
+    if sizes == {0}:
+        raise ValueError("a statistic needs at least one example, but the batch is empty")
+    check_weights(weights, *sizes)
+    return found
+
+
+def batch(pairs: Any) -> int:
+    """N, the number of examples."""
+    return next(iter(leaves(pairs).values())).batch
+
+
+def map_pairs(function: Callable[[Pair], Any], pairs: Any, weights: Weights = None) -> Any:
+    """`function` of each pair, in the tree of the parameters, after `leaves` has accepted them."""
+    leaves(pairs, weights)
+    return jax.tree.map(function, pairs, is_leaf=is_pair)
+
+
+def dotted(keys: tuple[Any, ...]) -> str:
+    """(0, 'weight') as "0.weight"; the one parameter of a bare layer is "." """
+    return ".".join(str(_name(key)) for key in keys) or "."
+
+
+def layer_of(keys: tuple[Any, ...]) -> str:
+    """The path's leading indices, which lead to a layer: "0" of "0.weight", "." if there are none."""
+    lead = []
+    for key in keys:
+        if not isinstance(key, SequenceKey):
+            break
+        lead.append(str(key.idx))
+    return ".".join(lead) or "."
+
+
+def groups_of(pairs: Any, per: Per, disjoint: bool = False) -> dict[str, list[str]]:
+    """The dotted paths of each group: of the "network", of each "layer", or as the user's patterns choose.
+
+    Raises:
+        ValueError: for an unknown `per`, a group that matches no parameter, or, if they must be `disjoint` and cover
+            all, a parameter in two groups or in none.
+    """
+    paths = list(leaves(pairs))
+    if per == "network":
+        return {"network": paths}
+    if per == "layer":
+        found: dict[str, list[str]] = {}
+        for keys, _ in jax.tree_util.tree_flatten_with_path(pairs, is_leaf=is_pair)[0]:
+            found.setdefault(layer_of(keys), []).append(dotted(keys))
+        return found
+    if per == "parameter":
+        return {path: [path] for path in paths}
+    if not isinstance(per, Mapping) or not per:
+        raise ValueError(
+            f"per must be 'network', 'layer', 'parameter' or groups {{name: patterns of paths}}, but is {per!r}"
+        )
+    chosen = {}
+    for name, patterns in per.items():
+        patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+        chosen[name] = [path for path in paths if any(fnmatchcase(path, pattern) for pattern in patterns)]
+        if not chosen[name]:
+            raise ValueError(f"the group {name!r} ({', '.join(patterns)}) matches none of {', '.join(paths)}")
+    if disjoint:
+        for path in paths:
+            owners = [name for name, members in chosen.items() if path in members]
+            if len(owners) != 1:
+                raise ValueError(f"each parameter must be in one group, but {path} is in {owners or 'none'}")
+    return chosen
+
+
+def over_stacks(values: Array) -> Float[Array, " n"]:
+    """[..., n] summed over the axes l of stacks in front."""
+    return values.sum(tuple(range(values.ndim - 1)))
+
+
+def _coupled(pair: Pair) -> str | None:
+    match pair:
+        case Coupled():
+            return pair.path
+        case Stack():
+            return _coupled(pair.pair)
+        case Sum():
+            return next((path for path in map(_coupled, pair.pairs) if path is not None), None)
+    return None
+
+
+def _name(key: Any) -> Any:
+    match key:
+        case SequenceKey():
+            return key.idx
+        case DictKey():
+            return key.key
+        case GetAttrKey():
+            return key.name
+    return key

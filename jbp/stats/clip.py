@@ -1,0 +1,104 @@
+"""Clipping each example's gradient, in the same backward pass: norms, a weight for each example, a weighted total."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jaxtyping import Array, Float
+
+from jbp.pairs import Weights, is_pair, weigh
+from jbp.stats._paths import Per, groups_of, leaves
+from jbp.stats.norms import group_norms
+
+MaxNorm = float | Array | Mapping[str, float]
+
+
+def clip_weights(
+    pairs: Any, max_norm: MaxNorm, per: Per = "network", automatic: bool = False, gamma: float = 0.01
+) -> Any:
+    """cₙ = min(1, C/‖gₙ‖), with which ‖cₙgₙ‖ ≤ C for every example; `automatic`: cₙ = C/(‖gₙ‖ + γ), for every norm.
+
+    Over the "network" it is [n]. Per "layer", "parameter" or group (each parameter in exactly one) it is a dict of
+    [n] by name, each with the bound C/√(number of groups), so that the whole is bounded by C again; or with bounds of
+    your own, `max_norm={name: C}`, and the whole by √(Σ C²).
+
+    An infinite C clips nothing. An example whose gradient is not finite gets 0: it takes no part.
+
+    Raises:
+        ValueError: if C is 0, negative or NaN, or infinite with `automatic`; γ not positive; groups that do not fit.
+
+    Source: Abadi et al. 2016, arXiv:1607.00133, algorithm 1; automatic: Bu et al. 2023, arXiv:2206.07136, equation 1.1
+    (AUTO-S); per group: McMahan et al. 2018, arXiv:1710.06963.
+    """
+    groups = groups_of(pairs, per, disjoint=True)
+    bounds = _bounds(max_norm, groups, automatic)
+    if automatic and not (isinstance(gamma, float | int) and gamma > 0 and math.isfinite(gamma)):
+        raise ValueError(f"gamma must be a positive number, but is {gamma!r}")
+    found = {}
+    for name, norm in group_norms(pairs, groups).items():
+        bound = jnp.asarray(bounds[name], norm.dtype)
+        if automatic:
+            c = bound / (norm + jnp.asarray(gamma, norm.dtype))
+        else:
+            c = jnp.where(norm > bound, bound / norm, jnp.ones_like(norm))
+        found[name] = jnp.where(jnp.isfinite(norm), c, jnp.zeros_like(c))
+    return found["network"] if per == "network" else found
+
+
+def clipped(
+    pairs: Any,
+    max_norm: MaxNorm,
+    per: Per = "network",
+    automatic: bool = False,
+    gamma: float = 0.01,
+    weights: Weights = None,
+) -> Any:
+    """Σₙ wₙ cₙ gₙ with the cₙ of `clip_weights`, in the tree of the parameters: a sum over the batch, not a mean.
+
+    Sensitivity: adding or taking away one example changes it by at most C in norm (times its wₙ, by default 1); with
+    bounds Cᵢ per group by √(Σ Cᵢ²). A row of weight 0 contributes exactly 0, whatever it holds.
+
+    Raises:
+        ValueError, NotImplementedError: as `clip_weights`.
+    """
+    leaves(pairs, weights)
+    c = clip_weights(pairs, max_norm, per, automatic, gamma)
+    factors = {"network": c} if per == "network" else c
+    owner = {path: name for name, members in groups_of(pairs, per).items() for path in members}
+    flat, structure = jax.tree.flatten(pairs, is_leaf=is_pair)
+    totals = [pair.total(weigh(weights, factors[owner[path]])) for path, pair in zip(leaves(pairs), flat, strict=True)]
+    return structure.unflatten(totals)
+
+
+def sensitivity(max_norm: MaxNorm) -> Float[Array, ""] | float:
+    """By how much `clipped` changes at most, in norm, when one example of weight 1 comes or goes."""
+    return math.hypot(*max_norm.values()) if isinstance(max_norm, Mapping) else max_norm
+
+
+def check_max_norm(max_norm: Any, automatic: bool = False, name: str = "max_norm") -> None:
+    """Refuse a bound that is not a positive number; a traced one is not read."""
+    if isinstance(max_norm, Tracer):
+        return
+    try:
+        value = math.nan if isinstance(max_norm, bool | str) else float(max_norm)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not value > 0 or (automatic and math.isinf(value)):
+        limit = "finite " if automatic else ""
+        raise ValueError(f"{name} must be a positive {limit}number, but is {max_norm!r}")
+
+
+def _bounds(max_norm: MaxNorm, groups: dict[str, list[str]], automatic: bool) -> dict[str, Any]:
+    if not isinstance(max_norm, Mapping):
+        check_max_norm(max_norm, automatic)
+        return dict.fromkeys(groups, max_norm / math.sqrt(len(groups)))
+    if set(max_norm) != set(groups):
+        raise ValueError(f"max_norm must have a bound for each of {', '.join(groups)}, but has {', '.join(max_norm)}")
+    for name, bound in max_norm.items():
+        check_max_norm(bound, automatic, f"the max_norm of {name}")
+    return dict(max_norm)

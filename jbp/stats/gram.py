@@ -1,0 +1,73 @@
+"""Inner products of per-example gradients."""
+
+from __future__ import annotations
+
+from functools import singledispatch
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from jbp.pairs import Outer, Pair, Scale, Shift, Stack
+from jbp.stats._paths import Per, groups_of, leaves
+from jbp.stats.per_example import each
+
+
+def gram(pairs: Any, others: Any = None, per: Per = "network") -> Any:
+    """⟨gₙ, gₘ⟩ [n, m]: of the examples with one another, or with the examples of `others`, another backward pass
+    of the same net.
+
+    Over the "network", or a dict per "layer", "parameter" (by path) or group, as for `norms`. With δ = one column of
+    the output instead of the loss's it is the empirical neural tangent kernel; with `others` from training examples it
+    is the influence of a step on each of them; its normalised entries are gradient alignment.
+
+    Raises:
+        ValueError: if these are not the pairs of one backward pass, or `others` are of another network.
+        NotImplementedError: below a layer that couples examples.
+    """
+    others = pairs if others is None else others
+    groups = groups_of(pairs, per)
+    ours, theirs = leaves(pairs), leaves(others)
+    if list(ours) != list(theirs):
+        raise ValueError(f"the two passes are of different networks: {', '.join(ours)} and {', '.join(theirs)}")
+    products = {path: product(pair, theirs[path]) for path, pair in ours.items()}
+    found = {name: sum(products[path] for path in members) for name, members in groups.items()}
+    return found["network"] if per == "network" else found
+
+
+@singledispatch
+def product(a: Pair, b: Pair) -> Float[Array, "n m"]:
+    """⟨aₙ, bₘ⟩, summed over a stack's layers; by forming the gradients."""
+    x, y = (each(pair).reshape(pair.batch, -1) for pair in (a, b))
+    if x.shape[1] != y.shape[1]:
+        raise ValueError(f"the two passes are of different networks: {x.shape[1]} and {y.shape[1]} numbers")
+    return x @ y.T
+
+
+@product.register
+def _(a: Outer, b: Pair) -> Array:
+    if not isinstance(b, Outer) or (a.h.shape[-1], a.delta.shape[-1]) != (b.h.shape[-1], b.delta.shape[-1]):
+        return product.dispatch(Pair)(a, b)
+    n, m, t, s, i, o = a.batch, b.batch, a.h.shape[1], b.h.shape[1], a.h.shape[-1], a.delta.shape[-1]
+    if n * m * t * s * (i + o) > n * m * i * o + (n * t + m * s) * i * o:
+        return product.dispatch(Pair)(a, b)
+    hs, deltas = (
+        jnp.einsum("nti,msi->ntms", x, y) for x, y in ((a.h, b.h), (a.delta, b.delta))
+    )  # T = 1: two [n, m] matrices
+    return (hs * deltas).sum((1, 3))
+
+
+@product.register(Shift)
+@product.register(Scale)
+def _(a: Pair, b: Pair) -> Array:
+    return product.dispatch(Pair)(a, b)
+
+
+@product.register
+def _(a: Stack, b: Pair) -> Array:
+    if not isinstance(b, Stack) or len(jax.tree.leaves(a)[0]) != len(jax.tree.leaves(b)[0]):
+        raise ValueError("the two passes are of different networks: their stacks differ")
+    start = jnp.zeros((a.batch, b.batch), jax.tree.leaves(a)[0].dtype)
+    return lax.scan(lambda total, ab: (total + product(*ab), None), start, (a.pair, b.pair))[0]

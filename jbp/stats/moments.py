@@ -1,0 +1,125 @@
+"""Second moments: how the gradients of the examples spread around their mean.
+
+Of a weight used once in an example, (h ⊗ δ)² = h² ⊗ δ², so Σₙ wₙ gₙ² is one matrix product, as dear as the gradient.
+Used T times, the examples' gradients are formed and squared one at a time.
+"""
+
+from __future__ import annotations
+
+from functools import partial, singledispatch
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from jbp.pairs import Outer, Pair, Scale, Shift, Stack, Sum, Weights, contract, weigh
+from jbp.stats._paths import batch, map_pairs
+from jbp.stats.norms import network_norms, squared_norms
+from jbp.stats.per_example import each
+
+
+def second_moment(pairs: Any, weights: Weights = None) -> Any:
+    """1/N Σₙ gₙ², entry by entry, in the tree of the parameters; with `weights` [n] Σₙ wₙ gₙ², not renormalised.
+
+    gₙ is the gradient of eₙ alone. A row of weight 0 takes no part, whatever it holds.
+
+    Raises:
+        ValueError: if these are not the pairs of one backward pass, the batch is empty, or weights do not fit.
+        NotImplementedError: below a layer that couples examples.
+    """
+    if weights is None:
+        n = batch(pairs)
+        return map_pairs(lambda pair: squares(pair, None) / n, pairs)
+    return map_pairs(lambda pair: squares(pair, weights), pairs, weights)
+
+
+def variance(pairs: Any, weights: Weights = None) -> Any:
+    """Unbiased: N/(N−1)·(1/N Σₙ gₙ² − ḡ²) = 1/(N−1) Σₙ (gₙ − ḡ)², entry by entry.
+
+    With `weights` [n] of any sum, only their proportions pₙ = wₙ/Σw count: (Σ pₙ gₙ² − ḡ²)/(1 − Σ pₙ²), ḡ = Σ pₙ gₙ,
+    which is unbiased too, and for weights of 0 and 1 the variance of those chosen. It is the difference of two rounded
+    numbers: where the gradients hardly differ it may come out a little below 0.
+
+    Raises:
+        ValueError: with fewer than two examples; as for `second_moment`.
+    """
+    n = batch(pairs)
+    if n < 2:
+        raise ValueError("the variance of the gradient needs at least two examples, but the batch has one")
+    p, concentration = _proportions(pairs, weights)
+    mean, moment = contract(pairs, p), second_moment(pairs, p)
+    return jax.tree.map(lambda m, g: (m - jnp.square(g)) / (1 - concentration).astype(m.dtype), moment, mean)
+
+
+def snr(pairs: Any, weights: Weights = None) -> Any:
+    """The signal-to-noise ratio ḡ²/variance of one example's gradient, entry by entry; NaN where both are 0."""
+    p, _ = _proportions(pairs, weights)
+    return jax.tree.map(lambda g, v: jnp.square(g) / v, contract(pairs, p), variance(pairs, weights))
+
+
+def noise_scale(pairs: Any, weights: Weights = None) -> Float[Array, ""]:
+    """tr Σ/‖G‖²: the batch size at which the noise of the mean gradient is as large as the gradient itself.
+
+    Both parts are corrected for the batch being small: tr Σ = N/(N−1)·(1/N Σ ‖gₙ‖² − ‖ḡ‖²) and ‖G‖² = ‖ḡ‖² − tr Σ/N,
+    each unbiased (their ratio is not). NaN for one example; inf where ‖G‖² comes out at 0 or below, that is, where
+    the batch cannot tell the gradient from noise. Weights as for `variance`.
+
+    Source: McCandlish, Kaplan, Amodei 2018, arXiv:1812.06162, equation 2.9 and appendix A.1 (with batches of 1 and N).
+    """
+    trace, signal = noise_and_signal(pairs, weights)
+    return jnp.where(signal > 0, trace / jnp.where(signal > 0, signal, jnp.ones_like(signal)), jnp.inf).astype(
+        trace.dtype
+    ) + (trace - trace)  # NaN for one example
+
+
+def noise_and_signal(pairs: Any, weights: Weights = None) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """(tr Σ, ‖G‖²), the two unbiased parts of `noise_scale`: average them over several batches before dividing."""
+    p, concentration = _proportions(pairs, weights)
+    squared = jnp.square(network_norms(squared_norms(pairs)))
+    mean = sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(contract(pairs, p)))
+    concentration = concentration.astype(squared.dtype)
+    trace = (weigh(p, squared).sum() - mean) / (1 - concentration)
+    return trace, mean - concentration * trace
+
+
+def _proportions(pairs: Any, weights: Weights) -> tuple[Array, Array]:
+    """pₙ = wₙ/Σw, and Σ pₙ²."""
+    n = batch(pairs)
+    map_pairs(lambda pair: None, pairs, weights)
+    dtype = jnp.result_type(*jax.tree.leaves(pairs))
+    p = jnp.full(n, 1 / n, dtype) if weights is None else (weights / weights.sum()).astype(dtype)
+    return p, jnp.square(p).sum()
+
+
+@singledispatch
+def squares(pair: Pair, weights: Weights) -> Array:
+    """Σₙ wₙ gₙ², in the parameter's shape; None means wₙ = 1."""
+    return weigh(weights, jnp.square(each(pair))).sum(0)
+
+
+@squares.register
+def _(pair: Outer, weights: Weights) -> Array:
+    if pair.h.shape[1] == 1:
+        return Outer(jnp.square(pair.h), jnp.square(pair.delta), pair.shape).total(weights)
+
+    def add(total: Array, row: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        h, delta, w = row
+        return total + weigh(w[None], jnp.square(h.T @ delta)[None])[0], None
+
+    w = jnp.ones(pair.batch, pair.delta.dtype) if weights is None else jnp.asarray(weights, pair.delta.dtype)
+    start = jnp.zeros((pair.h.shape[-1], pair.delta.shape[-1]), pair.delta.dtype)
+    return lax.scan(add, start, (pair.h, pair.delta, w))[0].reshape(pair.shape)
+
+
+@squares.register(Shift)
+@squares.register(Scale)
+@squares.register(Sum)
+def _(pair: Pair, weights: Weights) -> Array:
+    return weigh(weights, jnp.square(each(pair))).sum(0)
+
+
+@squares.register
+def _(pair: Stack, weights: Weights) -> Array:
+    return jax.vmap(partial(squares, weights=weights))(pair.pair)

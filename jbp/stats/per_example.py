@@ -1,0 +1,56 @@
+"""Per-example gradients: the pairs contracted over t alone."""
+
+from __future__ import annotations
+
+from functools import reduce, singledispatch
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jbp.pairs import Outer, Pair, Scale, Shift, Stack, Sum
+from jbp.stats._paths import map_pairs
+
+
+def per_example(pairs: Any) -> Any:
+    """gₙ for every example, in the tree of the parameters: [n, *shape] for each. Each is of eₙ alone, not divided by N.
+
+    This is the one statistic that fills N × P numbers; ask it last.
+
+    Raises:
+        ValueError: if these are not the pairs of one backward pass, or the batch is empty.
+        NotImplementedError: below a layer that couples examples.
+    """
+    return map_pairs(each, pairs)
+
+
+@singledispatch
+def each(pair: Pair) -> Array:
+    """[n, *shape]: the gradient of each example."""
+    raise NotImplementedError(f"{type(pair).__name__} has no per-example gradient: register one with each.register")
+
+
+@each.register
+def _(pair: Outer) -> Array:
+    return jnp.einsum("nti,nto->nio", pair.h, pair.delta).reshape(-1, *pair.shape)
+
+
+@each.register
+def _(pair: Shift) -> Array:
+    return pair.delta.sum(1).reshape(-1, *pair.shape)
+
+
+@each.register
+def _(pair: Scale) -> Array:
+    return (pair.h * pair.delta).sum(1).reshape(-1, *pair.shape)
+
+
+@each.register
+def _(pair: Sum) -> Array:
+    return reduce(jnp.add, map(each, pair.pairs))
+
+
+@each.register
+def _(pair: Stack) -> Array:
+    return jax.vmap(each, out_axes=1)(pair.pair)
