@@ -51,6 +51,12 @@ def weigh(weights: Weights, delta: Array) -> Array:
     return jnp.where(w == 0, jnp.zeros_like(delta), w * delta)
 
 
+def _weighed_rows(weights: Weights, delta: Float[Array, "n t o"]) -> Float[Array, "n*t o"]:
+    """wₙ δ[n,t,o] with n and t as one axis; in the same words for a weight and its bias, so that XLA does it once."""
+    rows = delta.reshape(-1, delta.shape[-1])
+    return weigh(None if weights is None else jnp.repeat(weights, delta.shape[1]), rows)
+
+
 @register_dataclass
 @dataclass(frozen=True, eq=False)
 class Outer(Pair):
@@ -63,8 +69,8 @@ class Outer(Pair):
     def total(self, weights: Weights = None) -> Array:
         """Σₙₜ wₙ h[n,t,i] δ[n,t,o]: one matrix product."""
         # n and t as one axis: with two contracted axes XLA's CPU compiler copies h transposed.
-        h, delta = (a.reshape(-1, a.shape[-1]) for a in (self.h, weigh(weights, self.delta)))
-        return lax.dot_general(h, delta, (((0,), (0,)), ((), ()))).reshape(self.shape)
+        h = self.h.reshape(-1, self.h.shape[-1])
+        return lax.dot_general(h, _weighed_rows(weights, self.delta), (((0,), (0,)), ((), ()))).reshape(self.shape)
 
     @property
     def batch(self) -> int:
@@ -82,7 +88,7 @@ class Shift(Pair):
 
     def total(self, weights: Weights = None) -> Array:
         """Σₙₜ wₙ δ[n,t,o]."""
-        return weigh(weights, self.delta).sum((0, 1)).reshape(self.shape)
+        return _weighed_rows(weights, self.delta).sum(0).reshape(self.shape)
 
     @property
     def batch(self) -> int:
