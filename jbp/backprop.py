@@ -25,7 +25,7 @@ from jbp.layer import ArrayLike, Layer, check_hashable
 from jbp.losses import Loss
 from jbp.pairs import Coupled, Weights, check_weights, is_pair, weigh
 from jbp.sinks import Sink, keep, total
-from jbp.tied import Tied
+from jbp.ties import Tied
 
 
 def forward(

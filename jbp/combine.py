@@ -284,7 +284,8 @@ class Branch(Combinator):
 
     def walk_coupling(self, visit: Callable[[Place, Layer, bool], bool], coupled: bool) -> bool:
         """One arm does not couple the others, but what comes before the branch."""
-        return any([visit((i,), layer, coupled) for i, layer in enumerate(self.layers)])
+        arms = [visit((i,), layer, coupled) for i, layer in enumerate(self.layers)]
+        return any(arms)
 
     def _joined_shape(self, shapes: list[Shape]) -> Shape:
         """The shape of the joined outputs, if they fit."""

@@ -14,7 +14,7 @@ import numpy as np
 
 import jbp
 from jbp import losses
-from jbp.layer import Layer, as_number
+from jbp.layer import Layer, Static, as_number
 from jbp.layers import Elu, Gelu, LeakyRelu
 
 BATCH = 11
@@ -39,6 +39,20 @@ class Gain(Layer):
         delta = self.factor * delta
         pair = jbp.Scale(saved.reshape(1, -1), delta.reshape(1, -1), saved.shape)
         return params["gain"] * delta, {"gain": pair}
+
+
+@dataclass(frozen=True, repr=False)
+class Table(Layer):
+    """A user's table of positions, y = x + table: one use in an example, of any shape."""
+
+    def init(self, key, shape):
+        return {"table": jnp.zeros(shape)}, shape
+
+    def forward(self, params, x, key):
+        return x + params["table"], Static(x.shape)
+
+    def backward(self, params, saved, delta):
+        return delta, {"table": jbp.Shift(delta.reshape(1, -1), saved.value)}
 
 
 class NetCase(NamedTuple):
@@ -157,6 +171,38 @@ COMBINED = [
     NetCase("repeat of dropout", jbp.repeat(jbp.Dropout(0.3), 2), (7,)),
     NetCase("repeat of a user's layer", jbp.repeat(jbp.residual(jbp.serial(Gain(0.3), jbp.tanh)), 3), (2, 5), True),
     NetCase("user's layers everywhere", jbp.branch(jbp.serial(Gain(), jbp.relu, Gain(2.0)), Gain(0.7)), (2, 3), True),
+    NetCase("a table of positions", jbp.serial(Table(), jbp.Dense(5)), (2, 3)),
+    NetCase("tied layers", jbp.tied(jbp.serial(jbp.Dense(3), jbp.tanh, jbp.Dense(3)), {2: 0}), (3,), True),
+    NetCase(
+        "tied weight, at positions",
+        jbp.tied(jbp.serial(jbp.Dense(3), jbp.relu, jbp.Dense(3)), {(2, "weight"): (0, "weight")}),
+        (2, 3),
+        True,
+    ),
+    NetCase(
+        "tied uses of several kinds",
+        jbp.tied(
+            jbp.serial(Table(), Gain(0.5), jbp.Dense(2), jbp.Dense(3)),
+            {(3, "weight"): (0, "table"), (1, "gain"): (0, "table")},
+        ),
+        (2, 3),
+        True,
+    ),
+    NetCase(
+        "tied stacks",
+        jbp.tied(
+            jbp.serial(jbp.repeat(jbp.Dense(3), 2), jbp.tanh, jbp.repeat(jbp.serial(jbp.relu, jbp.Dense(3)), 2)),
+            {(2, 1, "weight"): (0, "weight")},
+        ),
+        (3,),
+        True,
+    ),
+    NetCase(
+        "repeat of tied",
+        jbp.repeat(jbp.tied(jbp.serial(jbp.Dense(5), jbp.tanh, jbp.Dense(5)), {(2, "weight"): (0, "weight")}), 3),
+        (5,),
+        True,
+    ),
     NetCase(
         "all together",
         jbp.serial(
@@ -202,7 +248,7 @@ def drawn(case: NetCase, dtype: Any = jnp.float64) -> tuple[Any, Any, Any, Any]:
     """Parameters (biases and gains too away from their initial values), inputs, and two random δ."""
     rng = random(case.name)
     leaves, out_shape = announced(case)
-    size = {"weight": 0.4, "bias": 0.5, "gain": 1.0}
+    size = {"weight": 0.4, "bias": 0.5, "gain": 1.0, "table": 0.5}
 
     def draw(path, leaf):
         return jnp.asarray(size[path[-1].key] * rng.normal(size=leaf.shape), dtype)

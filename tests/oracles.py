@@ -4,15 +4,17 @@ Nothing of jbp's forward, backward or value is used here: its classes are read f
 the mathematics is `jax.numpy` and `jax.nn`, and the batch is written directly.
 """
 
+from functools import reduce
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from cases import Gain
+from cases import Gain, Table
 
 import jbp
 from jbp import combine, layers, losses
+from jbp.ties import Tied
 
 UNITS = {"layer": 32, "net": 64, "steps": 64}
 """Allowed error in eps(dtype) × the largest entry of the leaf. Never scaled by the number of elements.
@@ -75,10 +77,24 @@ def plain(net: Any, params: Any, x: Any, key: Any = None) -> Any:
             return jnp.where(kept, x / (1 - net.drop_rate), 0)
         case jbp.Flatten():
             return x.reshape(len(x), -1)
+        case Table():
+            return x + params["table"][None]
+        case Tied():
+            for borrower, owner in net.ties:
+                params = replaced(params, borrower, reduce(lambda tree, step: tree[step], owner, params))
+            return plain(net.layer, params, x, key)
         case Gain():
             return net.factor * jnp.einsum("n...,...->n...", x, params["gain"])
         case _:
             return _ACTIVATIONS[type(net)](net, x)
+
+
+def replaced(tree: Any, path: tuple[Any, ...], value: Any) -> Any:
+    """A tree of dicts and tuples with another value at the path."""
+    if not path:
+        return value
+    inside = replaced(tree[path[0]], path[1:], value)
+    return tree | {path[0]: inside} if isinstance(tree, dict) else (*tree[: path[0]], inside, *tree[path[0] + 1 :])
 
 
 def plain_errors(loss: losses.Loss, output: Any, target: Any) -> Any:

@@ -1,16 +1,19 @@
 """Combinators: what they share among the layers inside, and that `repeat` is a `serial` that is compiled once."""
 
+import math
+from functools import reduce
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import pytest
 from cases import BATCH, NETS, Gain, drawn, every_layer
-from oracles import assert_close, assert_same, compiled
+from oracles import assert_close, assert_same, compiled, replaced
 
 import jbp
 from jbp import combine
 from jbp.pairs import is_pair
+from jbp.ties import Tied
 
 KEY = jax.random.key(2)
 REPEATS = [case for case in NETS if isinstance(case.net, combine.Repeat)]
@@ -110,16 +113,40 @@ def expected_pairs(net, params, wrap="{}") -> Any:
             return expected_pairs(net.layer, params, wrap)
         case combine.Repeat():
             return expected_pairs(net.layer, params, wrap.format("Stack({})"))
-    classes = {"weight": "Outer", "bias": "Shift", "gain": "Scale"}
+        case Tied():
+            return expected_of_tied(net, params, wrap)
+    classes = {"weight": "Outer", "bias": "Shift", "gain": "Scale", "table": "Shift"}
     return {name: wrap.format(classes[name]) for name in params} if params else ()
 
 
+def expected_of_tied(net, params, wrap) -> Any:
+    """Uses of one kind are one pair, of several kinds a `Sum`; a borrower has none."""
+
+    def at(tree, path):
+        return reduce(lambda tree, step: tree[step], path, tree)
+
+    expected, uses = expected_pairs(net.layer, net.whole(params), wrap), {}
+    for borrower, owner in net.ties:
+        uses.setdefault(owner, [at(expected, owner)]).append(at(expected, borrower))
+    for borrower, _ in net.ties:
+        expected = replaced(expected, borrower, ())
+    for owner, names in uses.items():
+        if isinstance(names[0], str) and len(set(names)) > 1:
+            expected = replaced(expected, owner, f"Sum({', '.join(dict.fromkeys(names))})")
+    return expected
+
+
 def class_of(pair) -> str:
+    if isinstance(pair, jbp.Sum):
+        return f"Sum({', '.join(map(class_of, pair.pairs))})"
     return f"Stack({class_of(pair.pair)})" if isinstance(pair, jbp.Stack) else type(pair).__name__
 
 
-def innermost(pair):
-    return innermost(pair.pair) if isinstance(pair, jbp.Stack) else pair
+def members(pair) -> tuple[Any, ...]:
+    """The pairs inside stacks and sums."""
+    if isinstance(pair, jbp.Sum):
+        return pair.pairs
+    return members(pair.pair) if isinstance(pair, jbp.Stack) else (pair,)
 
 
 @pytest.mark.parametrize("case", NETS, ids=lambda case: case.name)
@@ -129,12 +156,14 @@ def test_pairs_have_the_tree_of_params_and_the_announced_classes_and_shapes(case
     assert jax.tree.map(class_of, pairs, is_leaf=is_pair) == expected_pairs(case.net, params)
     leaves = zip(jax.tree.leaves(pairs, is_leaf=is_pair), jax.tree.leaves(params), strict=True)
     for pair, param in leaves:
-        inner, depth = innermost(pair), class_of(pair).count("Stack")
+        depth = class_of(pair).count("Stack")
         assert pair.batch == BATCH
-        assert inner.shape == param.shape[depth:]
-        assert inner.delta.shape[: depth + 1] == (*param.shape[:depth], BATCH)
-        assert inner.delta.ndim == depth + 3  # l…, n, t, o
-        assert inner.delta.shape[-1] == inner.shape[-1] or isinstance(inner, jbp.Scale)
+        for inner in members(pair):
+            assert inner.shape == param.shape[depth:]
+            assert inner.delta.shape[: depth + 1] == (*param.shape[:depth], BATCH)
+            assert inner.delta.ndim == depth + 3  # l…, n, t, o
+            width = inner.h.shape[-1] if isinstance(inner, jbp.Outer) else 1
+            assert math.prod(inner.shape) == width * inner.delta.shape[-1]
 
 
 def test_a_combinator_never_holds_mathematics_of_a_batch_axis():

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import BATCH, NETS, SINGLE, Gain, announced, drawn, every_layer
+from cases import BATCH, NETS, SINGLE, Gain, Table, announced, drawn, every_layer
 from oracles import _ACTIVATIONS, assert_same, compiled, error_in_units, plain
 
 import jbp
-from jbp import combine, initializers, layers
+from jbp import combine, initializers, layers, ties
 from jbp.layer import Layer
 from jbp.layers import Activation, Elu, Gelu, LeakyRelu
 
@@ -180,7 +180,7 @@ def test_init_announces_the_shapes_that_forward_and_contract_produce(case):
 
 @pytest.mark.parametrize("case", NETS, ids=lambda case: case.name)
 def test_a_net_is_hashable_comparable_and_its_repr_makes_it_again(case):
-    again = eval(repr(case.net), vars(jbp) | vars(layers) | {"Gain": Gain})
+    again = eval(repr(case.net), vars(jbp) | vars(layers) | {"Gain": Gain, "Table": Table})
     assert again == case.net
     assert hash(again) == hash(case.net)
     assert again is not case.net or not isinstance(case.net, combine.Combinator)
@@ -206,13 +206,15 @@ def test_every_layer_and_combinator_is_in_the_table():
     found = [layer for case in NETS for layer in every_layer(case.net)]
     public = [v for module in (jbp, layers) for v in vars(module).values()]
     classes = {v for v in public if isinstance(v, type) and issubclass(v, Layer)} - {Layer, Activation}
-    classes |= {c for c in vars(combine).values() if isinstance(c, type) and issubclass(c, combine.Combinator)} - {
-        combine.Combinator
-    }
+    makers_of = [*vars(combine).values(), *vars(ties).values()]
+    classes |= {c for c in makers_of if isinstance(c, type) and issubclass(c, combine.Combinator)}
+    classes -= {combine.Combinator}
     assert classes <= {type(layer) for layer in found}
     assert {v for v in public if isinstance(v, Layer)} <= set(found)
-    makers = [n for n, v in vars(jbp).items() if getattr(v, "__module__", "") == "jbp.combine" and callable(v)]
-    assert {"serial", "residual", "branch", "repeat"} <= set(makers)
+    makers = [
+        n for n, v in vars(jbp).items() if getattr(v, "__module__", "") in ("jbp.combine", "jbp.ties") and callable(v)
+    ]
+    assert {"serial", "residual", "branch", "repeat", "tied"} <= set(makers)
     for name in makers:
         assert any(f"{name}(" in repr(layer) for layer in found), f"{name} is in no case"
     assert {type(a) for a in ACTIVATIONS} == set(_ACTIVATIONS)

@@ -6,7 +6,7 @@ Used T times, the examples' gradients are formed and squared one at a time.
 
 from __future__ import annotations
 
-from functools import partial, singledispatch
+from functools import partial, reduce, singledispatch
 from typing import Any
 
 import jax
@@ -15,8 +15,8 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jbp.pairs import Outer, Pair, Scale, Shift, Stack, Sum, Weights, contract, weigh
-from jbp.stats._paths import batch, map_pairs
-from jbp.stats.norms import network_norms, squared_norms
+from jbp.stats._paths import batch, leaves, map_pairs, over_stacks
+from jbp.stats.norms import square
 from jbp.stats.per_example import each
 
 
@@ -77,8 +77,8 @@ def noise_scale(pairs: Any, weights: Weights = None) -> Float[Array, ""]:
 def noise_and_signal(pairs: Any, weights: Weights = None) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """(tr Σ, ‖G‖²), the two unbiased parts of `noise_scale`: average them over several batches before dividing."""
     p, concentration = _proportions(pairs, weights)
-    squared = jnp.square(network_norms(squared_norms(pairs)))
-    mean = sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(contract(pairs, p)))
+    squared = reduce(jnp.add, [over_stacks(square(pair)) for pair in leaves(pairs).values()])
+    mean = reduce(jnp.add, [jnp.square(leaf).sum() for leaf in jax.tree.leaves(contract(pairs, p))])
     concentration = concentration.astype(squared.dtype)
     trace = (weigh(p, squared).sum() - mean) / (1 - concentration)
     return trace, mean - concentration * trace
