@@ -370,9 +370,12 @@ class Repeat(Combinator):
             delta, y = carry
             p, distinct = p_s
             delta_x, found = visit((), self.layer, p, plan.whole(distinct, y), delta)
-            return (delta_x, distinct[plan.input] if plan.shares_output else None), found
+            answers[:] = [_Sharing.among(None, None, found)]  # a weight's δ is its bias's too
+            return (delta_x, distinct[plan.input] if plan.shares_output else None), answers[0].distinct(found)
 
+        answers: list[_Sharing] = []
         (delta_x, _), found = lax.scan(body, (delta, last), (params, stacks), length=self.n, reverse=True)
+        found = answers[0].whole(found, None)
         return delta_x, jax.tree.map(lambda f: Stack(f) if is_pair(f) else f, found, is_leaf=is_pair)
 
     def walk_coupling(self, visit: Callable[[Place, Layer, bool], bool], coupled: bool) -> bool:

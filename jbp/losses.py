@@ -50,7 +50,7 @@ class SquaredError(Loss):
 
     def value(self, output: Array, target: Target) -> Array:
         """Σₖ (p − y)²."""
-        return _mean_over_positions(jnp.square(_error(self, output, target)).sum(-1))
+        return _mean_over_positions(_over_outputs(jnp.square(_error(self, output, target))))
 
     def delta(self, output: Array, target: Target) -> Array:
         """2(p − y)."""
@@ -67,7 +67,7 @@ class L2Loss(Loss):
 
     def value(self, output: Array, target: Target) -> Array:
         """½ Σₖ (p − y)²."""
-        return 0.5 * _mean_over_positions(jnp.square(_error(self, output, target)).sum(-1))
+        return 0.5 * _mean_over_positions(_over_outputs(jnp.square(_error(self, output, target))))
 
     def delta(self, output: Array, target: Target) -> Array:
         """p − y."""
@@ -147,7 +147,7 @@ class SigmoidBinaryCrossEntropy(Loss):
         """Σₖ max(s, 0) − s t + log(1 + e^−|s|)."""
         t = _like(self, output, target)
         positive = jnp.maximum(output, jnp.zeros((), output.dtype))
-        return _mean_over_positions((positive - output * t + jnp.log1p(jnp.exp(-jnp.abs(output)))).sum(-1))
+        return _mean_over_positions(_over_outputs(positive - output * t + jnp.log1p(jnp.exp(-jnp.abs(output)))))
 
     def delta(self, output: Array, target: Target) -> Array:
         """σ(s) − t."""
@@ -235,6 +235,11 @@ def _classes(output: Array) -> int:
 
 def _positions(output: Array) -> int:
     return math.prod(output.shape[:-1])
+
+
+def _over_outputs(errors: Array) -> Array:
+    """Summed over the outputs k; a scalar output is its own sum."""
+    return errors.sum(-1) if errors.ndim else errors
 
 
 def _mean_over_positions(values: Array) -> Array:

@@ -6,7 +6,7 @@ back its pair is merged into the owner's: the gradient of a shared parameter is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from jbp.combine import Combinator, Visit
+from jbp.combine import Combinator, Place, Visit
 from jbp.layer import Layer, Shape, check_hashable, leaf_shapes
 from jbp.pairs import is_pair, merge
 
@@ -96,6 +96,10 @@ class Tied(Combinator):
             joined = jax.tree.map(lambda *parts: _join(owner, parts), *several, is_leaf=is_pair)  # noqa: B023
             found = _put(found, owner, joined)
         return delta_x, found
+
+    def walk_coupling(self, visit: Callable[[Place, Layer, bool], bool], coupled: bool) -> bool:
+        """What the net couples is coupled below."""
+        return visit((), self.layer, coupled)
 
     def __repr__(self) -> str:
         """The call that makes this net."""

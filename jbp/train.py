@@ -22,7 +22,7 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
-from jbp import program
+from jbp import program, rules
 from jbp.backprop import Mask, apply
 from jbp.layer import Layer, as_count, as_number
 from jbp.losses import Loss
@@ -58,6 +58,8 @@ class Fit:
     stop_reason: StopReason
     step_losses: np.ndarray = field(repr=False)
     """The loss of every step taken, in order."""
+    rule_state: Any = field(default=(), repr=False)
+    """What the learning rule carries, such as its random weights, after the last step; () without a rule."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -93,6 +95,8 @@ class Event(NamedTuple):
     """The history's new row, if this chunk ended an epoch."""
     params: Any
     """The current parameters, valid until the callback returns: copy what you keep."""
+    rule_state: Any = ()
+    """What the learning rule carries now, for `jbp.rules.alignment`; valid as long."""
 
 
 Callback = Callable[[Event], bool | None]
@@ -112,6 +116,7 @@ def fit(
     sampling: Sampling = "shuffle",
     metrics: Mapping[str, Metric] | None = None,
     trainable: Any = None,
+    rule: rules.Rule | Method | str | None = None,
     monitor: str | None = None,
     patience: int | None = None,
     min_delta: float = 0.0,
@@ -123,10 +128,11 @@ def fit(
     """Train `net` on `train_data` = (x [n, ...], y [n, ...]).
 
     One step draws `batch_size` examples and applies `optimizer` (any optax transformation, or `jbp.optim`) to their
-    mean gradient. "shuffle" goes through a new permutation each epoch, the last batch shorter where n does not
-    divide; "replacement" picks each example uniformly anew, ⌈n / batch_size⌉ steps to an epoch. `trainable` as in
-    `jbp.value_and_grad`. The training figures of a row are means over the epoch's steps, taken while the parameters
-    moved and with dropout; the validation figures are in evaluation, after the epoch.
+    mean gradient. "shuffle" goes through a new permutation each epoch, the last batch shorter where n does not divide;
+    "replacement" picks each example uniformly anew, ⌈n / batch_size⌉ steps to an epoch. `trainable` as in
+    `jbp.value_and_grad`. `rule` is another way back than backpropagation: a rule of `jbp.rules`, or the name of one
+    with its defaults, such as "feedback_alignment". The training figures of a row are means over the epoch's steps,
+    taken while the parameters moved and with dropout; the validation figures are in evaluation, after the epoch.
 
     `monitor` names the figure that decides: by default "validation_loss", without validation data "train_loss"; of a
     metric higher is better. Training stops when it has not improved by more than `min_delta` for `patience` epochs,
@@ -144,16 +150,13 @@ def fit(
     """
     x, y = _on_device("train_data", train_data)
     validation = None if validation_data is None else _on_device("validation_data", validation_data)
-    n, epochs, batch_size = len(x), as_count(epochs, "epochs"), as_count(batch_size, "batch_size")
-    if batch_size > n:
-        raise ValueError(f"batch_size must be at most the number of training examples, {n}, but is {batch_size}")
-    if sampling not in ("shuffle", "replacement"):
-        raise ValueError(f"sampling must be 'shuffle' or 'replacement', but is {sampling!r}")
+    n, epochs = len(x), as_count(epochs, "epochs")
+    sizes = _batch_sizes(n, batch_size, sampling)
+    batch_size, steps = int(sizes[0]), len(sizes)
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise ValueError(f"optimizer must come from jbp.optim or optax, but is {optimizer!r}")
     metrics = dict(metrics or {})
     watch = _Watch.over(monitor, validation is not None, metrics, patience, min_delta, target, restore_best)
-    steps = -(-n // batch_size)
     chunks = _Chunks(steps, None if chunk_steps is None else as_count(chunk_steps, "chunk_steps"))
 
     init_key, run_key = jax.random.split(jax.random.key(seed))
@@ -163,15 +166,12 @@ def fit(
         _check_data(name, net, loss, params, data)
 
     functions = tuple(metrics.values())
-    method = Method()
     mask = Mask.of(trainable)
+    method = rules.method_of(rule, net, params, x, mask)
     take = program.steps_program(net, loss, optimizer, functions, mask, sampling, batch_size, n, method)
     evaluate = program.evaluation_program(net, loss, functions, _BLOCK)
     way = method.init(jax.random.fold_in(run_key, 0), net, params)
     state = program.start(params, optimizer, steps, len(functions), way)
-    sizes = np.full(steps, batch_size)
-    if sampling == "shuffle":
-        sizes[-1] = n - batch_size * (steps - 1)
     record = _Record(tuple(metrics), sizes)
     if validation is not None:  # how good the start is; also compiles the program before the first step
         watch.see(0, record.validation(evaluate(state.params, *validation)), state.params)
@@ -179,7 +179,7 @@ def fit(
     def result(reason: StopReason) -> Fit:
         best = watch.restores and reason != "interrupted"
         kept, epoch = (watch.params, watch.best_epoch) if best else (state.params, None)
-        return Fit(kept, state.opt_state, tuple(record.rows), epoch, reason, record.losses())
+        return Fit(kept, state.opt_state, tuple(record.rows), epoch, reason, record.losses(), state.method)
 
     with _ctrl_c() as interrupted:
         for epoch in range(1, epochs + 1):
@@ -196,7 +196,7 @@ def fit(
                     row = record.end_epoch(epoch, figures)
                     watch.see(epoch, row, state.params)
                 step = (epoch - 1) * steps + last
-                event = Event(epoch, step, epochs * steps, record.loss, record.seconds, row, state.params)
+                event = Event(epoch, step, epochs * steps, record.loss, record.seconds, row, state.params, state.method)
                 wanted = [callback(event) for callback in callbacks]
                 if interrupted.is_set():
                     raise Interrupted(result("interrupted"))
@@ -354,6 +354,19 @@ def _ctrl_c() -> Iterator[threading.Event]:
         yield interrupted
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _batch_sizes(n: int, batch_size: int, sampling: Sampling) -> np.ndarray:
+    """How many of the n examples each step of an epoch draws."""
+    batch_size = as_count(batch_size, "batch_size")
+    if batch_size > n:
+        raise ValueError(f"batch_size must be at most the number of training examples, {n}, but is {batch_size}")
+    if sampling not in ("shuffle", "replacement"):
+        raise ValueError(f"sampling must be 'shuffle' or 'replacement', but is {sampling!r}")
+    sizes = np.full(-(-n // batch_size), batch_size)
+    if sampling == "shuffle":
+        sizes[-1] = n - batch_size * (len(sizes) - 1)
+    return sizes
 
 
 def _on_device(name: str, data: Any) -> tuple[Array, Array]:

@@ -55,6 +55,25 @@ class Table(Layer):
         return delta, {"table": jbp.Shift(delta.reshape(1, -1), saved.value)}
 
 
+@dataclass(frozen=True, repr=False)
+class Centre(Layer):
+    """y = x − Σ wₙ xₙ / Σ w: couples the examples."""
+
+    couples_batch = True
+
+    def init(self, key, shape):
+        return (), shape
+
+    def forward(self, params, x, key, weights=None):
+        p = jnp.full(len(x), 1 / len(x)) if weights is None else weights / weights.sum()
+        p = p.astype(x.dtype)
+        return x - jnp.einsum("n,n...->...", p, x)[None], (p, Static(x.shape))
+
+    def backward(self, params, saved, delta):
+        p, _ = saved
+        return delta - jnp.einsum("n,m...->n...", p, delta), ()
+
+
 class NetCase(NamedTuple):
     name: str
     net: Layer

@@ -20,7 +20,7 @@ def product_flops(function: Any, *args: Any) -> int:
 
 def _count(jaxpr: Any) -> int:
     total = 0
-    for eqn in jaxpr.eqns:
+    for eqn in _distinct(jaxpr):
         name, inner = eqn.primitive.name, _inner(eqn)
         if name == "dot_general":
             (contracted, _), _ = eqn.params["dimension_numbers"]
@@ -36,6 +36,22 @@ def _count(jaxpr: Any) -> int:
         else:
             total += max(map(_count, inner), default=0) if name == "cond" else sum(map(_count, inner))
     return total
+
+
+def _distinct(jaxpr: Any) -> list[Any]:
+    """The equations that compute something new: XLA computes what two of them say in the same words only once."""
+    same: dict[Any, Any] = {}
+    seen: dict[Any, list[Any]] = {}
+    kept = []
+    for eqn in jaxpr.eqns:
+        inputs = tuple(str(v) if hasattr(v, "val") else id(same.get(v, v)) for v in eqn.invars)
+        words = (eqn.primitive.name, inputs, str(sorted((k, str(p)) for k, p in eqn.params.items())))
+        if words in seen and not eqn.effects:
+            same.update(zip(eqn.outvars, seen[words], strict=True))
+            continue
+        seen[words] = eqn.outvars
+        kept.append(eqn)
+    return kept
 
 
 def _inner(eqn: Any) -> list[Any]:

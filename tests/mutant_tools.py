@@ -5,12 +5,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
 from jbp import backprop
 from jbp.layer import Layer
-from jbp.pairs import Pair, Scale
+from jbp.pairs import Outer, Pair, Scale, Shift
 
 
 @dataclass(frozen=True)
@@ -83,3 +84,63 @@ class Gain(Layer):
         gain = params["gain"]
         h, uses = (a.reshape(-1, gain.size) for a in (saved, delta))
         return delta * gain.reshape((1,) * (delta.ndim - 1) + (-1,)), {"gain": Scale(h, uses, gain.shape)}
+
+
+@dataclass(frozen=True, repr=False)
+class Folded(Layer):
+    """y = g∘(xW + b) with an axis more in each parameter than its pair has: totals must take the parameter's shape."""
+
+    uses_key = False
+
+    def init(self, key, shape):
+        weight = jax.random.normal(key, (shape[0] // 2, 2, 5))
+        return {"bias": jnp.ones((1, 5)), "gain": jnp.ones((5, 1)), "weight": weight}, (5,)
+
+    def forward(self, params, x, key):
+        s = x @ params["weight"].reshape(-1, 5) + params["bias"].reshape(5)
+        return params["gain"].reshape(5) * s, (x, s)
+
+    def backward(self, params, saved, delta):
+        (x, s), weight = saved, params["weight"]
+        delta_s = params["gain"].reshape(5) * delta
+        pairs = {
+            "bias": Shift(delta_s[None], (1, 5)),
+            "gain": Scale(s[None], delta[None], (5, 1)),
+            "weight": Outer(x[None], delta_s[None], weight.shape),
+        }
+        return weight.reshape(-1, 5) @ delta_s, pairs
+
+
+@dataclass(frozen=True, repr=False)
+class Lookup(Layer):
+    """Row x of a table, for an integer x: a layer that passes no δ on."""
+
+    uses_key = False
+
+    def init(self, key, shape):
+        return {"table": jax.random.normal(key, (5, 3))}, (3,)
+
+    def forward(self, params, x, key):
+        return params["table"][x], x
+
+    def backward(self, params, saved, delta):
+        row = jax.nn.one_hot(saved, 5, dtype=delta.dtype)
+        return None, {"table": Outer(row[None], delta[None], (5, 3))}
+
+
+@dataclass(frozen=True, repr=False)
+class Centred(Layer):
+    """y = x − the (weighted) mean of the batch: a layer that couples the examples."""
+
+    uses_key = False
+    couples_batch = True
+
+    def init(self, key, shape):
+        return (), shape
+
+    def forward(self, params, x, key, weights=None):
+        w = jnp.full(x.shape[0], 1 / x.shape[0], x.dtype) if weights is None else weights / weights.sum()
+        return x - jnp.einsum("n,n...->...", w, x)[None], w
+
+    def backward(self, params, saved, delta):
+        return delta - jnp.einsum("n,...->n...", saved, delta.sum(0)), ()

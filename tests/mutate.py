@@ -1,12 +1,12 @@
 """Change one operator, sign, index or term at a time in everything that computes a derivative or a step.
 
-    python tests/mutate.py [--list] [--fresh] [--only TEXT] [--seconds N]
+    python tests/mutate.py [--list] [--only TEXT] [--workers N]
 
 Each mutant is one change in the syntax tree of one function. It is compiled in place of the right one, in a worker
 process with its own import of jbp, and the public checks that reach that function run until one fails; an exception
 or a time-out counts as caught. Finite differences are off: autodiff alone must do it. What survives must be in
-`mutate_survivors.EQUIVALENT` with the reason why it computes the same, or this program exits 1. Results are written
-as they come to experiments/results/mutants.json; a second run goes on where the first was stopped.
+`mutate_survivors.EQUIVALENT` with the reason why it computes the same, or this program exits 1. When all have run
+(about four minutes of one core), the results go to experiments/results/mutants.json and docs/mutants.md.
 """
 
 import argparse
@@ -14,14 +14,19 @@ import ast
 import concurrent.futures
 import json
 import os
-import random
 import signal
 import sys
+import tempfile
 import time
+from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_multi_thread_eigen=false")
+# Compiling is nearly all of the time. Programs that are equal to the letter are compiled once for all mutants.
+_HASTE = "--xla_backend_optimization_level=0 --xla_cpu_multi_thread_eigen=false"
+_HASTE += " --xla_cpu_use_fusion_emitters=false" if version("jax").startswith("0.10.") else ""
+_KEEP = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 RESULT = HERE.parent / "experiments" / "results" / "mutants.json"
@@ -47,29 +52,34 @@ TARGETS: dict[str, dict[str, str]] = {
         "SoftmaxCrossEntropy.sqrt_hessian": "softmax_cross_entropy softmax_cross_entropy@positions sums class2",
         "_error": "squared_error l2_loss",
         "_softmax": "softmax_cross_entropy softmax_cross_entropy@positions",
-        "_distribution": "softmax_cross_entropy cross_entropy class cross_entropy@class classes class2 distribution",
+        "_distribution": "softmax_cross_entropy cross_entropy class cross_entropy@class classes class2 "
+                         "cross_entropy@classes distribution sums",
         "_positions": "l2_loss@positions l2_loss",
         "_per_position": "l2_loss@positions l2_loss l2_loss@two",
-        "_classes": "mean_squared_error mean_squared_error@positions",
+        "_classes": "mean_squared_error mean_squared_error@positions scalar",
         "_diagonal_columns": "l2_loss l2_loss@positions",
         "_block_columns": "softmax_cross_entropy softmax_cross_entropy@positions",
     },
     "combine.py": {
-        "Serial.walk_backward": "serial", "Residual.walk_backward": "residual", "Branch.walk_backward": "branch concat",
-        "Repeat.walk_backward": "repeat repeat2", "_Sharing.whole": "repeat repeat2",
-        "_Sharing.distinct": "repeat repeat2",
-        "_Sharing.among": "repeat repeat2", "_sum": "branch",
+        "Serial.walk_backward": "serial", "Residual.walk_backward": "residual",
+        "Branch.walk_backward": "branch concat concat@positions indices",
+        "Repeat.walk_backward": "repeat repeat2 repeated",
+        **{f"_Sharing.{n}": "repeat repeat2 repeat@output repeat@nothing" for n in ("whole", "distinct", "among")},
+        "_sum": "branch",
     },
     "pairs.py": {
-        "weigh": "weights evaluation dense", "Outer.total": "dense dense3 evaluation",
-        "Shift.total": "dense dense3 evaluation", "Scale.total": "gain", "Stack.total": "repeat",
+        "weigh": "weights evaluation dense blank", "Outer.total": "dense dense3 evaluation folded",
+        "Shift.total": "dense dense3 evaluation folded", "Scale.total": "gain folded", "Stack.total": "repeat",
+        "Sum.total": "tied@kinds", "Coupled.total": "tied@coupled", "merge": "tied tied@kinds tied@coupled",
         "contract": "evaluation evaluation1",
     },
+    "sinks.py": {"total": "gradient"},
+    "ties.py": {"Tied.walk_backward": "tied shared", "_join": "tied shared"},
     "backprop.py": {
-        "total": "gradient", "backward": "gradient repeat", "_backward_leaf": "dense",
-        "value_grad_output": "gradient weights blank rows", "_silence": "blank weights blankrows",
+        "backward": "gradient repeat shared tied coupled", "_backward_leaf": "dense",
+        "value_grad_output": "gradient weights blank rows training", "_silence": "blank weights blankrows",
     },
-    "optim/sgd.py": {"sgd": "sgd schedule sgdmomentum sgdnesterov"},
+    "optim/sgd.py": {"sgd": "sgd schedule sgdmomentum sgdnesterov sgd@none"},
     "optim/momentum.py": {
         "heavy_ball": "heavy_ball", "nesterov": "nesterov", "_descend": "heavy_ball nesterov heavyschedule",
     },
@@ -203,6 +213,20 @@ def mutants() -> list[dict[str, Any]]:
     return found
 
 
+def unreached() -> list[str]:
+    """The methods that go backward and are not in TARGETS; `check` and `tracing` only call them."""
+    names = ("backward", "walk_backward", "pull", "delta", "sqrt_hessian", "total")
+    found = []
+    for path in sorted((HERE.parent / "jbp").rglob("*.py")):
+        file = path.relative_to(HERE.parent / "jbp").as_posix()
+        for kind in (n for n in ast.parse(path.read_text()).body if isinstance(n, ast.ClassDef)):
+            for method in (n for n in kind.body if isinstance(n, ast.FunctionDef) and n.name in names):
+                abstract = isinstance(method.body[-1], ast.Raise | ast.Expr)
+                if not abstract and f"{kind.name}.{method.name}" not in TARGETS.get(file, ()):
+                    found.append(f"{file}: {kind.name}.{method.name}")
+    return [place for place in found if not place.startswith(("check/", "tracing/"))]
+
+
 def identity(mutant: dict[str, Any]) -> str:
     """A name that stays when other lines move."""
     return " | ".join(str(mutant[k]) for k in ("file", "function", "text", "from", "change", "node"))
@@ -240,68 +264,72 @@ def run(mutant: dict[str, Any]) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--list", action="store_true", help="print the mutants and stop")
-    parser.add_argument("--fresh", action="store_true", help="do not use the results of an earlier run")
-    parser.add_argument("--again", action="store_true", help="run what survived once more")
-    parser.add_argument("--only", default="", help="mutants with this in their name")
-    parser.add_argument("--seconds", type=float, default=1e9, help="start no mutant after this time")
+    parser.add_argument("--only", default="", help="mutants with this in their name; nothing is saved")
+    parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="processes")
     options = parser.parse_args()
-    wanted = {identity(m): m for m in mutants()}
+    wanted = {identity(m): m for m in mutants() if options.only in identity(m)}
     if options.list:
         print(*wanted, sep="\n")
         return print(len(wanted)) or 0
-    saved = json.loads(RESULT.read_text())["mutants"] if RESULT.exists() and not options.fresh else []
-    done = {identity(m): m for m in saved if wanted.get(identity(m)) is not None}
-    again = {name for name, m in done.items() if options.again and options.only in name and m["verdict"] == "survived"}
-    done = {name: m for name, m in done.items() if name not in again}
-    todo = [m for name, m in wanted.items() if name not in done and options.only in name]
-    random.Random(0).shuffle(todo)  # so that a run cut short is a sample of all
-    todo.sort(key=lambda m: identity(m) not in again)
-    began = last = time.perf_counter()
-    with concurrent.futures.ProcessPoolExecutor(min(2, os.cpu_count() or 1), max_tasks_per_child=120) as pool:
-        queue = iter(todo)
-        running = {pool.submit(run, m) for m, _ in zip(queue, range(2), strict=False)}
-        while running:
-            finished, running = concurrent.futures.wait(running, return_when="FIRST_COMPLETED")
-            for future in finished:
-                result = future.result()
-                done[identity(result)] = result
-                if result["verdict"] == "survived":
-                    print("survived:", identity(result), "→", result["to"], flush=True)
-                if time.perf_counter() - began < options.seconds and (after := next(queue, None)) is not None:
-                    running.add(pool.submit(run, after))
-            if time.perf_counter() - last > 5 or not running:
-                last = time.perf_counter()
-                _save([done[name] for name in wanted if name in done], len(wanted))
-    return _verdict(list(done.values()), len(wanted))
+    done: dict[str, dict[str, Any]] = {}
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ |= {"XLA_FLAGS": _HASTE, "JAX_COMPILATION_CACHE_DIR": cache} | _KEEP
+        with concurrent.futures.ProcessPoolExecutor(options.workers, max_tasks_per_child=120) as pool:
+            queue = iter(wanted.values())
+            running = {pool.submit(run, m) for m in islice(queue, options.workers)}
+            while running:
+                finished, running = concurrent.futures.wait(running, return_when="FIRST_COMPLETED")
+                for future in finished:
+                    result = future.result()
+                    done[identity(result)] = result
+                    if result["verdict"] == "survived":
+                        print("survived:", identity(result), "→", result["to"], flush=True)
+                running |= {pool.submit(run, m) for m in islice(queue, len(finished))}
+                seconds = time.perf_counter() - began
+                print(f"\r{len(done)}/{len(wanted)}, {seconds:.0f} s ", end="", file=sys.stderr, flush=True)
+    results = [done[name] for name in wanted]
+    if not options.only:
+        _save(results)
+    return _verdict(results, whole=not options.only)
 
 
-def _save(results: list[dict[str, Any]], made: int) -> None:
+def _save(results: list[dict[str, Any]]) -> None:
+    import mutate_page
     from mutate_survivors import reason
 
     survivors = [m for m in results if m["verdict"] == "survived"]
     laws: dict[str, int] = {}
-    for m in results:
-        laws[m.get("law", "none")] = laws.get(m.get("law", "none"), 0) + 1
+    for law in (m["law"] for m in results if "law" in m):
+        laws[law] = laws.get(law, 0) + 1
     summary = {
-        "command": "python tests/mutate.py", "made": made, "run": len(results),
-        "caught": len(results) - len(survivors), "survived": len(survivors),
-        "unexplained": sum(reason(m) is None for m in survivors), "seconds": round(sum(m["seconds"] for m in results)),
-        "caught_by": dict(sorted(laws.items(), key=lambda kv: -kv[1])),
+        "command": "python tests/mutate.py", "made": len(results), "caught": len(results) - len(survivors),
+        "caught_as": mutate_page.counted(laws), "survived": len(survivors),
+        "unexplained": sum(reason(m) is None for m in survivors),
+        "seconds": round(sum(m["seconds"] for m in results)),
+        "caught_by": dict(sorted(laws.items(), key=lambda kv: -kv[1])), "versions": {"jax": version("jax")},
     }  # fmt: skip
-    rows = [m | {"reason": reason(m)} if m["verdict"] == "survived" else m for m in results]
+    keys = ("file", "function", "line", "from", "to", "verdict", "check", "law")
+    rows = [{k: m[k] for k in keys if k in m} for m in results]
+    rows = [row | ({"reason": reason(m)} if m in survivors else {}) for row, m in zip(rows, results, strict=True)]
     text = ",\n".join(json.dumps(m, ensure_ascii=False) for m in rows)
-    RESULT.write_text(f'{{"summary": {json.dumps(summary, ensure_ascii=False)},\n"mutants": [\n{text}\n]}}\n')
+    mutate_page.replace(RESULT, f'{{"summary": {json.dumps(summary, ensure_ascii=False)},\n"mutants": [\n{text}\n]}}\n')
+    mutate_page.write()
 
 
-def _verdict(results: list[dict[str, Any]], made: int) -> int:
-    from mutate_survivors import reason
+def _verdict(results: list[dict[str, Any]], whole: bool) -> int:
+    from mutate_survivors import EQUIVALENT, key, reason
 
     survivors = [m for m in results if m["verdict"] == "survived"]
     unexplained = [m for m in survivors if reason(m) is None]
-    print(f"{made} mutants, {len(results)} run, {len(results) - len(survivors)} caught, {len(survivors)} survived")
+    print(f"\n{len(results)} mutants, {len(results) - len(survivors)} caught, {len(survivors)} survived")
     for m in unexplained:
         print("UNEXPLAINED:", identity(m), "→", m["to"])
-    return 1 if unexplained or len(results) < made else 0
+    if whole and (idle := EQUIVALENT.keys() - {key(m) for m in survivors}):
+        print("reasons that no survivor needs:", *sorted(idle), sep="\n  ")
+    for place in (missing := unreached()):
+        print("NOT IN TARGETS:", place)
+    return 1 if unexplained or missing else 0
 
 
 if __name__ == "__main__":

@@ -21,12 +21,13 @@ os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 import jax
 import jax.numpy as jnp
 import optax
-from mutant_tools import Gain
+from mutant_tools import Centred, Folded, Gain, Lookup
 from mutants import DROPPING, NET, _falling
 
 import jbp
 import jbp.check
 from jbp import backprop, layers, losses, optim
+from jbp.ties import tied
 
 laws: Any = sys.modules["jbp.check.laws"]
 laws.clues_for = lambda run, leaf: None  # the diagnosis is half of the time, and decides nothing
@@ -51,6 +52,7 @@ def planted(file: str, qualname: str, source: str) -> Iterator[None]:
     else:
         made = {}
         exec(code, module.__dict__, made)
+        made[name].__dict__.update(vars(right))
         _replace(right, made[name])
     try:
         yield
@@ -112,7 +114,9 @@ def _steps(ours: Callable[[], Any], theirs: Any) -> Callable[[], jbp.check.Repor
     return lambda: jbp.check.optimizer(ours(), theirs, steps=5)
 
 
-def _net(net: Any, n: int = 5, rows: bool = False, weighted: bool = False, blank: bool = False) -> Any:
+def _net(net: Any, n: int = 5, rows: bool = False, weighted: bool = False, blank: bool = False, key: Any = None) -> Any:
+    """A net's gradient; `blank`: the last row has weight 0 and holds NaN, in the target too."""
+
     def check() -> jbp.check.Report:
         shape = (2, 3) if rows else (3,)
         params = jax.tree.map(lambda p: p.astype(jnp.float64), net.init(jax.random.key(1), shape)[0])
@@ -121,13 +125,16 @@ def _net(net: Any, n: int = 5, rows: bool = False, weighted: bool = False, blank
         y = jax.random.normal(draw[1], (n, *shape[:-1], 2), jnp.float64)
         y = jax.nn.softmax(y)
         weights = jax.random.uniform(draw[2], (n,), jnp.float64, 0.2, 1.0).at[-1].set(0) if weighted else None
-        x = x.at[-1].set(jnp.nan) if blank else x
-        return jbp.check.gradient(net, losses.softmax_cross_entropy, params, x, y, weights=weights, differences=False)
+        x, y = (a.at[-1].set(jnp.nan) if blank else a for a in (x, y))
+        options: Any = {"key": key, "weights": weights, "differences": False}
+        return jbp.check.gradient(net, losses.softmax_cross_entropy, params, x, y, **options)
 
     return check
 
 
 BLOCK = jbp.serial(layers.Dense(5), layers.tanh, layers.Dense(3))
+COUPLED = jbp.serial(jbp.serial(layers.Dense(4), layers.tanh), Centred(), layers.Dense(2))
+TWICE = tied(jbp.serial(layers.Dense(3), layers.tanh, layers.Dense(3)), {2: 0})
 MOMENTUM, AHEAD = optax.sgd(0.1, momentum=0.9), optax.sgd(0.1, momentum=0.9, nesterov=True)
 LOSSES = "squared_error l2_loss mean_squared_error softmax_cross_entropy sigmoid_binary_cross_entropy cross_entropy"
 ACTIVATIONS = ["identity", "relu", "leaky_relu", "tanh", "sigmoid", "softmax", "softplus", "elu", "silu", "gelu"]
@@ -139,28 +146,40 @@ CHECKS: dict[str, Callable[[], jbp.check.Report]] = {
     "dense": _layer(layers.Dense(5), 2, 3), "dense3": _layer(layers.Dense(5), 3),
     "unbiased": _layer(layers.Dense(5, use_bias=False), 3),
     "dropout": _layer(layers.Dropout(0.3), 3, 5), "flatten": _layer(layers.Flatten(), 2, 3),
-    "gain": _layer(Gain(), 2, 3),
+    "gain": _layer(Gain(), 2, 3), "folded": _layer(Folded(), 6),
     "serial": _layer(jbp.serial(layers.Dense(5), layers.sigmoid, layers.Dense(2)), 3),
     "residual": _layer(jbp.residual(BLOCK), 3),
     "branch": _layer(jbp.branch(layers.Dense(5), jbp.serial(layers.Dense(5), layers.tanh)), 3),
-    "concat": _layer(jbp.branch(layers.Dense(5), layers.tanh, join="concat"), 3),
+    "concat": _layer(jbp.branch(layers.Dense(5), layers.tanh, layers.Dense(2), join="concat"), 3),
+    "concat@positions": _layer(jbp.branch(layers.Dense(5), layers.tanh, join="concat"), 2, 3),
+    "indices": lambda: jbp.check.layer(
+        jbp.branch(Lookup(), Lookup()), x=jnp.asarray([3, 0, 4]), differences=False),
     "repeat": _layer(jbp.repeat(BLOCK, 2), 3),
     "repeat2": _layer(jbp.repeat(jbp.serial(BLOCK, layers.sigmoid), 3), 3),
+    "repeat@output": _layer(jbp.repeat(layers.tanh, 3), 3),
+    "repeat@nothing": _layer(jbp.repeat(layers.identity, 2), 3),
+    "tied": _layer(TWICE, 3), "coupled": _layer(COUPLED, 3),
+    "tied@coupled": _layer(tied(jbp.serial(layers.Dense(3), Centred(), layers.Dense(3)), {2: 0}), 3),
+    "tied@kinds": _layer(tied(jbp.serial(Gain(), layers.tanh, layers.Dense(3)), {(2, "bias"): (0, "gain")}), 3),
     **{n: _loss(getattr(losses, n), 7) for n in LOSSES.split()},
     **{f"{n}@positions": _loss(getattr(losses, n), 3, 5) for n in LOSSES.split()},
     "sums": lambda: jbp.check.loss(losses.softmax_cross_entropy, (3,), batch=3, differences=False, target=jnp.asarray(
         [[0.5, 1.0, 0.25], [0.0, 2.0, 1.0], [0.3, 0.1, 0.2]])),
-    "l2_loss@two": _loss(losses.l2_loss, 2, 5),
+    "l2_loss@two": _loss(losses.l2_loss, 2, 5), "scalar": _loss(losses.mean_squared_error, target="values"),
     "class": _loss(losses.softmax_cross_entropy, 7, target="classes"),
     "cross_entropy@class": _loss(losses.cross_entropy, 7, target="classes"),
+    "cross_entropy@classes": _loss(losses.cross_entropy, 3, 5, target="classes"),
     "class2": _loss(losses.softmax_cross_entropy, 2, 3, 5, target="classes"),
     "classes": _loss(losses.softmax_cross_entropy, 3, 5, target="classes"),
     "distribution": _loss(losses.softmax_cross_entropy, 3, 5, target="distribution"),
     "kink": lambda: jbp.check.layer(layers.leaky_relu, x=jnp.asarray([[-1.0, 0.0, 2.0]]), differences=False),
-    "gradient": _net(NET), "weights": _net(NET, weighted=True), "blank": _net(NET, weighted=True, blank=True),
+    "gradient": _net(NET), "repeated": _net(jbp.serial(jbp.repeat(BLOCK, 2), layers.Dense(2))),
+    "training": _net(DROPPING, weighted=True, key=2), "shared": _net(jbp.serial(TWICE, layers.Dense(2))),
+    "weights": _net(NET, weighted=True), "blank": _net(NET, weighted=True, blank=True),
     "rows": _net(NET, rows=True, weighted=True), "blankrows": _net(NET, rows=True, weighted=True, blank=True),
     "evaluation": _net(DROPPING, weighted=True), "evaluation1": _net(DROPPING),
     "sgd": _steps(lambda: optim.sgd(0.1), optax.sgd(0.1)),
+    "sgd@none": _steps(lambda: optim.sgd(0.1, momentum=None), optax.sgd(0.1)),
     "schedule": _steps(lambda: optim.sgd(_falling), optax.sgd(_falling)),
     "sgdmomentum": _steps(lambda: optim.sgd(0.1, momentum=0.9), MOMENTUM),
     "sgdnesterov": _steps(lambda: optim.sgd(0.1, momentum=0.9, nesterov=True), AHEAD),

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,17 @@ from jax import lax
 import jbp
 import jbp.check
 from jbp.check import CheckFailed
+from jbp.check.compiled import hurried
+from jbp.check.finite_differences import finite_differences
 from jbp.losses import Loss, MeanSquaredError, SoftmaxCrossEntropy, SquaredError
+
+
+@pytest.fixture
+def hurry():
+    """The compiler's haste, for checks of what jbp holds: the mistakes show all the same."""
+    with hurried():
+        yield
+
 
 LOSSES = [
     "cross_entropy",
@@ -29,6 +40,7 @@ LOSSES = [
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.usefixtures("hurry")
 def test_every_loss_passes(name, dtype):
     report = jbp.check.loss(getattr(jbp.losses, name), (7,), dtype=dtype, differences=dtype == "float64")
     assert {"= derivative", "squares to the Hessian"} <= {e.law for e in report.raise_if_failed().entries}
@@ -79,6 +91,7 @@ WRONG_LOSSES = [
 
 
 @pytest.mark.parametrize(("loss", "law", "words"), WRONG_LOSSES)
+@pytest.mark.usefixtures("hurry")
 def test_a_wrong_loss_is_caught(loss, law, words):
     output = "probabilities" if isinstance(loss, NaNAtZero) else None
     report = jbp.check.loss(loss, (7,), output=output, differences=False)
@@ -86,6 +99,7 @@ def test_a_wrong_loss_is_caught(loss, law, words):
     assert words is None or any(words in (e.diagnosis or "") for e in report.failures), str(report)
 
 
+@pytest.mark.usefixtures("hurry")
 def test_a_loss_without_a_root_skips_it():
     class Linear(Loss):
         def value(self, output, target):
@@ -98,6 +112,62 @@ def test_a_loss_without_a_root_skips_it():
     assert [e.verdict for e in report.entries if e.law == "squares to the Hessian"] == ["skip"]
 
 
+@dataclass(frozen=True, repr=False)
+class Picky(SoftmaxCrossEntropy):
+    """Raises on some kinds of target."""
+
+    on: tuple[str, ...] = ()
+    error: Any = TypeError
+
+    def value(self, output, target):
+        kind = "classes" if jnp.issubdtype(target.dtype, jnp.integer) else "floats"
+        if kind in self.on:
+            raise self.error(f"no {kind} here")
+        return super().value(output, target)
+
+
+def found_on(loss, **options):
+    report = jbp.check.loss(loss, (3,), batch=2, differences=False, **options)
+    return report, {e.path: e for e in report.entries if "here" in e.note}
+
+
+@pytest.mark.usefixtures("hurry")
+def test_a_loss_that_crashes_on_a_kind_of_target_fails_and_one_that_refuses_it_says_so():
+    for kind, where in (("classes", "value (classes)"), ("floats", "value (distribution)")):
+        report, said = found_on(Picky((kind,), IndexError))
+        assert not report.passed and said[where].verdict == "fail"
+        assert f"IndexError: no {kind} here" in said[where].note and "name the kinds" in said[where].note
+    report, said = found_on(Picky(("classes",), ValueError))
+    assert report.passed and said["value (classes)"].verdict == "skip" and "refused" in said["value (classes)"].note
+    # All kinds, and a kind that is named: then a refusal fails too.
+    for loss, options in ((Picky(("classes", "floats"), ValueError), {}), (Picky(("floats",), ValueError),
+                          {"target": ("classes", "masses")})):  # fmt: skip
+        report, said = found_on(loss, **options)
+        assert not report.passed and {e.verdict for e in said.values()} == {"fail"}
+    assert "trac" in str(jbp.check.loss(Reads(), (3,), target="values").failures[0].note).lower()
+
+
+class Reads(SquaredError):
+    """Looks at its numbers, so that it does not trace."""
+
+    def value(self, output, target):
+        return output.sum() if float(output.sum()) > 0 else -output.sum()
+
+
+class NoMass(SoftmaxCrossEntropy):
+    """Its δ is right only for targets that add up to 1."""
+
+    def delta(self, output, target):
+        return jax.nn.softmax(output) - super().delta(jnp.zeros_like(output), target) * 0 - target
+
+
+@pytest.mark.usefixtures("hurry")
+def test_targets_that_do_not_add_up_to_1_tell_a_delta_that_needs_it():
+    assert jbp.check.loss(NoMass(), (3,), target="distribution", differences=False).passed
+    report = jbp.check.loss(NoMass(), (3,), target=("distribution", "masses"), differences=False)
+    assert {e.path for e in report.failures if e.law == "= derivative"} == {"delta (masses)"}
+
+
 # -- whole nets -------------------------------------------------------------------------------------------------------
 
 NET = jbp.serial(jbp.Dense(5), jbp.tanh, jbp.Dropout(0.3), jbp.Dense(3))
@@ -107,10 +177,28 @@ CE = jbp.losses.softmax_cross_entropy
 
 
 @pytest.mark.parametrize("key", [None, 3])
+@pytest.mark.usefixtures("hurry")
 def test_a_right_net_passes(key):
     weights = jnp.array([0.0, 0.5, 1.0, 0.25, 0.125, 2.0])
     jbp.check.gradient(NET, CE, PARAMS, X.at[0].set(jnp.nan), Y, key=key, weights=weights).raise_if_failed()
     jbp.check.gradient(NET, CE, PARAMS, X, Y, key=key, differences=False).raise_if_failed()
+
+
+@pytest.mark.usefixtures("hurry")
+@pytest.mark.parametrize("key", [None, 3])
+def test_nan_in_x_and_y_at_weight_0_and_frozen_parameters_are_no_mistake(key, monkeypatch):
+    weights, y = jnp.array([0.0, 0.5, 1.0, 0.25, 0.125, 2.0]), jax.random.normal(jax.random.key(2), (6, 3))
+    data = X.at[0].set(jnp.nan), y.at[0].set(jnp.nan)
+    trainable = (True, (), (), {"weight": False, "bias": True})
+    options = {"key": key, "weights": weights, "trainable": trainable}
+    report = jbp.check.gradient(NET, jbp.losses.l2_loss, PARAMS, *data, **options).raise_if_failed()
+    assert [e.path for e in report.entries if e.law == "not trained"] == ["params[3]['weight']"]
+    assert "params[3]['weight']" not in {e.path for e in report.entries if e.law in ("= jax.grad", "derivative")}
+    if key is not None:  # a gradient that pays no heed to trainable
+        module = sys.modules["jbp.check.gradient"]
+        monkeypatch.setattr(module, "value_and_grad", lambda net, loss, trainable: jbp.value_and_grad(net, loss))
+        report = jbp.check.gradient(NET, jbp.losses.l2_loss, PARAMS, *data, differences=False, **options)
+        assert {e.law for e in report.failures} == {"not trained"}
 
 
 def test_a_net_in_float32_passes():
@@ -119,6 +207,7 @@ def test_a_net_in_float32_passes():
     assert {"float32", "float64"} == {e.dtype for e in report.entries if e.compared}
 
 
+@pytest.mark.usefixtures("hurry")
 def test_a_row_of_padding_on_a_kink_is_no_mistake():
     net = jbp.serial(jbp.Dense(3), jbp.relu)
     params, _ = net.init(jax.random.key(0), (7,))
@@ -133,6 +222,7 @@ class BatchSum(MeanSquaredError):
         return super().delta(output, target) * 6
 
 
+@pytest.mark.usefixtures("hurry")
 def test_a_missing_mean_over_the_batch_is_named():
     y = jax.random.normal(jax.random.key(2), (6, 3))
     report = jbp.check.gradient(NET, BatchSum(), PARAMS, X, y)
@@ -147,11 +237,14 @@ BAD_NETS = [
     (lambda: jbp.check.gradient(NET, CE, PARAMS, X, Y[:3]), "same number"),
     (lambda: jbp.check.gradient(jbp.tanh, jbp.losses.l2_loss, (), X, X), "nothing to"),
     (lambda: jbp.check.gradient(NET, CE, PARAMS, X, Y, weights=jnp.zeros(6)), "all weights are 0"),
+    (lambda: jbp.check.gradient(NET, CE, PARAMS, X, Y, trainable=False), "False for every parameter"),
+    (lambda: jbp.check.gradient(NET, CE, PARAMS, X, Y, trainable=(True,)), "starts like params"),
+    (lambda: jbp.check.gradient(NET, CE, PARAMS, X, Y, trainable="all"), "tree of bools"),
     (lambda: jbp.check.gradient(NET, WRONG_KIND[0], PARAMS, X, Y), "a net and a loss"),
     (lambda: jbp.check.gradient(NET, CE, PARAMS, X[:, :5], Y).raise_if_failed(), r"layer \[0\]"),
     (lambda: jbp.check.loss(WRONG_KIND[1]), "instance"),
     (lambda: jbp.check.loss(jbp.losses.l2_loss, (0,)), "positive"),
-    (lambda: jbp.check.loss(jbp.losses.l2_loss, target="labels"), "one of"),
+    (lambda: jbp.check.loss(jbp.losses.l2_loss, target="labels"), "one or more of"),
     (lambda: jbp.check.optimizer(optax.sgd(0.1), WRONG_KIND[2]), "GradientTransformation"),
     (lambda: jbp.check.optimizer(optax.sgd(0.1), optax.sgd(0.1), params={}), "at least one"),
     (lambda: jbp.check.optimizer(optax.sgd(0.1), optax.sgd(0.1), steps=1), "at least 3"),
@@ -410,11 +503,13 @@ WRONG = {
 
 # The last one is this file's own Adam, which counts its steps in float64.
 @pytest.mark.parametrize(("i", "dtype"), [(i, d) for i in range(len(RIGHT)) for d in ("float64", "float32")][:-1])
+@pytest.mark.usefixtures("hurry")
 def test_a_right_optimizer_passes(i, dtype):
     jbp.check.optimizer(*RIGHT[i], dtype=dtype).raise_if_failed()
 
 
 @pytest.mark.parametrize("name", WRONG)
+@pytest.mark.usefixtures("hurry")
 def test_a_wrong_optimizer_is_caught(name):
     ours, theirs, words = WRONG[name]
     report = jbp.check.optimizer(ours, theirs)
@@ -422,12 +517,65 @@ def test_a_wrong_optimizer_is_caught(name):
     assert words is None or words in (report.diagnosis or ""), str(report)
 
 
+@pytest.mark.usefixtures("hurry")
 def test_the_first_wrong_step_is_named():
     report = jbp.check.optimizer(WRONG["nesterov from the old trace"][0], WRONG["nesterov from the old trace"][1])
     assert "first wrong in step 1" in report.failures[0].note
     right_at_first = momentum(lambda g, v: (-0.1 * (g + 0.5 * v), 0.9 * v + g))
     report = jbp.check.optimizer(right_at_first, optax.sgd(0.1, 0.9))
     assert "first wrong in step 2" in report.failures[0].note
+
+
+def test_a_gradient_none_and_empty_subtrees():
+    """Frozen parameters have None in optax, parameterless layers () in jbp: what the reference takes, ours must."""
+    plain, reference = momentum(lambda g, v: (-0.1 * g, v)), optax.sgd(0.1)  # its tree.map fails on None
+    report = jbp.check.optimizer(plain, reference)
+    assert [(e.law, e.path) for e in report.failures] == [("gradient None", "updates['bias']")]
+    jbp.check.optimizer(plain, reference, nones=False).raise_if_failed()
+
+    def zero(updates, state, params=None):
+        there = jax.tree.map(lambda g, p: 0 * p if g is None and p is not None else g, updates, params,
+                             is_leaf=lambda g: g is None)  # fmt: skip
+        there = jax.tree.map(lambda g: -0.1 * g, there)
+        return there, state
+
+    filled = jbp.check.optimizer(optax.GradientTransformation(lambda params: (), zero), reference)
+    assert {e.law for e in filled.failures} == {"gradient None"} and "have the tree" in filled.failures[0].note
+
+    def dropping(updates, state, params=None):
+        return {k: -0.1 * g for k, g in updates.items() if k not in ("empty", "nothing") and g is not None}, state
+
+    report = jbp.check.optimizer(optax.GradientTransformation(lambda params: (), dropping), reference)
+    assert not report.passed and {e.law for e in report.failures} & {"runs", "tree"}
+
+
+@pytest.mark.usefixtures("hurry")
+def test_finite_differences_in_float32_stay_below_half_of_their_level():
+    """A part of the cases that `tolerance.NATIVE_DIFFERENCE` comes from."""
+    from jbp.check.tolerance import NATIVE_DIFFERENCE
+
+    errors = []
+    for i, act in enumerate((jnp.tanh, jax.nn.softmax, jax.nn.gelu)):
+        n, k, m = ((7, 5, 3), (2, 17, 11), (13, 3, 7))[i]
+
+        def f(leaves: Any, extra: Any, act: Any = act) -> Any:
+            x, w, b = (a.astype(jnp.float32) for a in leaves)
+            y = act(act(x @ w + jnp.broadcast_to(b, (x.shape[0], b.shape[1]))) @ extra[1].astype(jnp.float32))
+            terms = y * extra[0].astype(jnp.float32)
+            return terms.sum(), terms
+
+        def g(leaves: Any, extra: Any, f: Any = f) -> Any:
+            return jax.grad(lambda p: f(p, extra)[0])([a.astype(jnp.float32) for a in leaves])
+
+        for seed in range(2):
+            rng = np.random.default_rng((i, seed))
+            shapes = ((n, k), (k, m), (1, m), (n, m), (m, m))
+            x, w, b, delta, v = (jnp.asarray(rng.normal(size=s).astype(np.float32)) for s in shapes)
+            found = finite_differences(
+                f, g, [x, w, b], (delta, v / np.sqrt(m).astype(np.float32)), list("xwb"), (i, seed)
+            )
+            errors += [e.error if e.compared else math.inf for e in found]
+    assert len(errors) == 18 and max(errors) < NATIVE_DIFFERENCE.units / 2
 
 
 def test_levels_are_ordered_and_low_precision_is_kept_low():

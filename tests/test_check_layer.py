@@ -1,5 +1,6 @@
 """`jbp.check.layer`: right layers pass, a planted mistake is caught and named, bad input is refused."""
 
+import contextlib
 import functools
 import json
 from dataclasses import dataclass
@@ -14,8 +15,17 @@ from jax.test_util import check_jvp
 import jbp
 import jbp.check
 from jbp.check import CheckFailed
+from jbp.check.compiled import hurried
 from jbp.layer import Layer, Static
 from jbp.pairs import Outer, Scale, Shift
+
+
+@pytest.fixture(autouse=True)
+def hurry(request):
+    """The compiler's haste: the mistakes show all the same. Not where the default is what is looked at."""
+    with contextlib.nullcontext() if "unhurried" in request.node.name else hurried():
+        yield
+
 
 LAYERS = {
     "Dense": (jbp.Dense(3), (7, 5)),
@@ -306,6 +316,30 @@ class Noise(Layer):
 
     def backward(self, params, saved, delta):
         return delta, ()
+
+
+@dataclass(frozen=True)
+class DrawnTwice(Layer):
+    """y = sin(x + noise): draws its noise again on the way back, in float32 whatever x is."""
+
+    uses_key = True
+
+    def init(self, key, shape):
+        return (), shape
+
+    def noisy(self, x, key):
+        return x if key is None else x + jax.random.normal(key, x.shape, jnp.float32).astype(x.dtype)
+
+    def forward(self, params, x, key):
+        return jnp.sin(self.noisy(x, key)), (x, key)
+
+    def backward(self, params, saved, delta):
+        return delta * jnp.cos(self.noisy(*saved)), ()
+
+
+def test_noise_in_float32_inside_float64_is_no_mistake_unhurried():
+    """It would be, if the layers of others were compiled in the haste that serves jbp's own."""
+    jbp.check.layer(DrawnTwice(), (3, 5), differences=False).raise_if_failed()
 
 
 def test_a_layer_that_looks_at_its_key_must_say_so():

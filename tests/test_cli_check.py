@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,11 @@ import pytest
 import jbp
 from jbp import cli, combine, layers, losses, optim
 from jbp.check.catalogue import catalogue
+from jbp.cli import console as cli_console
+from jbp.cli.check import Check
 from jbp.layers import Activation
+
+ROOT = Path(__file__).parents[1]
 
 LAYER = '''
 from dataclasses import dataclass
@@ -64,7 +69,13 @@ def test_every_public_name_is_in_the_catalogue():
         assert repr(subject) in names("loss"), subject
     for subject in (n for n, v in vars(optim).items() if inspect.isfunction(v)):
         assert subject in names("optimiser"), subject
-    assert names("net") == "value_and_grad"
+    assert names("net").startswith("value_and_grad value_and_grad: weights, NaN at weight 0")
+    for case in ("softmax on [7]", "relu, leaky_relu and elu at 0", "(pair Scale)"):
+        assert case in names("layer"), case
+    for case in ("sgd(schedule)", "heavy_ball(schedule)", "nesterov(schedule)"):
+        assert case in names("optimiser"), case
+    for subject in (value for value in vars(losses).values() if isinstance(value, losses.Loss)):
+        assert f"{subject!r} at positions" in names("loss"), subject
 
 
 def test_the_names_of_the_catalogue_are_distinct():
@@ -91,7 +102,7 @@ def test_a_wrong_layer_of_yours_fails_with_a_diagnosis(file: Path, capsys: pytes
 
 
 def test_json_and_markdown_say_the_same(capsys: pytest.CaptureFixture[str]):
-    words = ["check", "--layer", "heavy_ball", "--dtype", "float64"]
+    words = ["check", "--layer", "heavy_ball(0.1)", "--dtype", "float64"]
     assert cli.main([*words, "--json"]) == 0
     (report,) = json.loads(capsys.readouterr().out)
     assert report["passed"]
@@ -102,6 +113,45 @@ def test_json_and_markdown_say_the_same(capsys: pytest.CaptureFixture[str]):
     assert lines[0].startswith("| what | against | worst error in float64 |")
     assert lines[2].startswith("| heavy_ball(0.1) | reference, laws |")
     assert lines[2].endswith("| pass |")
+
+
+def test_the_table_in_the_readme_is_the_one_of_this_catalogue():
+    """Its items, every one passed; the numbers are those of the saved run, and of its run alone."""
+    (table,) = re.findall(r"<!-- jbp check -->\n(.*?)<!-- end of jbp check -->", (ROOT / "README.md").read_text(), re.S)
+    rows = [line.strip("| \n").split(" | ") for line in table.splitlines() if line.startswith("| ")][1:]
+    assert [row[0] for row in rows if row[0] != "---"] == [item.name for item in catalogue()]
+    assert {row[-1] for row in rows if row[0] != "---"} == {"pass"}
+    saved = json.loads((ROOT / "experiments" / "results" / "check.json").read_text())
+    assert [row["name"] for row in saved["rows"] if row["dtype"] == "float64"] == [item.name for item in catalogue()]
+    assert {(row["name"], row["worst"]) for row in saved["rows"] if row["dtype"] == "float64"} == {
+        (row[0], row[2]) for row in rows if row[0] != "---"
+    }
+    assert all(row["passed"] for row in saved["rows"])
+
+
+def test_differences_run_once_for_both_dtypes():
+    assert ["finite differences" in row.oracles for row in Check(layer="identity")()] == [True, False]
+    (row,) = Check(layer="identity", dtype="float32")()
+    assert "finite differences" in row.oracles
+
+
+def test_the_seed_makes_the_check(capsys: pytest.CaptureFixture[str]):
+    def entries(seed: str) -> str:
+        assert cli.main(["check", "--layer", "sgd(0.1)", "--dtype", "float32", "--json", "--seed", seed]) == 0
+        return capsys.readouterr().out
+
+    one = entries("1")
+    assert one == entries("1") != entries("2")
+
+
+def test_the_progress_bar_is_alive_on_a_terminal(monkeypatch: Any, capsys: Any):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # what rich takes for a terminal
+    seen: list[str] = []
+    see = cli_console.Steps.see
+    monkeypatch.setattr(cli_console.Steps, "see", lambda self, what: (seen.append(what), see(self, what))[1])
+    Check(layer="sgd(0.1)")()
+    assert seen == ["sgd(0.1), float64", "sgd(0.1), float32"]
+    assert "checking" in capsys.readouterr().err
 
 
 WRONG: dict[str, tuple[list[str], str]] = {
@@ -122,8 +172,6 @@ WRONG: dict[str, tuple[list[str], str]] = {
 
 @pytest.mark.parametrize(("words", "message"), WRONG.values(), ids=WRONG)
 def test_wrong_use_is_one_line_and_status_2(words: list[str], message: str, file: Path, capsys: Any):
-    import re
-
     assert cli.main(["check", *(word.format(file=file) for word in words)]) == 2
     out, err = capsys.readouterr()
     assert out == ""

@@ -1,10 +1,30 @@
 """Every mutant of tests/mutants.py is caught by the public checks, by the law it names; the right code passes them."""
 
+import json
 from functools import cache
 
+import jax
+import mutate_page
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from mutant_tools import planted
 from mutants import CHECKS, MUTANTS
+
+KEEP = {"jax_persistent_cache_min_compile_time_secs": 0, "jax_persistent_cache_min_entry_size_bytes": -1}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def each_program_is_compiled_once(tmp_path_factory):
+    """A mutant leaves most programs of a check as they were, to the letter: those are compiled for the first only."""
+    options = KEEP | {"jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs"))}
+    before = {name: getattr(jax.config, name) for name in options}
+    for name, value in options.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 @cache
@@ -26,3 +46,13 @@ def test_the_mutant_is_caught_and_the_right_code_is_not(mutant):
     with planted(mutant):
         report = CHECKS[mutant.check](mutant.wrong)
     assert report.failures and report.failures[0].law == mutant.law, f"{name(mutant)}: {report}"
+
+
+def test_the_saved_run_of_one_change_at_a_time_is_whole_and_explained():
+    saved = json.loads((mutate_page.RESULTS / "mutants.json").read_text())
+    assert saved["summary"]["made"] == len(saved["mutants"]) >= 300
+    assert all(m["verdict"] == "caught" or m["reason"] for m in saved["mutants"])
+
+
+def test_the_page_is_made_of_the_saved_results():
+    assert mutate_page.PAGE.read_text() == mutate_page.page(), "python tests/mutate_page.py writes it"

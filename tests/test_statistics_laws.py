@@ -1,18 +1,18 @@
 """What statistics have to do with one another, with weights, with a user's layers; and what they refuse."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import BATCH, Gain
+from cases import BATCH, Centre, Gain
 from oracles import assert_close, compiled
 
 import jbp
 from jbp import losses, sinks, stats
-from jbp.layer import Layer, Static
+from jbp.layer import Layer
 from jbp.pairs import is_pair
 
 KEY = jax.random.key(11)
@@ -245,25 +245,6 @@ def test_records(pairs):
     assert jnp.isnan(found["0.bias"].dead)
 
 
-@dataclass(frozen=True, repr=False)
-class Centre(Layer):
-    """y = x − Σ wₙ xₙ / Σ w: couples the examples."""
-
-    couples_batch = True
-
-    def init(self, key, shape):
-        return (), shape
-
-    def forward(self, params, x, key, weights=None):
-        p = jnp.full(len(x), 1 / len(x)) if weights is None else weights / weights.sum()
-        p = p.astype(x.dtype)
-        return x - jnp.einsum("n,n...->...", p, x)[None], (p, Static(x.shape))
-
-    def backward(self, params, saved, delta):
-        p, _ = saved
-        return delta - jnp.einsum("n,m...->n...", p, delta), ()
-
-
 COUPLED = jbp.serial(
     jbp.repeat(jbp.serial(jbp.Dense(3), jbp.tanh), 2),
     jbp.branch(jbp.serial(jbp.Dense(5, use_bias=False), Centre(), jbp.Dense(5)), jbp.Dense(5)),
@@ -296,6 +277,9 @@ def test_below_a_coupling_layer_there_is_a_total_and_nothing_else():
     assert coupled == [True, True, True, False, False, False, False, False, False]
     with pytest.raises(NotImplementedError, match=r"0\.0\.bias lies below .*\[1\]\[0\]\[1\] \(Centre\(\)\)"):
         stats.norms(pairs)
+    tied = jbp.tied(jbp.serial(jbp.Dense(3), Centre(), jbp.Dense(3)), {2: 0})
+    with pytest.raises(NotImplementedError, match="lies below"):
+        stats.norms(pairs_of(tied.init(KEY, (3,))[0], x, y, tied))
     for statistic in (stats.per_example, stats.second_moment, stats.gram, stats.records, stats.kronecker):
         with pytest.raises(NotImplementedError, match="lies below the batch-coupled layer"):
             statistic(pairs)

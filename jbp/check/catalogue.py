@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jbp import layers, losses, optim
 from jbp.check.gradient import gradient
+from jbp.check.kinks import convention
 from jbp.check.layer import layer
 from jbp.check.loss import loss
 from jbp.check.optimizer import optimizer
@@ -21,51 +23,100 @@ from jbp.check.report import Report
 from jbp.check.trees import as_key, entropy, normal
 from jbp.combine import branch, repeat, residual, serial
 from jbp.layer import Layer
+from jbp.pairs import Scale
 
 Kind = Literal["layer", "combinator", "net", "loss", "optimiser"]
 
 
 @dataclass(frozen=True)
 class Item:
-    """One thing to check: `run(dtype, seed)` gives its report."""
+    """One thing to check: `run(dtype, seed, differences)` gives its report."""
 
     kind: Kind
     name: str
-    run: Callable[[Any, int], Report]
+    run: Callable[[Any, int, bool], Report]
+    """`differences`: whether to run finite differences and the complex step, which are in float64 for every dtype."""
 
 
 def catalogue() -> tuple[Item, ...]:
-    """All items: layers, combinators, a whole net, losses, optimisers."""
-    return (*_LAYERS, *_COMBINATORS, _NET, *_LOSSES, *_OPTIMISERS)
+    """All items: layers, combinators, whole nets, losses, optimisers."""
+    return (*_LAYERS, _KINKS, *_COMBINATORS, *_NETS, *_LOSSES, *_OPTIMISERS)
 
 
-def of_layer(subject: Layer, shape: tuple[int, ...], kind: Kind = "layer") -> Item:
+def of_layer(subject: Layer, shape: tuple[int, ...], kind: Kind = "layer", name: str | None = None) -> Item:
     """The item of one layer or combinator."""
-    return Item(kind, repr(subject), lambda dtype, seed: layer(subject, shape, dtype=dtype, key=seed))
+
+    def run(dtype: Any, seed: int, differences: bool) -> Report:
+        return layer(subject, shape, dtype=dtype, key=seed, differences=differences)
+
+    return Item(kind, name or repr(subject), run)
 
 
-_LAYERS = tuple(
-    of_layer(subject, shape)
-    for subject, shape in (
-        (layers.Dense(5), (2, 3)),
-        (layers.Dense(5, use_bias=False), (3,)),
-        (layers.identity, (3,)),
-        (layers.relu, (3, 5)),
-        (layers.leaky_relu, (3, 5)),
-        (layers.LeakyRelu(0.2), (7,)),
-        (layers.tanh, (3, 5)),
-        (layers.sigmoid, (3, 5)),
-        (layers.softmax, (3, 5)),
-        (layers.softplus, (3, 5)),
-        (layers.elu, (3, 5)),
-        (layers.Elu(0.7), (7,)),
-        (layers.silu, (3, 5)),
-        (layers.gelu, (3, 5)),
-        (layers.Gelu(approximate=False), (7,)),
-        (layers.Dropout(0.3), (3, 5)),
-        (layers.Flatten(), (2, 3)),
-    )
+@dataclass(frozen=True, repr=False)
+class Gain(Layer):
+    """y[t,o] = g[o] x[t,o], as a user would write it: no public layer has a parameter with the pair `Scale`."""
+
+    uses_key = False
+
+    def init(self, key: Any, shape: Any) -> Any:
+        """Gains of 1, which the check moves apart."""
+        return {"gain": jnp.ones(shape[-1:])}, shape
+
+    def forward(self, params: Any, x: Any, key: Any) -> Any:
+        """g∘x; saves x."""
+        return jnp.broadcast_to(params["gain"], x.shape) * x, x
+
+    def backward(self, params: Any, saved: Any, delta: Any) -> Any:
+        """g∘δ, and the pair (x, δ)."""
+        gain = params["gain"]
+        pair = Scale(saved.reshape(-1, gain.size), delta.reshape(-1, gain.size), gain.shape)
+        return jnp.broadcast_to(gain, delta.shape) * delta, {"gain": pair}
+
+
+_LAYERS = (
+    *(
+        of_layer(subject, shape)
+        for subject, shape in (
+            (layers.Dense(5), (2, 3)),
+            (layers.Dense(5, use_bias=False), (3,)),
+            (layers.identity, (3,)),
+            (layers.relu, (3, 5)),
+            (layers.leaky_relu, (3, 5)),
+            (layers.LeakyRelu(0.2), (7,)),
+            (layers.tanh, (3, 5)),
+            (layers.sigmoid, (3, 5)),
+            (layers.softmax, (3, 5)),
+            (layers.softplus, (3, 5)),
+            (layers.elu, (3, 5)),
+            (layers.Elu(0.7), (7,)),
+            (layers.silu, (3, 5)),
+            (layers.gelu, (3, 5)),
+            (layers.Gelu(approximate=False), (7,)),
+            (layers.Dropout(0.3), (3, 5)),
+            (layers.Flatten(), (2, 3)),
+        )
+    ),
+    of_layer(layers.softmax, (7,), name="softmax on [7]"),
+    of_layer(Gain(), (2, 3), name="a gain of one's own (pair Scale)"),
 )
+AT_ZERO: dict[Layer, tuple[float, float, float]] = {
+    layers.relu: (0, 0, 1),
+    layers.leaky_relu: (0.01, 1, 1),
+    layers.LeakyRelu(0.2): (0.2, 1, 1),
+    layers.elu: (1, 1, 1),
+    layers.Elu(0.7): (0.7, 0.7, 1),
+}
+"""θ′ just below 0, at 0 and just above, of what is not written with one formula on both sides; as documented."""
+
+
+def _at_zero(dtype: Any, seed: int, differences: bool) -> Report:
+    entries = [
+        entry for subject, slopes in AT_ZERO.items() for entry in convention(subject, slopes, dtype, as_key(seed))
+    ]
+    return Report(f"the convention at 0, {dtype}", tuple(entries))
+
+
+_KINKS = Item("layer", "relu, leaky_relu and elu at 0", _at_zero)
 _BLOCK = serial(layers.Dense(5), layers.tanh, layers.Dense(3))
 _COMBINATORS = tuple(
     of_layer(subject, shape, "combinator")
@@ -75,39 +126,86 @@ _COMBINATORS = tuple(
         (branch(layers.Dense(5), serial(layers.Dense(5), layers.tanh)), (3,)),
         (branch(layers.Dense(5), layers.tanh, join="concat"), (3,)),
         (repeat(_BLOCK, 2), (3,)),
+        # What sigmoid saves, its output, is what the next repetition's Dense saves, its input: kept once.
+        (repeat(serial(residual(_BLOCK), layers.sigmoid), 3), (3,)),
     )
 )
 
 
-def _whole_net(dtype: Any, seed: int) -> Report:
+def _whole_net(dtype: Any, seed: int, differences: bool) -> Report:
+    """Classes of one output each, the mean over the batch."""
     net = serial(
         layers.Dense(7), layers.gelu, repeat(residual(serial(layers.tanh, layers.Dense(7))), 2), layers.Dense(3)
     )
-    params, _ = net.init(as_key(seed), (5,))
-    params = jax.tree.map(lambda p: p.astype(dtype), params)
-    x = normal(entropy(as_key(seed), 1), jax.ShapeDtypeStruct((11, 5), dtype))
     y = jax.random.randint(as_key(seed), (11,), 0, 3)
-    return gradient(net, losses.softmax_cross_entropy, params, x, y)
+    params, x = _drawn(net, (11, 5), dtype, seed)
+    return gradient(net, losses.softmax_cross_entropy, params, x, y, differences=differences)
 
 
-_NET = Item("net", "value_and_grad", _whole_net)
-_LOSSES = tuple(
-    Item("loss", repr(subject), lambda dtype, seed, subject=subject: loss(subject, dtype=dtype, key=seed))
-    for subject in (
-        losses.squared_error,
-        losses.l2_loss,
-        losses.mean_squared_error,
-        losses.softmax_cross_entropy,
-        losses.sigmoid_binary_cross_entropy,
-        losses.cross_entropy,
-    )
+def _weighted_net(dtype: Any, seed: int, differences: bool) -> Report:
+    """A distribution at each of 2 positions; example weights, two of them 0, one over a row of NaN; one part frozen."""
+    net = serial(layers.Dense(7), layers.tanh, layers.Dense(3))
+    params, x = _drawn(net, (5, 2, 11), dtype, seed)
+    y = jax.nn.softmax(normal(entropy(as_key(seed), 2), jax.ShapeDtypeStruct((5, 2, 3), dtype)))
+    weights = jnp.asarray([0.5, 0.0, 2.0, 0.0, 0.125], dtype)
+    x, y = (jnp.asarray(a).at[3].set(jnp.nan) for a in (x, y))
+    trainable = ({"weight": True, "bias": False}, (), True)
+    loss = losses.softmax_cross_entropy
+    return gradient(net, loss, params, x, y, weights=weights, trainable=trainable, differences=differences)
+
+
+def _drawn(net: Layer, shape: tuple[int, ...], dtype: Any, seed: int) -> tuple[Any, Any]:
+    params, _ = net.init(as_key(seed), shape[1:])
+    params = jax.tree.map(lambda p: p.astype(dtype), params)
+    return params, normal(entropy(as_key(seed), 1), jax.ShapeDtypeStruct(shape, dtype))
+
+
+_NETS = (
+    Item("net", "value_and_grad", _whole_net),
+    Item("net", "value_and_grad: weights, NaN at weight 0, positions, frozen", _weighted_net),
 )
+_CLASSES, _VALUES = ("classes", "masses", "distribution"), ("values",)
+
+
+def _of_loss(subject: losses.Loss, kinds: tuple[str, ...], shape: tuple[int, ...], name: str) -> Item:
+    def run(dtype: Any, seed: int, differences: bool) -> Report:
+        return loss(subject, shape, target=kinds, dtype=dtype, key=seed, differences=differences)
+
+    return Item("loss", name, run)
+
+
+_LOSSES = tuple(
+    _of_loss(subject, kinds[:most], shape, f"{subject!r}{where}")
+    for subject, kinds in (
+        (losses.squared_error, _VALUES),
+        (losses.l2_loss, _VALUES),
+        (losses.mean_squared_error, _VALUES),
+        (losses.softmax_cross_entropy, _CLASSES),
+        (losses.sigmoid_binary_cross_entropy, _VALUES),
+        (losses.cross_entropy, _CLASSES),
+    )
+    for shape, where, most in (((7,), "", 3), ((2, 3), " at positions", 2))
+)
+
+
+def _fading(steps: Any) -> Any:
+    """A learning rate that falls from step to step."""
+    return 0.1 / (1 + 0.5 * steps.astype(jnp.float32))
+
+
+def _of_optimizer(name: str, ours: Any, theirs: Any) -> Item:
+    return Item("optimiser", name, lambda dtype, seed, _: optimizer(ours, theirs, dtype=dtype, key=seed))
+
+
 _OPTIMISERS = tuple(
-    Item("optimiser", name, lambda dtype, seed, a=ours, b=theirs: optimizer(a, b, dtype=dtype, key=seed))
-    for name, ours, theirs in (
+    _of_optimizer(*row)
+    for row in (
         ("sgd(0.1)", optim.sgd(0.1), optax.sgd(0.1)),
         ("sgd(0.1, momentum=0.9)", optim.sgd(0.1, momentum=0.9), optax.sgd(0.1, momentum=0.9)),
         ("heavy_ball(0.1)", optim.heavy_ball(0.1), optax.sgd(0.1, momentum=0.9)),
         ("nesterov(0.1)", optim.nesterov(0.1), optax.sgd(0.1, momentum=0.9, nesterov=True)),
+        ("sgd(schedule)", optim.sgd(_fading), optax.sgd(_fading)),
+        ("heavy_ball(schedule)", optim.heavy_ball(_fading), optax.sgd(_fading, momentum=0.9)),
+        ("nesterov(schedule)", optim.nesterov(_fading), optax.sgd(_fading, momentum=0.9, nesterov=True)),
     )
 )

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jbp.check.compiled import compiled
 from jbp.check.trees import is_float, paths
 from jbp.combine import Combinator
 
@@ -100,7 +101,7 @@ def _output(run: _Verdicts, params: Any, x: Any) -> tuple[Any, Any]:
 
 def _pull(run: _Verdicts, params: Any, x: Any, delta: Any) -> Any:
     leaves, output = _output(run, params, x)
-    return jax.jit(lambda d: jax.vjp(output, leaves)[1](d)[0][-1])(delta)
+    return compiled(lambda d: jax.vjp(output, leaves)[1](d)[0][-1])(delta)
 
 
 def _gradients(run: _Verdicts, params: Any, x: Any, deltas: Any) -> Any:
@@ -112,7 +113,7 @@ def _gradients(run: _Verdicts, params: Any, x: Any, deltas: Any) -> Any:
         _, pull = jax.vjp(output, leaves)
         return lax.map(lambda row: pull(row * delta)[0], mask)
 
-    return jax.jit(lambda d: lax.map(each, d))(deltas)
+    return compiled(lambda d: lax.map(each, d))(deltas)
 
 
 def _both(each: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 
 from jbp.check.compare import PRECISION, compare, explain, skipped
+from jbp.check.compiled import compiled
 from jbp.check.finite_differences import Function, Gradient, directions_in
 from jbp.check.report import Entry
 from jbp.check.tolerance import COMPLEX_STEP
@@ -63,7 +64,7 @@ def complex_step(
             blocked = sorted(_NOT_ANALYTIC & set(_complex_primitives(traced.jaxpr)))
             if blocked:
                 raise TypeError(f"not analytic as written: {', '.join(blocked)} of a complex number")
-            run = jax.jit(along)
+            run = compiled(along)
             entries = []
             for i, name in enumerate(names):
                 v = directions_in(i, point, entropy(key, i), directions)

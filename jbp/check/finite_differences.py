@@ -21,6 +21,7 @@ import numpy as np
 from jax import lax
 
 from jbp.check.compare import PRECISION, compare, explain, problem, skipped
+from jbp.check.compiled import compiled
 from jbp.check.report import Entry
 from jbp.check.tolerance import FINITE_DIFFERENCE, NATIVE_DIFFERENCE, Level
 from jbp.check.trees import Leaves, cast, entropy, normal
@@ -75,7 +76,7 @@ def finite_differences(
             if jnp.finfo(kind).bits < 32:
                 coarse = f"the function computes in {kind}: too coarse"
                 return [skipped(law, name, oracle, coarse) for name in names]
-            run = jax.jit(_program(function, gradient))
+            run = compiled(_program(function, gradient))
             entries = []
             for i, name in enumerate(names):
                 slopes = _along(run, point, extra, entropy(key, i), i, directions, native)
@@ -138,7 +139,7 @@ def beside(point: Leaves, seed: Any) -> Leaves:
 
 def kinks_along(function: Function, point: Leaves, extra: Any, seed: Any) -> bool:
     """Whether there is a kink at the point itself, along one of two random directions in each leaf."""
-    run = jax.jit(_program(function, lambda point, _: [jnp.zeros_like(p) for p in point]))
+    run = compiled(_program(function, lambda point, _: [jnp.zeros_like(p) for p in point]))
     h = STEPS[-1]
     steps = jnp.asarray(h * np.array(_GRID))
     for leaf in range(len(point)):

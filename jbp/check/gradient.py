@@ -9,16 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jbp.backprop import backward, forward, value_and_grad
+from jbp.backprop import Mask, backward, forward, value_and_grad
 from jbp.check.compare import PRECISION, called, compare, explain, fact, largest, problem
+from jbp.check.compiled import compiled
 from jbp.check.finite_differences import finite_differences
 from jbp.check.kinks import after_moving, at_kink, moved
-from jbp.check.report import Entry, Report
-from jbp.check.tolerance import DEEP, Level
+from jbp.check.report import Report
+from jbp.check.tolerance import DEEP, EXACT, Level
 from jbp.check.trees import as_key, cast, check_finite, floats_of, is_float, paths, split
 from jbp.layer import Layer
 from jbp.losses import Loss
-from jbp.pairs import contract
+from jbp.pairs import weigh
+from jbp.sinks import total
 
 
 def gradient(
@@ -30,12 +32,14 @@ def gradient(
     *,
     key: Array | int | None = None,
     weights: Any = None,
+    trainable: Any = None,
     level: Level = DEEP,
     differences: bool = True,
 ) -> Report:
     """Check the gradient of Σₙ wₙ eₙ (the mean, without weights) in every parameter, and its value.
 
-        jbp.value_and_grad(net, loss) = jax.value_and_grad of Σₙ wₙ loss.value(jbp.forward(x)ₙ, yₙ)
+        jbp.value_and_grad(net, loss, trainable) = jax.value_and_grad of Σₙ wₙ loss.value(jbp.forward(x)ₙ, yₙ)
+        and exactly zero in what is not trainable
         ⟨gradient, v⟩ = slope along v, by central finite differences in float64
 
     With key None the net is checked in evaluation, dropout included. Finite differences run with float64 parameters
@@ -48,23 +52,29 @@ def gradient(
         x: inputs [n, ...].
         y: targets [n, ...].
         key: for a net that draws at random in training.
-        weights: wₙ [n]; a row of weight 0 may hold anything.
+        weights: wₙ [n]; a row of weight 0 may hold anything, in x and in y.
+        trainable: a tree of bools that starts like params, as in `jbp.value_and_grad`.
         level: the tolerance.
         differences: whether to run finite differences.
 
     Raises:
-        ValueError: an empty batch, NaN, no parameters to differentiate, shapes that do not fit.
+        ValueError: an empty batch, NaN, no parameters to differentiate or to train, shapes that do not fit.
     """
     if isinstance(net, type) or not isinstance(net, Layer) or not isinstance(loss, Loss):
         raise ValueError(f"check.gradient takes a net and a loss, but got {net!r} and {loss!r}")
     key = None if key is None else as_key(key)
     n = _check_data(params, x, y, weights)
-    return _run(net, loss, params, x, y, key, weights, n, level, differences)
+    mask = Mask.of(trainable)
+    trained = _trained(mask, params)
+    by_hand = _by_hand(net, loss, key, trainable, mask)
+    return _run(net, loss, by_hand, trained, params, x, y, key, weights, n, level, differences)
 
 
 def _run(
     net: Layer,
     loss: Loss,
+    by_hand: Any,
+    trained: list[bool],
     params: Any,
     x: Any,
     y: Any,
@@ -77,12 +87,17 @@ def _run(
 ) -> Report:
     """The comparison at one point, or beside it if it lies on a kink."""
     subject = f"the gradient of {called(net)} with {called(loss)}, batch {n}"
-    by_hand = _by_hand(net, loss, key)
+    floats, refill = split(params)
+    leaves = _those(trained, floats)
 
-    leaves, rebuild = split(params)
+    def rebuild(leaves: Any) -> Any:
+        given = iter(leaves)
+        return refill([next(given) if on else frozen for on, frozen in zip(trained, floats, strict=True)])
 
     def scalar(leaves: Any, x: Any, y: Any, weights: Any) -> Any:
-        errors = jax.vmap(loss.value)(forward(net, rebuild(leaves), _silent(weights, x), key)[0], y)
+        # The oracle never sees what a row of weight 0 holds: 0·NaN would be NaN.
+        x, y = _silent(weights, (x, y))
+        errors = jax.vmap(loss.value)(forward(net, rebuild(leaves), x, key, weights)[0], y)
         w = jnp.full((n,), 1 / n, errors.dtype) if weights is None else jnp.asarray(weights, errors.dtype)
         terms = jnp.where(w == 0, jnp.zeros_like(errors), w * errors)
         return terms.sum(), terms
@@ -95,7 +110,7 @@ def _run(
 
     try:
         with jax.default_matmul_precision(PRECISION):
-            (value, grads), (expected_value, expected), each = jax.jit(program)(leaves, x, y, weights)
+            (value, grads), (expected_value, expected), each = compiled(program)(leaves, x, y, weights)
     except Exception as error:
         return Report(subject, (problem("runs", "value_and_grad", explain(error)),))
     names = [p for p, leaf in zip(paths(params, "params"), jax.tree.leaves(params), strict=True) if is_float(leaf)]
@@ -104,8 +119,13 @@ def _run(
     if not same:
         return Report(subject, tuple(entries))
     entries.append(compare("= value", "value", "autodiff", value, expected_value, level))
-    for name, found, want, parts in zip(names, floats_of(grads, params), expected, each, strict=True):
-        entries.append(fact("dtypes", name, "protocol", found.dtype == want.dtype, f"{found.dtype}, not {want.dtype}"))
+    made = floats_of(grads, params)
+    for name, on, found, leaf in zip(names, trained, made, floats, strict=True):
+        entries.append(fact("dtypes", name, "protocol", found.dtype == leaf.dtype, f"{found.dtype}, not {leaf.dtype}"))
+        if not on:
+            entries.append(compare("not trained", name, "definition", found, np.zeros(leaf.shape, leaf.dtype), EXACT))
+    names = _those(trained, names)
+    for name, found, want, parts in zip(names, _those(trained, made), expected, each, strict=True):
         options: dict[str, Any] = {"terms": largest(parts), "sizes": {"the batch size": n}}
         entries.append(
             compare("= jax.grad", name, "autodiff", found, want, level, clues=_clues(want, parts), **options)
@@ -113,41 +133,53 @@ def _run(
     failed = any(entry.law == "= jax.grad" and entry.verdict == "fail" for entry in entries)
     if failed and may_move and at_kink(lambda p, data: scalar(p, *data), leaves, (x, y, weights), (0,)):
         beside = rebuild(moved(leaves, (0,)))
-        report = _run(net, loss, beside, x, y, key, weights, n, level, differences, may_move=False)
+        report = _run(net, loss, by_hand, trained, beside, x, y, key, weights, n, level, differences, may_move=False)
         return after_moving(report, "params")
     if differences:
-        entries += _slopes(scalar, by_hand, leaves, rebuild, params, x, y, weights, names)
+
+        def gradient_at(leaves: Any, data: Any) -> Any:
+            grads = by_hand(cast(rebuild(leaves), jnp.float64), *data)[1]
+            return _those(trained, floats_of(grads, params))
+
+        x = _silent(weights, x)
+        entries += finite_differences(
+            lambda p, data: scalar(p, *data), gradient_at, leaves, (x, y, weights), names, as_key(0)
+        )
     return Report(subject, tuple(entries))
 
 
-def _by_hand(net: Layer, loss: Loss, key: Any) -> Any:
+def _by_hand(net: Layer, loss: Loss, key: Any, trainable: Any, mask: Mask) -> Any:
     """(params, x, y, weights) -> value and gradient, by jbp; in evaluation where there is no key."""
     if key is not None or net.uses_key is not True:
-        return lambda params, x, y, weights: value_and_grad(net, loss)(params, x, y, key=key, weights=weights)
+        return lambda params, x, y, weights: value_and_grad(net, loss, trainable)(
+            params, x, y, key=key, weights=weights
+        )
 
     def evaluation(params: Any, x: Any, y: Any, weights: Any) -> Any:
-        output, saved = forward(net, params, _silent(weights, x))
+        output, saved = forward(net, params, _silent(weights, x), weights=weights)
         errors = jax.vmap(loss.value)(output, y)
-        _, pairs = backward(net, params, saved, jax.vmap(loss.delta)(output, y))
-        if weights is None:
-            return errors.mean(), contract(pairs)
-        w = jnp.asarray(weights, errors.dtype)
-        return jnp.where(w == 0, jnp.zeros_like(errors), w * errors).sum(), contract(pairs, w)
+        w = jnp.full((len(errors),), 1 / len(errors), errors.dtype) if weights is None else jnp.asarray(weights)
+        _, grads = backward(net, params, saved, weigh(w, jax.vmap(loss.delta)(output, y)), total)
+        return weigh(w, errors).sum(), mask(grads)
 
     return evaluation
 
 
-def _slopes(
-    scalar: Any, by_hand: Any, leaves: Any, rebuild: Any, params: Any, x: Any, y: Any, weights: Any, names: list[str]
-) -> list[Entry]:
-    """Finite differences of the value in each parameter."""
+def _trained(mask: Mask, params: Any) -> list[bool]:
+    """For each differentiable leaf of params, whether it is trained."""
+    try:
+        marked = mask(jax.tree.map(lambda _: np.ones(()), params))
+    except ValueError as error:
+        raise ValueError(f"trainable must be a tree of bools that starts like params: {explain(error)}") from error
+    trained = [bool(mark) for mark in floats_of(marked, params)]
+    if not any(trained):
+        raise ValueError("trainable is False for every parameter: there would be nothing to check")
+    return trained
 
-    def gradient_at(leaves: Any, data: Any) -> Any:
-        x, y, weights = data
-        return floats_of(by_hand(cast(rebuild(leaves), jnp.float64), x, y, weights)[1], params)
 
-    x = x if weights is None else jax.tree.map(lambda a: _silent(weights, a), x)
-    return finite_differences(lambda p, data: scalar(p, *data), gradient_at, leaves, (x, y, weights), names, as_key(0))
+def _those(chosen: list[bool], leaves: Any) -> Any:
+    """The leaves that are chosen."""
+    return [leaf for on, leaf in zip(chosen, leaves, strict=True) if on]
 
 
 def _clues(expected: Any, each: Any) -> Any:
@@ -161,12 +193,16 @@ def _clues(expected: Any, each: Any) -> Any:
     return clues
 
 
-def _silent(weights: Any, x: Any) -> Any:
+def _silent(weights: Any, tree: Any) -> Any:
     """Rows of weight 0, which may hold anything, as zeros."""
-    if weights is None or not is_float(x):
-        return x
-    w = jnp.asarray(weights).reshape((-1,) + (1,) * (x.ndim - 1))
-    return jnp.where(w == 0, jnp.zeros_like(x), x)
+    if weights is None:
+        return tree
+
+    def one(a: Any) -> Any:
+        w = jnp.asarray(weights).reshape((-1,) + (1,) * (jnp.ndim(a) - 1))
+        return jnp.where(w == 0, jnp.zeros_like(a), a)
+
+    return jax.tree.map(one, tree)
 
 
 def _check_data(params: Any, x: Any, y: Any, weights: Any) -> int:

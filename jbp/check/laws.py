@@ -22,6 +22,7 @@ from jbp import pairs as pair_classes
 from jbp.backprop import backward, forward, total
 from jbp.check.clues import clues_for
 from jbp.check.compare import PRECISION, compare, explain, largest, problem, skipped
+from jbp.check.compiled import compiled
 from jbp.check.report import Entry
 from jbp.check.tolerance import EXACT, Level
 from jbp.check.trees import Leaves, entropy, floats_of, is_float, normal, paths, split
@@ -89,7 +90,7 @@ def laws(layer: Layer, params: Any, x: Any, key: Any, seed: Any, level: Level, m
 
     try:
         with jax.default_matmul_precision(PRECISION):
-            r = jax.jit(program)(params, x, key, jnp.stack([delta, other, A * delta + B * other]), v) | {"v": v}
+            r = compiled(program)(params, x, key, jnp.stack([delta, other, A * delta + B * other]), v) | {"v": v}
     except Exception as error:
         return [problem("runs", f"under jit{mode}", explain(error))]
     if not np.isfinite(np.asarray(r["y"]).astype(np.float64)).all():

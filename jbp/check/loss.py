@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 
 from jbp.check.compare import PRECISION, called, compare, explain, fact, largest, problem, skipped
+from jbp.check.compiled import compiled
 from jbp.check.complex_step import complex_step
 from jbp.check.finite_differences import finite_differences
 from jbp.check.report import Entry, Report
@@ -19,7 +20,7 @@ from jbp.check.trees import as_key, cast, check_finite, entropy, is_float, norma
 from jbp.layer import as_count, as_shape
 from jbp.losses import Loss
 
-KINDS = ("classes", "distribution", "values")
+KINDS = ("classes", "distribution", "values", "masses")
 EXTREME = 1e4
 
 
@@ -27,7 +28,7 @@ def loss(
     loss: Loss,
     shape: tuple[int, ...] = (7,),
     *,
-    target: str | Array | None = None,
+    target: str | tuple[str, ...] | Array | None = None,
     output: str | Array | None = None,
     key: int | Array = 0,
     dtype: Any = None,
@@ -35,7 +36,7 @@ def loss(
     batch: int = 5,
     differences: bool = True,
 ) -> Report:
-    """Check the laws of `jbp.losses.Loss`, for every kind of target it takes.
+    """Check the laws of `jbp.losses.Loss`, for every kind of target named, or else for every kind it takes.
 
         δ = ∂value/∂output · Σᵥ sᵥ sᵥᵀ = ∂²value/∂output² (if there is a `sqrt_hessian`) · jit = eager · vmap = loop ·
         on logits: finite at ±10⁴ · on probabilities: at probability 0 the value is inf, or finite, never NaN
@@ -43,8 +44,11 @@ def loss(
     Args:
         loss: what to check.
         shape: of one output [*t, k].
-        target: "classes" (integers, one a position), "distribution" (adds up to 1), "values" (in (0, 1), the output's
-            shape), or targets [n, ...] themselves. Left out: every kind the loss accepts.
+        target: a kind, several, or targets [n, ...] themselves. Kinds: "classes" (integers, one a position),
+            "distribution" (adds up to 1), "masses" (adds up to something else), "values" (in (0, 1), the output's
+            shape). A kind that is named must work. Left out: classes, and a distribution or else values, each unless
+            the loss refuses it by a ValueError or NotImplementedError, which the report shows as skipped. Any other
+            exception is a crash, and fails.
         output: "logits" or "probabilities", or outputs [n, ...]. Left out: found out by whether it takes log of them.
         key: a seed or a key.
         dtype: float64 where JAX has it enabled, else float32.
@@ -65,44 +69,59 @@ def loss(
         shape, n = as_shape(jnp.shape(output)[1:]), as_count(jnp.shape(output)[0], "the batch")
         check_finite("output", output)
     subject = f"{called(loss)} on {list(shape)}, {dtype}"
-    kinds = _kinds(loss, target, shape, dtype)
-    if not kinds:
-        return Report(subject, (problem("runs", "value", _why_no_kind(loss, shape, dtype)),))
-    entries: list[Entry] = []
+    kinds, entries = _kinds(loss, target, shape, dtype)
+    run = _Programs(loss)
     with jax.default_matmul_precision(PRECISION):
         for kind in kinds:
             seed = entropy(as_key(key), KINDS.index(kind) if kind in KINDS else len(KINDS))
             y = _targets(kind, target, entropy(seed, 0), n, shape, dtype)
-            domain = output if isinstance(output, str) else _domain(loss, y, shape, dtype)
+            domain = output if isinstance(output, str) else _domain(run, y, shape, dtype)
             if domain not in ("logits", "probabilities"):
                 raise ValueError(f"output must be 'logits', 'probabilities' or an array, but is {output!r}")
             p = normal(entropy(seed, 1), jax.ShapeDtypeStruct((n, *shape), dtype))
             p = jax.nn.softmax(p) if domain == "probabilities" else p
             p = cast(jnp.asarray(output), dtype) if output is not None and not isinstance(output, str) else p
             mode = f" ({kind})"
-            entries += _laws(loss, p, y, level, mode)
-            if not any(entry.verdict == "fail" and entry.law == "runs" for entry in entries):
-                if differences:
-                    entries += _slopes(loss, p, y, mode, entropy(seed, 2))
-                entries += _extremes(loss, p, y, domain, mode)
+            found = _laws(run, p, y, level, mode)
+            entries += found
+            if any(entry.verdict == "fail" and entry.law in ("runs", "shapes") for entry in found):
+                continue
+            if differences:
+                entries += _slopes(loss, p, y, mode, entropy(seed, 2))
+            entries += _extremes(run, p, y, domain, mode)
     return Report(subject, tuple(entries))
 
 
-def _laws(loss: Loss, p: Any, y: Any, level: Level, mode: str) -> list[Entry]:
+class _Programs:
+    """What is run of a loss, compiled once for targets of the same shape."""
+
+    def __init__(self, loss: Loss):
+        def laws(p: Any, y: Any) -> Any:
+            values = jax.vmap(loss.value)(p, y)
+            grads = jax.vmap(jax.grad(loss.value))(p, y)
+            return values, jax.vmap(loss.delta)(p, y), grads, jax.lax.map(lambda row: loss.value(*row), (p, y))
+
+        def hessian(p: Any, y: Any) -> Any:
+            size = p[0].size
+            root = jax.vmap(loss.sqrt_hessian)(p, y).reshape(p.shape[0], -1, size)
+            squared = jnp.einsum("nvi,nvj->nij", root, root)
+            return squared, jax.vmap(jax.jacfwd(jax.grad(loss.value)))(p, y).reshape(-1, size, size)
+
+        self.loss, self.laws, self.hessian = loss, compiled(laws), compiled(hessian)
+        # Not compiled: XLA turns a product with a one-hot vector into a selection, which hides a 0 · log 0.
+        self.batch = {name: jax.vmap(getattr(loss, name)) for name in ("value", "delta", "sqrt_hessian")}
+
+
+def _laws(run: _Programs, p: Any, y: Any, level: Level, mode: str) -> list[Entry]:
     """δ, the Hessian's root, and that compiling and batching change nothing."""
-
-    def program(p: Any, y: Any) -> Any:
-        values = jax.vmap(loss.value)(p, y)
-        grads = jax.vmap(jax.grad(loss.value))(p, y)
-        return values, jax.vmap(loss.delta)(p, y), grads, jax.lax.map(lambda row: loss.value(*row), (p, y))
-
+    loss = run.loss
     try:
         one = jax.eval_shape(loss.value, p[0], y[0])
         delta = jax.eval_shape(loss.delta, p[0], y[0])
         if getattr(one, "shape", None) != () or getattr(delta, "shape", None) != p.shape[1:]:
             what = f"value must be a scalar and delta of the output's shape {p.shape[1:]}, but they are {one}, {delta}"
             return [problem("shapes", f"value, delta{mode}", what)]
-        values, delta, grads, looped = jax.jit(program)(p, y)
+        values, delta, grads, looped = run.laws(p, y)
         alone_value, alone_delta = loss.value(p[0], y[0]), loss.delta(p[0], y[0])
     except Exception as error:
         return [problem("runs", f"value, delta{mode}", explain(error))]
@@ -117,8 +136,8 @@ def _laws(loss: Loss, p: Any, y: Any, level: Level, mode: str) -> list[Entry]:
         e = np.asarray(grads).astype(np.float64)
         return {
             "a dropped term: δ = the output, its target is not subtracted": found if same else e + 1,
-            "one example's target given to another: targets reversed": _delta_of(loss, p, y[::-1]),
-            "one example's target given to another: targets rolled by 1": _delta_of(loss, p, jnp.roll(y, 1, 0)),
+            "one example's target given to another: targets reversed": run.batch["delta"](p, y[::-1]),
+            "one example's target given to another: targets rolled by 1": run.batch["delta"](p, jnp.roll(y, 1, 0)),
             "a dropped term: the target's part of δ is missing": e + target if same else e + 1,
         }
 
@@ -131,7 +150,7 @@ def _laws(loss: Loss, p: Any, y: Any, level: Level, mode: str) -> list[Entry]:
         compare("vmap = loop", f"value{mode}", "loop", values, looped, level),
         compare("jit = eager", f"value{mode}", "eager", values[0], alone_value, level, terms=largest(values)),
         compare("jit = eager", f"delta{mode}", "eager", delta[0], alone_delta, level, terms=terms),
-        _hessian(loss, p, y, mode, sizes),
+        _hessian(run, p, y, mode, sizes),
     ]
 
 
@@ -149,21 +168,14 @@ def _slopes(loss: Loss, p: Any, y: Any, mode: str, seed: Any) -> list[Entry]:
     return entries + complex_step(function, gradient, [p], y, [f"delta{mode}"], seed)
 
 
-def _hessian(loss: Loss, p: Any, y: Any, mode: str, sizes: Any) -> Entry:
+def _hessian(run: _Programs, p: Any, y: Any, mode: str, sizes: Any) -> Entry:
     """Σᵥ sᵥ sᵥᵀ against the derivative of the gradient, on the first two examples."""
-    size = p[0].size
-
-    def program(p: Any, y: Any) -> Any:
-        root = jax.vmap(loss.sqrt_hessian)(p, y).reshape(p.shape[0], -1, size)
-        squared = jnp.einsum("nvi,nvj->nij", root, root)
-        return squared, jax.vmap(jax.jacfwd(jax.grad(loss.value)))(p, y).reshape(-1, size, size)
-
     law, path = "squares to the Hessian", f"sqrt_hessian{mode}"
     try:
-        shape = jax.eval_shape(loss.sqrt_hessian, p[0], y[0]).shape
+        shape = jax.eval_shape(run.loss.sqrt_hessian, p[0], y[0]).shape
         if shape[1:] != p.shape[1:]:
             return problem(law, path, f"its columns must have the output's shape {p.shape[1:]}, but it is {shape}")
-        squared, hessian = jax.jit(program)(p[:2], y[:2])
+        squared, hessian = run.hessian(p[:2], y[:2])
     except NotImplementedError as error:
         return skipped(law, path, "autodiff", f"not implemented: {error}")
     except Exception as error:
@@ -171,7 +183,7 @@ def _hessian(loss: Loss, p: Any, y: Any, mode: str, sizes: Any) -> Entry:
     return compare(law, path, "autodiff, twice", squared, hessian, MATMUL, sizes=sizes)
 
 
-def _extremes(loss: Loss, p: Any, y: Any, domain: str, mode: str) -> list[Entry]:
+def _extremes(run: _Programs, p: Any, y: Any, domain: str, mode: str) -> list[Entry]:
     """Logits of ±10⁴, or a probability of 0: never NaN."""
     law = f"finite at ±{EXTREME:g}" if domain == "logits" else "no NaN at probability 0"
     if jnp.finfo(p.dtype).bits < 32:
@@ -185,9 +197,9 @@ def _extremes(loss: Loss, p: Any, y: Any, domain: str, mode: str) -> list[Entry]
     # Constant outputs too, where a softmax has nothing to tell the classes apart by.
     edges = [edge, jnp.full_like(p, EXTREME), jnp.full_like(p, -EXTREME)] if domain == "logits" else [edge, p * 0]
     entries = []
-    for name in ("value", "delta", "sqrt_hessian"):
+    for name, batch in run.batch.items():
         try:
-            got = [np.asarray(jax.vmap(getattr(loss, name))(e, y)) for e in edges]
+            got = [np.asarray(batch(e, y)) for e in edges]
         except NotImplementedError:
             continue
         except Exception as error:
@@ -202,45 +214,52 @@ def _extremes(loss: Loss, p: Any, y: Any, domain: str, mode: str) -> list[Entry]
             entries.append(problem(law, name + mode, what, guess, "definition"))
         else:
             entries.append(fact(law, name + mode, "definition", True, ""))
-    if domain == "probabilities":
-        values = jax.vmap(loss.value)(p * 0, y)
-        what = f"value is {values[0]} where all probabilities are 0"
-        held = bool(jnp.isposinf(values).all())
-        entries.append(fact("inf at probability 0", f"value{mode}", "definition", held, what))
+        if name == "value" and domain == "probabilities":
+            values = got[-1]
+            what = f"value is {values[0]} where all probabilities are 0"
+            entries.append(
+                fact("inf at probability 0", f"value{mode}", "definition", bool(np.isposinf(values).all()), what)
+            )
     return entries
 
 
-def _delta_of(loss: Loss, p: Any, y: Any) -> Any:
-    return jax.vmap(loss.delta)(p, y)
-
-
-def _kinds(loss: Loss, target: Any, shape: Any, dtype: Any) -> list[str]:
-    """The kinds of target the loss accepts, by trying; the given one, unquestioned."""
-    if isinstance(target, str):
-        if target not in KINDS:
-            raise ValueError(f"target must be one of {', '.join(KINDS)}, or an array, but is {target!r}")
-        return [target]
+def _kinds(loss: Loss, target: Any, shape: Any, dtype: Any) -> tuple[list[str], list[Entry]]:
+    """The kinds of target to check, and an entry for each that the loss does not take: refused, or crashed on."""
+    named = (target,) if isinstance(target, str) else target if isinstance(target, tuple) else None
+    if named is not None:
+        if not named or any(kind not in KINDS for kind in named):
+            raise ValueError(f"target must be one or more of {', '.join(KINDS)}, or an array, but is {target!r}")
+        return list(named), []
     if target is not None:
         check_finite("target", target)
-        return ["given"]
-    accepted = [kind for kind in KINDS if _refusal(loss, kind, shape, dtype) is None]
-    # Who takes classes takes distributions over them; others take any values.
-    drop = "values" if "classes" in accepted else "distribution"
-    return [kind for kind in accepted if kind != drop]
+        return ["given"], []
+    errors = {kind: _error(loss, kind, shape, dtype) for kind in ("classes", "distribution") if shape}
+    # Who takes classes takes distributions over them; others take any values. A scalar has no axis of classes.
+    if errors.get("classes") is not None or not shape:
+        errors["values"] = errors.pop("distribution", None) if shape else _error(loss, "values", shape, dtype)
+    kinds, entries = [kind for kind, error in errors.items() if error is None], []
+    for kind, error in errors.items():
+        path = f"value ({kind})"
+        if isinstance(error, _REFUSALS) and kinds:
+            entries.append(skipped("runs", path, "protocol", f"refused: {explain(error)}"))
+        elif error is not None:
+            advice = "" if not kinds else "; to refuse this kind raise a ValueError, or name the kinds that it takes"
+            entries.append(problem("runs", path, f"{explain(error)}{advice}"))
+    return kinds, entries
 
 
-def _refusal(loss: Loss, kind: str, shape: Any, dtype: Any) -> str | None:
-    """Why the loss does not take targets of a kind, or None."""
+_REFUSALS = (ValueError, NotImplementedError)
+"""How a loss says that a kind of target is not for it."""
+
+
+def _error(loss: Loss, kind: str, shape: Any, dtype: Any) -> Exception | None:
+    """What comes of tracing the value on targets of a kind."""
     y = jax.ShapeDtypeStruct(shape[:-1] if kind == "classes" else shape, jnp.int32 if kind == "classes" else dtype)
     try:
         jax.eval_shape(loss.value, jax.ShapeDtypeStruct(shape, dtype), y)
     except Exception as error:
-        return explain(error)
+        return error
     return None
-
-
-def _why_no_kind(loss: Loss, shape: Any, dtype: Any) -> str:
-    return "no kind of target is accepted. " + "; ".join(f"{k}: {_refusal(loss, k, shape, dtype)}" for k in KINDS)
 
 
 def _targets(kind: str, target: Any, seed: Any, n: int, shape: Any, dtype: Any) -> Any:
@@ -250,6 +269,8 @@ def _targets(kind: str, target: Any, seed: Any, n: int, shape: Any, dtype: Any) 
     if kind == "distribution":
         weights = np.exp(2 * rng.normal(size=(n, *shape)))
         return jnp.asarray((weights / weights.sum(-1, keepdims=True)).astype(dtype))
+    if kind == "masses":
+        return jnp.asarray(rng.uniform(0.05, 0.95, (n, *shape)).astype(dtype))
     if kind == "values":
         return jnp.asarray(rng.uniform(0.05, 0.95, (n, *shape)).astype(dtype))
     given = jnp.asarray(target)
@@ -258,7 +279,10 @@ def _targets(kind: str, target: Any, seed: Any, n: int, shape: Any, dtype: Any) 
     return cast(given, dtype) if is_float(given) else given
 
 
-def _domain(loss: Loss, y: Any, shape: Any, dtype: Any) -> str:
+def _domain(run: _Programs, y: Any, shape: Any, dtype: Any) -> str:
     """Probabilities, if the loss is NaN for outputs below 0."""
-    value = jax.vmap(loss.value)(jnp.full((y.shape[0], *shape), -0.5, dtype), y)
+    try:
+        value = run.batch["value"](jnp.full((y.shape[0], *shape), -0.5, dtype), y)
+    except Exception:  # the laws come to the same end, and say so
+        return "logits"
     return "probabilities" if bool(jnp.isnan(value).any()) else "logits"

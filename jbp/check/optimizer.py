@@ -14,7 +14,8 @@ import numpy as np
 import optax
 from jax import Array
 
-from jbp.check.compare import compare, explain, fact, problem
+from jbp.check.compare import compare, explain, fact, problem, skipped
+from jbp.check.compiled import compiled
 from jbp.check.report import Entry, Report
 from jbp.check.tolerance import ELEMENTWISE, Level
 from jbp.check.trees import as_key, cast, check_finite, dtype_of, entropy, is_float, normal, paths
@@ -30,6 +31,7 @@ def optimizer(
     key: int | Array = 0,
     dtype: Any = None,
     level: Level = ELEMENTWISE,
+    nones: bool = True,
 ) -> Report:
     """Check that `ours` takes the steps of `theirs`, the reference, from the same random gradients.
 
@@ -37,16 +39,18 @@ def optimizer(
 
     The gradients are normal, their size changes from step to step by factors between 0.1 and 10, and the last but
     one is zero. Each side follows its own parameters. Strict dtype and rank promotion are relaxed around `theirs`
-    alone, because optax needs it.
+    alone, because optax needs it. Then one leaf's gradient stays None from the second step on, as frozen parameters
+    have it in optax: if `theirs` takes that, so must `ours`, with None for its update and the others as ever.
 
     Args:
         ours: a `GradientTransformation`.
         theirs: the one it should equal.
-        params: where to start; a matrix, a vector and a scalar of normals otherwise.
+        params: where to start; otherwise a matrix, a vector and a scalar of normals, and two empty subtrees.
         steps: how many, at least 3: most mistakes show in the second.
         key: a seed or a key.
         dtype: of the default params; float64 where JAX has it enabled, else float32.
         level: the tolerance.
+        nones: whether to try a gradient None.
 
     Raises:
         ValueError: not optimisers, too few steps, no or non-finite params.
@@ -61,6 +65,7 @@ def optimizer(
         dtype = jnp.dtype(dtype or (jnp.float64 if jax.config.read("jax_enable_x64") else jnp.float32))
         shapes = {"bias": (5,), "gain": (), "weight": (7, 5)}
         params = normal(entropy(seed, 0), {k: jax.ShapeDtypeStruct(s, dtype) for k, s in shapes.items()})
+        params |= {"empty": (), "nothing": None}
     elif dtype is not None:
         params = cast(params, dtype)
     if not jax.tree.leaves(params) or not all(is_float(leaf) for leaf in jax.tree.leaves(params)):
@@ -78,8 +83,7 @@ def optimizer(
     except Exception as error:
         return Report(subject, (problem("runs", "ours", explain(error)),))
     try:
-        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            reference = _trajectory(theirs, params, gradients)
+        reference = _relaxed(theirs, params, gradients)
     except Exception as error:
         return Report(subject, (problem("runs", "theirs", explain(error)),))
 
@@ -97,7 +101,40 @@ def optimizer(
             entries.append(_worst(f"{what}{path}", found, expected, level))
         found, expected = ([np.asarray(jax.tree.leaves(s[0])[i]) for s in side] for side in (again, mine))
         entries.append(compare("jit = eager", f"updates{path}", "eager", expected[1], found[1], level))
+    if nones:
+        entries += _with_none(ours, theirs, params, gradients[:3], level)
     return Report(subject, tuple(entries))
+
+
+def _with_none(ours: Any, theirs: Any, params: Any, gradients: list[Any], level: Level) -> list[Entry]:
+    """The first leaf's gradient is None after the first step: the same updates, None among them."""
+    law, frozen = "gradient None", paths(params)[0]
+    for t in range(1, len(gradients)):
+        leaves, structure = jax.tree.flatten(gradients[t])
+        gradients[t] = jax.tree.unflatten(structure, [None, *leaves[1:]])
+    try:
+        reference = _relaxed(theirs, params, gradients)
+    except Exception as error:
+        return [skipped(law, f"updates{frozen}", "reference", f"theirs does not take it: {explain(error)}")]
+    try:
+        mine = _trajectory(ours, params, gradients)
+    except Exception as error:
+        return [problem(law, f"updates{frozen}", explain(error))]
+    entries = []
+    for t, ((found, _), (expected, _)) in enumerate(zip(mine, reference, strict=True)):
+        have, want = jax.tree.structure(found), jax.tree.structure(expected)
+        if have != want:
+            return [problem(law, f"updates{frozen}", f"in step {t + 1} updates have the tree {have}, not {want}")]
+        note = f"step {t + 1} of {len(mine)}"
+        for path, f, e in zip(paths(found), jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            entries.append(compare(law, f"updates{path}", "reference", f, e, level, note=note))
+    return entries
+
+
+def _relaxed(optimizer: Any, params: Any, gradients: list[Any]) -> list[tuple[Any, Any]]:
+    """The trajectory of a reference, which may promote dtypes and ranks."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        return _trajectory(optimizer, params, gradients)
 
 
 def _trajectory(optimizer: Any, params: Any, gradients: list[Any], jitted: bool = True) -> list[tuple[Any, Any]]:
@@ -105,9 +142,12 @@ def _trajectory(optimizer: Any, params: Any, gradients: list[Any], jitted: bool 
 
     def step(params: Any, state: Any, gradient: Any) -> Any:
         updates, state = optimizer.update(gradient, state, params)
-        return updates, jax.tree.map(lambda p, u: p + u.astype(p.dtype), params, updates), state
+        return updates, jax.tree.map(move, updates, params, is_leaf=lambda u: u is None), state
 
-    step = jax.jit(step) if jitted else step
+    def move(update: Any, param: Any) -> Any:
+        return param if update is None else param + update.astype(param.dtype)
+
+    step = compiled(step) if jitted else step
     state, taken = optimizer.init(params), []
     for gradient in gradients:
         updates, params, state = step(params, state, gradient)

@@ -141,7 +141,7 @@ _COLUMNS = ("law", "leaf", "oracle", "error", "allowed", "dtype", "device", "pre
 
 
 def _row(entry: Entry) -> tuple[str, ...]:
-    numbers = ("", "") if not entry.compared else (f"{entry.error:.3g}", f"{entry.allowed:.3g} {entry.level}".rstrip())
+    numbers = ("", "") if not entry.compared else (f"{entry.error:.3g}", f"{entry.allowed:.4g} {entry.level}".rstrip())
     head = (entry.law, entry.path, entry.oracle, *numbers)
     remark = entry.diagnosis or entry.note
     remark = remark if len(remark) <= 100 else remark[:97] + "..."

@@ -1,4 +1,4 @@
-"""The command line: `jbp train`, `predict`, `show`, `compare`, `check`; each also a frozen dataclass.
+"""The command line: `jbp train`, `predict`, `show`, `compare`, `trace`, `check`; each also a frozen dataclass.
 
 Exit status: 0; 1 where the work failed (diverged, interrupted, a full disk); 2 where it was asked for wrongly. An
 error is one line on standard error.
@@ -18,6 +18,7 @@ from jbp.cli.parser import Command
 from jbp.cli.parser import Failed as Failed
 from jbp.cli.predict import Predict as Predict
 from jbp.cli.show import Show as Show
+from jbp.cli.trace import Trace as Trace
 from jbp.cli.train import Train as Train
 
 COMMANDS: dict[str, type[Command]] = {
@@ -25,6 +26,7 @@ COMMANDS: dict[str, type[Command]] = {
     "predict": Predict,
     "show": Show,
     "compare": Compare,
+    "trace": Trace,
     "check": Check,
 }
 _ABOUT = "Train neural networks whose backward pass is written by hand."

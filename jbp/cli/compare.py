@@ -20,7 +20,7 @@ class Compare(Command):
     runs: tuple[str, ...] = argument("folders of runs, two or more", "RUN")
 
     summary: ClassVar[str] = "set runs side by side: the settings that differ, and the results"
-    example: ClassVar[str] = "example:\n  jbp compare runs/digits-2026-11-23-1 runs/digits-2026-11-23-2\n"
+    epilog: ClassVar[str] = "example:\n  jbp compare runs/digits-2026-11-23-1 runs/digits-2026-11-23-2\n"
 
     def __call__(self) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
         """Print the table.

@@ -15,6 +15,8 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from jbp.cli.runs import to_json
+from jbp.tracing.result import HEADS, TITLES, Trace
 from jbp.train import Event
 
 _STOPS = {
@@ -151,6 +153,29 @@ def print_result(folder: Path, summary: dict[str, Any]) -> None:
     Console().print(table)
 
 
+def print_spread(folder: Path, summary: dict[str, Any]) -> None:
+    """What came out of runs that differ in their seed: mean ± standard deviation."""
+    table = _table("result", str(folder))
+    for name, found in summary["spread"].items():
+        part, _, word = name.partition("_")
+        words = {"r2": "R²", "rmse": "root mean squared error"}.get(word, word)
+        deviation = "" if found["std"] is None else f" ± {found['std']:.2g}"
+        table.add_row(f"{part} {words}", f"{_figure(name, found['mean'])}{deviation} ({found['runs']} runs)")
+    table.add_row("seeds", f"{summary['seeds']}, mean ± standard deviation")
+    if summary["diverged"]:
+        table.add_row("diverged", f"{summary['diverged']} of {len(summary['runs'])} runs, left out")
+    table.add_row("epochs", _range([run["epochs"] for run in summary["runs"]]))
+    table.add_row("network", escape(f"{summary['net']} ({summary['parameters']:,} parameters)"))
+    table.add_row("loss", summary["loss"])
+    if "seconds" in summary:
+        table.add_row("time", f"{_figure('seconds', summary['seconds'])} s")
+    Console().print(table)
+
+
+def _range(counts: list[int]) -> str:
+    return str(counts[0]) if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"
+
+
 def print_confusion(counts: list[list[int]], classes: list[str]) -> None:
     """How often each class was taken for which, and each class's share of right answers."""
     console, k = Console(), len(classes)
@@ -176,6 +201,22 @@ def print_confusion(counts: list[list[int]], classes: list[str]) -> None:
         wrong = [(n, j) for j, n in enumerate(row) if n and j != i]
         taken = f"{names[max(wrong)[1]]} ({max(wrong)[0]})" if wrong else ""
         table.add_row(names[i], right[i], str(sum(row)), taken)
+    console.print(table)
+
+
+def print_trace(trace: Trace, form: str) -> None:
+    """The numbers of one example, a table for each step: for the terminal, as Markdown, or as JSON."""
+    if form != "table":
+        print(trace.markdown() if form == "markdown" else to_json(trace.to_dict()))
+        return
+    table, console = _table(*HEADS), Console()
+    for step, *words in trace.cells():
+        if step and table.row_count:
+            console.print(table)
+            table = _table(*HEADS)
+        if step:
+            table.title, table.title_justify, table.title_style = TITLES[step], "left", "bold"
+        table.add_row(*map(escape, words))
     console.print(table)
 
 

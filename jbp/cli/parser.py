@@ -47,7 +47,7 @@ class Command:
     """
 
     summary: ClassVar[str] = ""
-    example: ClassVar[str] = ""
+    epilog: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
@@ -110,7 +110,7 @@ def command_parser(name: str, command: type[Command]) -> Parser:
         prog=f"jbp {name}",
         usage=f"jbp {name}{shown} [options]",
         description=command.summary[0].upper() + command.summary[1:] + ".",
-        epilog=command.example,
+        epilog=command.epilog,
         argument_default=argparse.SUPPRESS,
     )
     groups: dict[str, Any] = {}

@@ -39,7 +39,7 @@ class Predict(Command):
     quiet: bool = option(False, "print nothing but predictions and errors", "output")
 
     summary: ClassVar[str] = "write what a trained network predicts, as comma-separated text"
-    example: ClassVar[str] = """A line of column names comes first. Classification: the class, then each
+    epilog: ClassVar[str] = """A line of column names comes first. Classification: the class, then each
 class's probability (or score, where the loss makes no probabilities).
 Regression: the values, in the units of the training data.
 

@@ -20,7 +20,7 @@ class Show(Command):
     run: str | Path = argument("folder of a run, as jbp train left it", "RUN")
 
     summary: ClassVar[str] = "show a run's result, its confusion matrix or R², and its network"
-    example: ClassVar[str] = "example:\n  jbp show runs/digits-2026-11-23-1\n"
+    epilog: ClassVar[str] = "example:\n  jbp show runs/digits-2026-11-23-1\n"
 
     def __call__(self) -> dict[str, Any]:
         """Print result, confusion matrix (classification) and layers; no data is read.
@@ -31,6 +31,9 @@ class Show(Command):
         from jbp.cli import console, runs
 
         folder, _, summary = runs.read(self.run)
+        if "spread" in summary:
+            console.print_spread(folder, summary)
+            return summary
         console.print_result(folder, summary)
         if "confusion" in summary:
             console.print_confusion(summary["confusion"], summary["classes"])

@@ -14,7 +14,7 @@ from jbp.data.dataset import TASKS
 from jbp.data.messages import did_you_mean
 
 if TYPE_CHECKING:
-    from jbp.cli.training import Result
+    pass
 
 LOSSES = (
     "softmax_cross_entropy", "cross_entropy", "sigmoid_binary_cross_entropy",
@@ -24,6 +24,7 @@ INITIALIZERS = (
     "lecun_normal", "lecun_uniform", "glorot_normal", "glorot_uniform",
     "he_normal", "he_uniform", "standard_normal", "zeros",
 )  # fmt: skip
+RULES = ("feedback_alignment", "direct_feedback_alignment", "sign_symmetry", "kolen_pollack")
 SCHEDULES = ("constant", "cosine", "linear", "exponential", "step")
 
 
@@ -45,6 +46,9 @@ OPTIMIZERS = {
     "adamw": Method(0.001, None, 1e-4),
     "rmsprop": Method(0.001, 0.0),
 }
+
+MOST_SEEDS = 1000
+"""Runs side by side take memory side by side."""
 
 _DATA, _NET, _STEPS, _RUN, _OUT = "data", "network and loss", "optimiser", "length of the run", "output"
 
@@ -104,6 +108,8 @@ class Train(Command):
         None, "λ ≥ 0: λ·weight joins the gradient (adamw: joins the step); not for biases", _STEPS, metavar="DECAY",
         shown="0; 0.0001 for adamw",
     )  # fmt: skip
+    rule: str | None = option(None, "way back for the error: " + ", ".join(RULES), _STEPS, choices=RULES,
+                              metavar="NAME", shown="backpropagation")  # fmt: skip
     batch_size: int = option(32, "examples per step", _STEPS, metavar="N")
     sampling: str = option(
         "shuffle", "shuffle: each epoch goes through all examples once; replacement: each step picks examples anew",
@@ -117,6 +123,8 @@ class Train(Command):
     )  # fmt: skip
     seed: int = option(0, "of initial parameters, order and dropout; same seed, same machine, same bits", _RUN,
                        metavar="N")  # fmt: skip
+    seeds: str | None = option(None, "A:B trains with every seed from A to B − 1, all side by side, and reports mean ± "
+                               "standard deviation; no parameters are kept", _RUN, metavar="A:B")  # fmt: skip
 
     out: str | Path | None = option(None, "folder to write, which must not exist", _OUT, metavar="FOLDER",
                              shown="a fresh one, runs/DATA-DATE-NUMBER")  # fmt: skip
@@ -125,11 +133,12 @@ class Train(Command):
     json: bool = option(False, "print the summary as JSON on standard output, and nothing else there", _OUT)
 
     summary: ClassVar[str] = "train a network and leave a run folder"
-    example: ClassVar[str] = """examples:
+    epilog: ClassVar[str] = """examples:
   jbp train
   jbp train --data fashion-mnist --net "512 relu dropout:0.2 512 relu"
   jbp train --data houses.csv --target price --task regression --out runs/houses
   jbp train --config runs/houses/config.json --seed 1   (again, another seed)
+  jbp train --seeds 0:10                                (how much does the seed matter?)
   jbp show runs/houses                                  (what came out of it)
 """
     not_in_config: ClassVar[tuple[str, ...]] = ("out", "overwrite", "quiet", "json")
@@ -155,6 +164,30 @@ class Train(Command):
                 raise ValueError(f"{name} must be a whole number of at least {low}, but is {value}")
         if self.seed >= 2**32:
             raise ValueError(f"seed must be below 2**32 = {2**32}, but is {self.seed}")
+        if self.seeds is not None and self.seed:
+            raise ValueError(f"expected one of seed and seeds, got seed {self.seed} and seeds {self.seeds!r}")
+        if self.seeds is not None and self.rule is not None:
+            raise ValueError(f"rule trains one seed at a time, but got rule {self.rule!r} and seeds {self.seeds!r}")
+        if self.seeds is not None:
+            self.seed_range  # noqa: B018 (checks it)
+
+    @property
+    def seed_range(self) -> range:
+        """The seeds of the runs: A to B − 1 of `seeds`, or `seed` alone."""
+        if self.seeds is None:
+            return range(self.seed, self.seed + 1)
+        first, colon, last = self.seeds.partition(":")
+        if not (colon and first.strip().isdecimal() and last.strip().isdecimal()):
+            raise ValueError(f"seeds must be two whole numbers A:B, such as 0:10, but is {self.seeds!r}")
+        found = range(int(first), int(last))
+        if len(found) < 2 or found[-1] >= 2**32:
+            raise ValueError(
+                f"seeds must be A:B with at least two seeds from A to B − 1, all below 2**32, but is {self.seeds!r}; "
+                "one alone is given with seed"
+            )
+        if len(found) > MOST_SEEDS:
+            raise ValueError(f"seeds must be at most {MOST_SEEDS} runs at once, but {self.seeds!r} are {len(found)}")
+        return found
 
     @property
     def config(self) -> dict[str, Any]:
@@ -179,14 +212,20 @@ class Train(Command):
         for name in options:
             if name not in known:
                 raise ValueError(f"{path}: unknown option {name!r}{did_you_mean(name, known) or '; remove it'}")
+        if {"seed", "seeds"} & others.keys():  # the one given takes the place of either
+            options = {name: value for name, value in options.items() if name not in ("seed", "seeds")}
         try:
             stored = cls(**options)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         return dataclasses.replace(stored, **others)
 
-    def __call__(self) -> Result:
-        """Train."""
+    def __call__(self) -> Any:
+        """Train; answers with a `Result`, or with `seeds` with a `Spread`."""
+        if self.seeds is not None:
+            from jbp.cli.seeds import train_seeds
+
+            return train_seeds(self)
         from jbp.cli.training import train  # what needs JAX is imported only now: help and errors stay quick
 
         return train(self)

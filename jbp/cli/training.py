@@ -79,8 +79,8 @@ def train(options: Train) -> Result:
     folder.config({"jbp": version("jbp")} | options.config)
     try:
         fit = _fit(plan, folder)
-        tested, test_examples = _tested(plan, fit)
-        summary = tested | _summary(plan, fit)
+        figures, test_examples = tested(plan, fit)
+        summary = figures | _summary(plan, fit)
         summary["examples"]["test"] = test_examples
         summary["seconds"] = time.perf_counter() - began
         note = _keep(plan, folder, fit, summary)
@@ -122,16 +122,25 @@ def _fit(plan: Plan, folder: runs.RunFolder) -> Fit:
             plan.loss,
             plan.optimizer,
             plan.data.train,
-            epochs=options.epochs,
-            batch_size=options.batch_size,
-            validation_data=plan.data.validation,
             seed=options.seed,
-            sampling=options.sampling,  # type: ignore[arg-type]
-            metrics={"accuracy": jbp.train.accuracy} if plan.classification else None,
-            monitor="validation_loss",
-            patience=options.patience or None,
+            rule=options.rule,
             callbacks=(after_chunk,),
+            **fit_options(plan),
         )
+
+
+def fit_options(plan: Plan) -> dict[str, Any]:
+    """What `fit` and `fit_many` are told alike."""
+    options = plan.options
+    return {
+        "epochs": options.epochs,
+        "batch_size": options.batch_size,
+        "validation_data": plan.data.validation,
+        "sampling": options.sampling,
+        "metrics": {"accuracy": jbp.train.accuracy} if plan.classification else None,
+        "monitor": "validation_loss",
+        "patience": options.patience or None,
+    }
 
 
 def make_plan(options: Train) -> Plan:
@@ -158,7 +167,7 @@ def make_plan(options: Train) -> Plan:
         options.net,
         data.shape,
         data.outputs,
-        _output_activation(options.output_activation, name),
+        output_activation(options.output_activation, name),
         None if options.init is None else getattr(initializers, options.init),
         getattr(initializers, options.bias_init),
     )
@@ -207,7 +216,7 @@ def _weights(params: Any) -> Any:
     return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
-def _output_activation(word: str | None, loss: str) -> Layer | None:
+def output_activation(word: str | None, loss: str) -> Layer | None:
     """The activation of the output layer, if the loss can do with it."""
     chosen = None if word is None else netspec.activation(word, "output_activation")
     if loss == "cross_entropy":
@@ -278,7 +287,7 @@ def _summary(plan: Plan, fit: Fit) -> dict[str, Any]:
     }
 
 
-def _tested(plan: Plan, fit: Fit) -> tuple[dict[str, Any], int]:
+def tested(plan: Plan, fit: Fit) -> tuple[dict[str, Any], int]:
     """The figures of the test part and how many examples it has; it is read here, once, and nowhere else."""
     x, y = plan.data.test()
     output = checkpoint.outputs(plan.net, fit.params, x)

@@ -1,0 +1,51 @@
+"""Compiling what runs once: for jbp's own layers and losses, the compiler can be told to hurry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+HASTE = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+"""On a CPU the second takes three quarters off the time of compiling, which is most of a check's.
+
+Not for a function of somebody else's: what it computes in float32 inside a float64 program (noise, drawn twice from
+one key) then comes out a rounding of float32 apart, and a right layer would be rejected. jbp computes in one dtype.
+"""
+
+_hurry: ContextVar[bool] = ContextVar("hurry", default=False)
+
+
+@contextmanager
+def hurried() -> Iterator[None]:
+    """Where `compiled` compiles in haste: around checks of what jbp itself holds."""
+    token = _hurry.set(True)
+    try:
+        yield
+    finally:
+        _hurry.reset(token)
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`jax.jit`, in haste where that was asked for. A leaf's law `jit = eager` compiles it as a user does, always."""
+    return jax.jit(function, compiler_options=_accepted(jax.default_backend()) if _hurry.get() else None)
+
+
+@cache
+def _accepted(platform: str) -> dict[str, Any] | None:
+    """Those of HASTE that this XLA knows; none of them is promised to stay."""
+    if platform != "cpu":
+        return None
+    accepted = {}
+    for name, value in HASTE.items():
+        try:
+            jax.jit(lambda x: x + x, compiler_options={name: value})(jnp.zeros(()))
+        except Exception:
+            continue
+        accepted[name] = value
+    return accepted

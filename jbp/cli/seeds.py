@@ -1,0 +1,129 @@
+"""What `jbp train --seeds` does: one run for each seed, side by side, and the spread of what they reach."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jbp import checkpoint
+from jbp.cli import console, netspec, runs
+from jbp.cli.parser import Failed
+from jbp.cli.train import Train
+from jbp.cli.training import Plan, fit_options, make_plan, tested, versions
+from jbp.many import InterruptedMany, Many, fit_many
+from jbp.train import Event, Fit
+
+FIGURES = ("accuracy", "r2", "rmse", "loss")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """What a run of `jbp train --seeds` left: its folder, its summary.json, and what `jbp.fit_many` returned."""
+
+    folder: Path
+    summary: dict[str, Any]
+    many: Many = field(repr=False)
+
+
+def train_seeds(options: Train) -> Spread:
+    """Train with every seed, and leave a folder with config, mean metrics and summary; no parameters.
+
+    Raises: ValueError for what is wrong with options, data or folder; Failed if every run diverged; Interrupted and
+        OSError with a note of what was kept.
+    """
+    began = time.perf_counter()
+    runs.check_out(options.out, options.overwrite)
+    plan = make_plan(options)
+    folder = runs.create(options.out, options.overwrite, Path(options.data).stem)
+    folder.config({"jbp": version("jbp")} | options.config)
+    try:
+        many = _fit(plan, folder)
+        whole = [r for r, run in enumerate(many.runs) if run.diverged_at is None]
+        summary = _summary(plan, many, {r: tested(plan, _single(many, r))[0] for r in whole})
+        summary["seconds"] = time.perf_counter() - began
+        folder.summary(summary)
+    except InterruptedMany as error:
+        folder.summary(_summary(plan, error.result, {}))
+        error.add_note(f"kept the metrics of the finished epochs in {folder.path}")
+        raise
+    except OSError as error:
+        error.add_note(f"what was written before is kept in {folder.path}")
+        raise
+    except BaseException:  # such as no memory for the first step
+        folder.discard_if_bare()
+        raise
+    if many.diverged.all():
+        raise Failed(
+            f"all {len(many.runs)} runs diverged, the first at step {min(run.diverged_at or 0 for run in many.runs)}: "
+            f"lower the learning rate, or check the scale of the data; the summary is in {folder.path}"
+        )
+    if options.json:
+        print(runs.to_json(summary, indent=2))
+    elif not options.quiet:
+        console.print_spread(folder.path, summary)
+    if many.diverged.any() and not options.quiet:
+        print(f"{many.diverged.sum()} of {len(many.runs)} runs diverged and are left out", file=sys.stderr)
+    return Spread(folder.path, summary, many)
+
+
+def _fit(plan: Plan, folder: runs.RunFolder) -> Many:
+    options = plan.options
+    progress = None if options.quiet else console.Progress(options.epochs)
+
+    def after_chunk(event: Event) -> None:
+        if event.row is not None:
+            folder.row(event.row)
+        if progress is not None:
+            progress.see(event)
+
+    with progress or nullcontext():
+        return fit_many(
+            plan.net, plan.loss, plan.optimizer, plan.data.train,
+            seeds=options.seed_range, rule=options.rule, callbacks=(after_chunk,), **fit_options(plan),
+        )  # fmt: skip
+
+
+def _single(many: Many, r: int) -> Fit:
+    """Run r as `fit` would have returned it, but for its optimiser's state."""
+    run = many.runs[r]
+    return Fit(many.params_of(r), None, run.history, run.best_epoch, run.stop_reason, many.step_losses[r])
+
+
+def _summary(plan: Plan, many: Many, test: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """Each run's figures, and their mean and (unbiased) standard deviation over those that did not diverge."""
+    rows = []
+    for r, run in enumerate(many.runs):
+        values = {name: run.figure(name) for name in (f"validation_{figure}" for figure in FIGURES)}
+        values |= {name: value for name, value in test.get(r, {}).items() if name.removeprefix("test_") in FIGURES}
+        rows.append(
+            {"seed": run.seed}
+            | {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
+            | {"epochs": len(run.history), "best_epoch": run.best_epoch, "stop_reason": run.stop_reason}
+            | ({} if run.diverged_at is None else {"diverged_at_step": run.diverged_at})
+        )
+    spread = {}
+    for name in (f"{part}_{name}" for name in FIGURES for part in ("test", "validation")):
+        found = [row[name] for row in rows if name in row]
+        if found:
+            deviation = float(np.std(found, ddof=1)) if len(found) > 1 else None
+            spread[name] = {"mean": float(np.mean(found)), "std": deviation, "runs": len(found)}
+    return {
+        "spread": spread,
+        "runs": rows,
+        "seeds": plan.options.seeds,
+        "diverged": int(many.diverged.sum()),
+        "parameters": checkpoint.count(many.params) // len(many.runs),
+        "task": plan.data.dataset.task,
+        "data": plan.data.dataset.name,
+        "net": netspec.spec(plan.net),
+        "loss": plan.loss_name,
+        "versions": versions(),
+    }

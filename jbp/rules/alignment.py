@@ -1,0 +1,74 @@
+"""How far a rule's update points away from the gradient."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jbp.backprop import Mask, value_grad_output
+from jbp.layer import Layer
+from jbp.losses import Loss
+from jbp.pairs import Weights
+from jbp.rules.names import method_of
+from jbp.rules.rule import Rule, RuleMethod, Way
+from jbp.stats._paths import dotted
+
+
+class Alignment(NamedTuple):
+    """Of one weight: a scalar each, or one number for each layer of a stack."""
+
+    angle: Float[Array, "*l"]
+    """Between the rule's update and the gradient, in degrees: 0 is backpropagation, below 90 goes downhill."""
+    norm_ratio: Float[Array, "*l"]
+    """The norm of the rule's update over the gradient's."""
+
+
+def alignment(
+    rule: Rule | str,
+    state: Any,
+    net: Layer,
+    loss: Loss,
+    params: Any,
+    x: Any,
+    y: Any,
+    key: Array | None = None,
+    weights: Weights = None,
+) -> dict[str, Alignment]:
+    """Of each weight, by its dotted path ("0.weight"), how a rule's update r lies to the gradient g.
+
+        angle = ∠(r, g),   norm_ratio = |r| / |g|
+
+    Both are of the same (weighted) mean over x, y and from one forward pass. `state` is what the rule carries: the
+    `rule_state` of a `jbp.fit` with that rule, or of its events. Where g or r is 0 the angle is NaN.
+
+    Raises:
+        ValueError: if there is no such rule, or shapes do not fit.
+    """
+    method = method_of(rule, net, params, x)
+    if not isinstance(method, RuleMethod):
+        raise ValueError(f"alignment compares a rule of jbp.rules with the gradient, but got {rule!r}")
+    return _alignment(method, net, loss, state, params, x, y, key, weights)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _alignment(
+    method: RuleMethod, net: Layer, loss: Loss, state: Any, params: Any, x: Any, y: Any, key: Any, weights: Weights
+) -> dict[str, Alignment]:
+    way = Way(net, method, compare=True)
+    _, (true, found), _ = value_grad_output(way, loss, (params, state), x, y, key, weights, Mask.of(None))
+    paths, leaves = zip(*jax.tree_util.tree_flatten_with_path(true)[0], strict=True)
+    parts = zip(method.depths, paths, leaves, jax.tree.leaves(found), strict=True)
+    return {dotted(path): _compared(g, r, depth) for depth, path, g, r in parts if depth is not None}
+
+
+def _compared(g: Array, r: Array, depth: int) -> Alignment:
+    g, r = (a.reshape(*a.shape[:depth], -1) for a in (g, r))
+    norm_g, norm_r = (jnp.linalg.norm(a, axis=-1) for a in (g, r))
+    u, v = g / norm_g[..., None], r / norm_r[..., None]
+    # Kahan's form, which keeps its digits at small angles, where the arccosine of ⟨u, v⟩ loses half of them.
+    half = jnp.arctan2(jnp.linalg.norm(u - v, axis=-1), jnp.linalg.norm(u + v, axis=-1))
+    return Alignment(jnp.degrees(2 * half), norm_r / norm_g)

@@ -1,0 +1,149 @@
+"""What statistics cost, in plain gradients of the same net: counted, not timed.
+
+The floor of a quantity is what its matrix products alone need. Where a program has loops, products are counted in the
+jaxpr times the scans' lengths, equal ones once (XLA merges them); XLA's own count serves elsewhere.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import pytest
+from counting import product_flops, xla_cost
+
+import jbp
+from jbp import curvature, stats
+from jbp.losses import softmax_cross_entropy as LOSS
+
+KEY = jax.random.key(5)
+FLAT = jbp.serial(jbp.Dense(512), jbp.relu, jbp.Dense(512), jbp.relu, jbp.Dense(10))
+BATCHES = (32, 128, 1024, 4096)
+
+
+def stack(depth: int) -> jbp.Layer:
+    return jbp.serial(jbp.Dense(64), jbp.repeat(jbp.serial(jbp.Dense(64), jbp.relu), depth), jbp.Dense(10))
+
+
+def of_pairs(*statistics: Callable[[Any], Any]) -> Callable[..., Any]:
+    """The program (net, params, x, y) -> these statistics of one backward pass."""
+
+    def run(net: Any, params: Any, x: Any, y: Any) -> Any:
+        pairs = jbp.value_and_pairs(net, LOSS, params, x, y)[1]
+        return [statistic(pairs) for statistic in statistics]
+
+    return run
+
+
+class Cost(NamedTuple):
+    """A quantity's program, and its bounds: FLOPs, and bytes of temporaries up to batch 128 and at 4096."""
+
+    run: Callable[..., Any]
+    flops: float
+    few: float | None = None
+    many: float | None = None
+
+
+COSTS = {
+    "nothing more": Cost(of_pairs(jbp.contract), 1.01, 1.005, 1.005),
+    "norms": Cost(of_pairs(stats.norms), 0.60, 1.05, 1.3),
+    "gradient + norms": Cost(of_pairs(jbp.contract, stats.norms), 1.01, 1.05, 1.3),
+    "clipped": Cost(of_pairs(lambda pairs: stats.clipped(pairs, 1.0)), 1.01, 1.05, 1.3),
+    "second moment": Cost(of_pairs(stats.second_moment), 1.01, 1.7, 1.7),
+    "gradient + second moment": Cost(of_pairs(jbp.contract, stats.second_moment), 1.435),
+    "gradient + Kronecker factors": Cost(of_pairs(jbp.contract, stats.kronecker), 2.06),
+    "Gauss-Newton diagonal": Cost(
+        lambda net, *a: curvature.gauss_newton_diagonal(net, LOSS, *a), (2 + 10) / 3 * 1.05, 3.0, 3.0
+    ),
+    "Gauss-Newton product": Cost(lambda net, p, x, y: curvature.gauss_newton_product(net, LOSS, p, x, y)(p), 1.60),
+    "Hessian product": Cost(lambda net, p, x, y: curvature.hessian_product(net, LOSS, p, x, y)(p), 1.95),
+}
+LOOPS = {"Gauss-Newton diagonal", "Gauss-Newton product", "Hessian product"}
+"""Counted in the jaxpr: a loop over the columns, and products that XLA's figure takes for less than they are."""
+
+
+@pytest.fixture(autouse=True)
+def as_users_run_it():
+    """float32 and JAX's own promotion, outside the suite's strict conditions."""
+    with jax.enable_x64(False), jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def arguments(net: Any, width: int, batch: int) -> tuple[Any, Any, Any]:
+    params, _ = net.init(KEY, (width,))
+    return params, jax.random.normal(KEY, (batch, width)), jnp.arange(batch) % 10
+
+
+_PLAIN: dict[int, tuple[float, int, int]] = {}
+
+
+def plain(batch: int) -> tuple[float, int, int]:
+    """The plain gradient's FLOPs, bytes and products on the flat net."""
+    if batch not in _PLAIN:
+        run, args = jbp.value_and_grad(FLAT, LOSS), arguments(FLAT, 784, batch)
+        _PLAIN[batch] = (*xla_cost(run, *args)[:2], product_flops(run, *args))
+    return _PLAIN[batch]
+
+
+@pytest.mark.parametrize("name", COSTS)
+def test_on_784_512_512_10(name):
+    cost = COSTS[name]
+    for batch in BATCHES:
+        flops, temporaries, products = plain(batch)
+        args = arguments(FLAT, 784, batch)
+        own, bytes_, _ = xla_cost(lambda *a: cost.run(FLAT, *a), *args)
+        if name in LOOPS:
+            own, flops = product_flops(lambda *a: cost.run(FLAT, *a), *args), products
+        print(f"{name}, batch {batch}: FLOPs {own / flops:.3f}, bytes {bytes_ / temporaries:.3f}")
+        assert own <= cost.flops * flops
+        limit = cost.few if batch <= 128 else cost.many
+        if limit is not None:
+            assert bytes_ <= limit * temporaries
+
+
+FLOORS = {
+    "nothing more": 1.0,
+    "norms": 2 / 3,
+    "gradient + norms": 1.0,
+    "clipped": 1.0,
+    "second moment": 1.0,
+    "gradient + second moment": 4 / 3,
+    "gradient + Kronecker factors": 5 / 3,
+    "Gauss-Newton diagonal": 12 / 3,
+    "Gauss-Newton product": 5 / 3,
+    "Hessian product": 8 / 3,
+}
+"""Of deep square nets, in plain gradients: forward, back and contraction are a third each."""
+
+
+@pytest.mark.parametrize("name", FLOORS)
+def test_under_repeat(name):
+    """The stacks are nearly deep square nets, so what they need is their floor to 2 %; the input and the output layer
+    make the difference."""
+    for depth in (16, 48):
+        net = stack(depth)
+        args = arguments(net, 64, 32)
+        reference = product_flops(jbp.value_and_grad(net, LOSS), *args)
+        ratio = product_flops(lambda *a, net=net: COSTS[name].run(net, *a), *args) / reference
+        print(f"{name}, repeat of {depth}: products {ratio:.3f}, floor {FLOORS[name]:.3f}")
+        assert ratio <= FLOORS[name] * 1.02
+
+
+def test_clipping_offers_both_keeping_the_pairs_and_walking_twice():
+    from jbp.private import clipped_sum
+
+    for depth in (16, 48):
+        net = stack(depth)
+        args = arguments(net, 64, 32)
+        reference = product_flops(jbp.value_and_grad(net, LOSS), *args)
+        found = {}
+        for lean in (False, True):
+
+            def run(p, x, y, net=net, lean=lean):
+                return clipped_sum(net, LOSS, p, x, y, 1.0, lean=lean)[2]
+
+            found[lean] = product_flops(run, *args) / reference, xla_cost(run, *args)[1]
+        print(f"clipped, repeat of {depth}: kept {found[False]}, lean {found[True]}")
+        assert found[False][0] <= 1.01
+        assert found[True][0] <= 4 / 3 * 1.02
+        assert found[True][1] < 0.75 * found[False][1]

@@ -1,0 +1,305 @@
+"""`jbp.trace`: each formula is true of the numbers beside it, for every net and loss of the case table."""
+
+import json
+import math
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import COMBINED, LOSSES, NETS, SINGLE, LossCase, NetCase, drawn, every_layer
+
+import jbp
+from jbp import layers
+from jbp.ties import Tied
+from jbp.tracing import formulas
+
+ERF = np.vectorize(math.erf)
+
+
+def sigma(x: Any) -> Any:
+    return 1 / (1 + np.exp(-x))
+
+
+def softmax(x: Any) -> Any:
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def gelu_u(x: Any) -> Any:
+    return np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
+
+
+def gelu_slope(x: Any) -> Any:
+    return 1 + gelu_u(x) + x * (1 - gelu_u(x) ** 2) * math.sqrt(2 / math.pi) * (1 + 0.134145 * x**2)
+
+
+SIGMA, U = "σ(x) = 1/(1 + e^−x)", "u = √(2/π)·(x + 0.044715·x³)"
+FORMULAS: dict[str, Any] = {
+    "y = x·weight + bias": lambda r: r["x"] @ r["weight"] + r["bias"],
+    "y = x·weight": lambda r: r["x"] @ r["weight"],
+    "δ_x = δ·weightᵀ": lambda r: r["δ"] @ r["weight"].T,
+    "y = x as a vector": lambda r: r["x"].reshape(-1),
+    "δ_x = δ in the shape of x": lambda r: r["δ"].reshape(r["x"].shape),
+    "y = x": lambda r: r["x"],
+    "δ_x = δ": lambda r: r["δ"],
+    "y = max(0, x)": lambda r: np.maximum(0, r["x"]),
+    "δ_x = δ where y > 0, else 0": lambda r: np.where(r["y"] > 0, r["δ"], 0),
+    "y = tanh(x)": lambda r: np.tanh(r["x"]),
+    "δ_x = (1 − y²)∘δ": lambda r: (1 - r["y"] ** 2) * r["δ"],
+    "y = 1/(1 + e^−x)": lambda r: sigma(r["x"]),
+    "δ_x = y∘(1 − y)∘δ": lambda r: r["y"] * (1 - r["y"]) * r["δ"],
+    "y = e^x / Σ e^x": lambda r: np.exp(r["x"]) / np.exp(r["x"]).sum(-1, keepdims=True),
+    "δ_x = y∘(δ − Σ y∘δ)": lambda r: r["y"] * (r["δ"] - (r["y"] * r["δ"]).sum(-1, keepdims=True)),
+    "y = log(1 + e^x)": lambda r: np.log(1 + np.exp(r["x"])),
+    "δ_x = (1 − e^−y)∘δ": lambda r: (1 - np.exp(-r["y"])) * r["δ"],
+    f"y = x∘σ(x), {SIGMA}": lambda r: r["x"] * sigma(r["x"]),
+    f"δ_x = σ(x)∘(1 + x∘(1 − σ(x)))∘δ, {SIGMA}": lambda r: sigma(r["x"]) * (1 + r["x"] * (1 - sigma(r["x"]))) * r["δ"],
+    f"y = ½·x∘(1 + tanh u), {U}": lambda r: r["x"] * (1 + gelu_u(r["x"])) / 2,
+    f"δ_x = ½·(1 + tanh u + x∘(1 − tanh² u)∘u′)∘δ, {U}, u′ = √(2/π)·(1 + 0.134145·x²)": lambda r: (
+        gelu_slope(r["x"]) / 2 * r["δ"]
+    ),
+    "y = x∘Φ(x), Φ normal distribution": lambda r: r["x"] * (1 + ERF(r["x"] / math.sqrt(2))) / 2,
+    "δ_x = (Φ(x) + x∘φ(x))∘δ, φ normal density": lambda r: (
+        ((1 + ERF(r["x"] / math.sqrt(2))) / 2 + r["x"] * np.exp(-(r["x"] ** 2) / 2) / math.sqrt(2 * math.pi)) * r["δ"]
+    ),
+    "y = x + f(x)": lambda r: r["x"] + r["f(x)"],
+    "δ_x = δ + δ_f": lambda r: r["δ"] + r["δ_f"],
+    "Σ (p − t)²": lambda r: ((r["p"] - r["t"]) ** 2).sum(-1),
+    "2·(p − t)": lambda r: 2 * (r["p"] - r["t"]),
+    "½·Σ (p − t)²": lambda r: ((r["p"] - r["t"]) ** 2).sum(-1) / 2,
+    "p − t": lambda r: r["p"] - r["t"],
+    "mean of (p − t)²": lambda r: ((r["p"] - r["t"]) ** 2).mean(),
+    "2·(p − t) / number of outputs": lambda r: 2 * (r["p"] - r["t"]) / r["p"].size,
+    "−Σ t∘log softmax(p)": lambda r: -(r["t"] * np.log(softmax(r["p"]))).sum(-1),
+    "softmax(p)·Σ t − t": lambda r: softmax(r["p"]) * r["t"].sum(-1, keepdims=True) - r["t"],
+    "−log softmax(p)[t]": lambda r: -np.log((softmax(r["p"]) * one_hot(r)).sum(-1)),
+    "softmax(p), less 1 at t": lambda r: softmax(r["p"]) - one_hot(r),
+    "Σ −t∘log σ(p) − (1 − t)∘log(1 − σ(p))": lambda r: (
+        -r["t"] * np.log(sigma(r["p"])) - (1 - r["t"]) * np.log(1 - sigma(r["p"]))
+    ).sum(-1),
+    "σ(p) − t": lambda r: sigma(r["p"]) - r["t"],
+    "−Σ t∘log p": lambda r: -(r["t"] * np.log(r["p"])).sum(-1),
+    "−t / p": lambda r: -r["t"] / r["p"],
+    "−log p[t]": lambda r: -np.log((r["p"] * one_hot(r)).sum(-1)),
+    "−1/p at t, else 0": lambda r: -one_hot(r) / r["p"],
+    # Layers that the library does not know: their own arithmetic.
+    "Gain": lambda r: r["factor"] * r["gain"] * r["x"],
+    "Table": lambda r: r["x"] + r["table"],
+    "δ_x = (∂y/∂x)ᵀ δ": lambda r: r.get("factor", 1) * r.get("gain", 1) * r["δ"],
+    "h ⊗ δ": lambda r: np.outer(r["h"], r["δ"]),
+    "Σₜ h ⊗ δ": lambda r: np.einsum("ti,to->io", r["h"], r["δ"]),
+    "Σₜ δ": lambda r: r["δ"].sum(0),
+    "δ": lambda r: r["δ"],
+    "h∘δ": lambda r: r["h"] * r["δ"],
+}
+
+
+def one_hot(r: Any) -> Any:
+    return np.eye(r["p"].shape[-1])[r["t"].astype(int)]
+
+
+def by_formula(formula: str, r: dict[str, Any]) -> Any:
+    """What the words of a formula say of the numbers r."""
+    if formula in FORMULAS:
+        return FORMULAS[formula](r)
+    if part := re.fullmatch(r"y = (Gain|Table)\(.*\) of x", formula):
+        return FORMULAS[part[1]](r)
+    if part := re.fullmatch(r"∂e/∂\[.*\] = (use.( \+ use.)+)", formula):
+        return sum(r[name] for name in part[1].split(" + "))
+    if part := re.fullmatch(r"(y|δ_x) = (.*) side by side", formula):
+        return np.concatenate([r[name] for name in part[2].split(", ")], -1)
+    if re.fullmatch(r"(y = y|δ_x = δ)[₁-₉]( \+ .[₁-₉])*", formula):
+        return sum(r[name] for name in formula.split(" = ")[1].split(" + "))
+    if part := re.fullmatch(r"y = x where x (≥|>) 0, else ([\d.]+)·(x|\(e\^x − 1\))", formula):
+        return np.where(r["x"] > 0, r["x"], float(part[2]) * (r["x"] if part[3] == "x" else np.expm1(r["x"])))
+    if part := re.fullmatch(r"δ_x = δ where x (≥|>) 0, else (\(y \+ )?([\d.]+)(·δ|\)∘δ)", formula):
+        return np.where(r["x"] > 0, r["δ"], (float(part[3]) + (r["y"] if part[2] else 0)) * r["δ"])
+    if part := re.fullmatch(r"e = mean over (\d+) positions of (.*)", formula):
+        values = by_formula(part[2], r)
+        assert values.size == int(part[1])
+        return values.mean()
+    if part := re.fullmatch(r"δ = 1/(\d+)·\((.*)\)", formula):
+        return by_formula(part[2], r) / int(part[1])
+    if part := re.fullmatch(r"(e|δ|∂e/∂\w+) = (.*)", formula):
+        return by_formula(part[2], r)
+    raise AssertionError(f"no numbers for {formula!r}")
+
+
+def assert_every_formula_is_true(found: jbp.Trace) -> None:
+    """From the numbers as JSON gives them, in plain numpy."""
+    rows = json.loads(json.dumps(found.to_dict()))["rows"]
+    seen: dict[str, Any] = {}
+    blocks: dict[Any, dict[str, Any]] = {}
+    for row in rows:
+        layer, value = row["layer"], np.asarray(row["value"], float)
+        where = (*row["path"], "#", *row["repetition"], layer)
+        numbers = blocks.setdefault(where, {})
+        if factor := re.match(r"Gain\(?(?:factor=)?([\d.]+)?", layer):
+            numbers["factor"] = float(factor[1] or 1)
+        formula, name = row["formula"], f"{row['symbol']} of "
+        if " = " in formula:
+            expected = by_formula(formula, {k: v for k, v in numbers.items() if not isinstance(v, list)})
+            np.testing.assert_allclose(
+                value, np.reshape(expected, value.shape), rtol=1e-9, atol=1e-12, err_msg=f"{where} {formula}"
+            )
+        elif re.match(r"(y|δ|δ_x) of (\[|the loss|\w)", formula) and "step" not in formula:
+            np.testing.assert_array_equal(value, seen[formula], err_msg=f"{where} {formula}")
+        numbers[row["symbol"]] = value
+        place = "".join(f"[{i}]" for i in row["path"])
+        place = " ".join([place, "".join(f"#{i + 1}" for i in row["repetition"])]).strip()
+        for label in (f"{place}", f"{place} {layer}".strip(), layer):
+            seen[f"{name}{label}"] = value
+        if row["step"] == "loss":
+            seen["δ of the loss"] = value
+
+
+def traced(case: NetCase) -> tuple[Any, Any, Any, jbp.Trace]:
+    params, x, delta, _ = drawn(case)
+    return params, x, delta, jbp.trace(case.net, params, x[0], delta[0], jbp.losses.l2_loss)
+
+
+@pytest.mark.parametrize("case", NETS, ids=lambda c: c.name)
+def test_every_formula_is_true_of_its_numbers(case: NetCase):
+    params, x, y, found = traced(case)
+    assert_every_formula_is_true(found)
+    output = next(row for row in found.rows if row.symbol == "p").value
+    np.testing.assert_allclose(output, jbp.apply(case.net, params, x[:1])[0], rtol=1e-10)
+    if not case.net.uses_key:  # with dropout there is no gradient in evaluation to compare with
+        value, grads = jbp.value_and_grad(case.net, jbp.losses.l2_loss)(params, x[:1], y[:1])
+        np.testing.assert_allclose([row.value for row in found.rows if row.symbol == "e"], [value], rtol=1e-10)
+        if not any(isinstance(layer, Tied) for layer in every_layer(case.net)):
+            assert_gradients_are_there(found, grads)
+
+
+def test_the_gradient_of_a_shared_parameter_is_the_sum_over_its_uses():
+    case = next(case for case in NETS if case.name == "tied weight, at positions")
+    params, x, y, found = traced(case)
+    grads = jbp.value_and_grad(case.net, jbp.losses.l2_loss)(params, x[:1], y[:1])[1]
+    *uses, total = (row for row in found.rows if row.layer == "tied")
+    assert [row.symbol for row in (*uses, total)] == ["use₁", "use₂", "∂e/∂[0]['weight']"]
+    np.testing.assert_allclose(total.value, grads[0]["weight"], rtol=1e-10)
+
+
+def assert_gradients_are_there(found: jbp.Trace, grads: Any) -> None:
+    """Every entry of the gradient, by path, in a row; of a repetition l, at [l]."""
+    rows = [row for row in found.rows if row.symbol.startswith("∂e/∂")]
+    entries = 0
+    for row in rows:
+        leaf = grads
+        for i in row.path:
+            leaf = leaf[i]
+        leaf = leaf[row.symbol.removeprefix("∂e/∂")][row.repetition]
+        np.testing.assert_allclose(row.value, leaf, rtol=1e-9, atol=1e-12, err_msg=row.where)
+        entries += leaf.size
+    assert entries == sum(leaf.size for leaf in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize("case", LOSSES, ids=lambda c: c.name)
+def test_the_formulas_of_every_loss_are_true(case: LossCase):
+    found = jbp.trace(jbp.identity, (), case.output[1], case.target[1], case.loss)
+    assert [row.symbol for row in found.rows if row.step == "loss"] == ["p", "t", "e", "δ"]
+    assert_every_formula_is_true(found)
+
+
+def test_a_wrong_number_makes_a_formula_false():
+    case = next(case for case in COMBINED if case.name == "classifier")
+    found = traced(case)[-1]
+    checked = [row for row in found.rows if " = " in row.formula]
+    assert len(checked) > 10
+    for wrong in checked:
+        rows = [
+            jbp.TraceRow(**{**vars(row), "value": row.value * 1.001}) if row is wrong else row for row in found.rows
+        ]
+        with pytest.raises(AssertionError):
+            assert_every_formula_is_true(jbp.Trace(tuple(rows)))
+
+
+def test_every_known_layer_has_formulas_of_its_own():
+    for case in SINGLE:
+        if type(case.net).__module__.startswith("jbp."):
+            assert "(∂y/∂x)ᵀ" not in formulas.of_layer(case.net)[1], case.name
+
+
+NET = jbp.serial(jbp.Dense(2), jbp.tanh, jbp.Dense(1))
+PARAMS = (
+    {"weight": jnp.array([[0.5, -1.0], [0.25, 2.0]]), "bias": jnp.array([0.1, 0.0])},
+    (),
+    {"weight": jnp.array([[1.0], [-0.5]]), "bias": jnp.array([0.2])},
+)
+TEXT = """\
+step 1  forward
+  [0] Dense(2)   x           the input            [1, -2]
+                 bias                             [0.1, 0]
+                 weight                           [[0.5, -1],
+                                                   [0.25, 2]]
+                 y           y = x·weight + bias  [0.1, -5]
+  [1] tanh       x           y of [0]             [0.1, -5]
+                 y           y = tanh(x)          [0.099668, -0.999909]
+  [2] Dense(1)   x           y of [1]             [0.099668, -0.999909]
+                 bias                             [0.2]
+                 weight                           [[1],
+                                                   [-0.5]]
+                 y           y = x·weight + bias  [0.799623]
+
+the loss
+  squared_error  p           y of [2]             [0.799623]
+                 t           the target           [1]
+                 e           e = Σ (p − t)²       0.0401511
+                 δ           δ = 2·(p − t)        [-0.400755]
+"""
+
+
+def test_a_small_net_prints_as_a_table_to_check_by_hand():
+    found = jbp.trace(NET, PARAMS, jnp.array([1.0, -2.0]), jnp.array([1.0]), jbp.losses.squared_error)
+    text = str(found)
+    assert text.startswith(TEXT)
+    assert max(map(len, text.splitlines())) <= 80
+    lines = found.markdown().splitlines()
+    assert "| [1] tanh | x | y of [0] | [0.1, -5] |" in lines
+    assert len([line for line in lines if line.startswith("| ") and "---" not in line]) == len(found.rows) + 4
+
+
+def test_large_arrays_are_shown_by_their_corners_and_kept_whole():
+    net = jbp.Dense(30)
+    params, _ = net.init(jax.random.key(0), (64,))
+    found = jbp.trace(net, params, jnp.ones(64), jnp.zeros(30), jbp.losses.squared_error)
+    assert "64 × 30:" in str(found)
+    assert len(str(found)) < 4000
+    assert next(row for row in found.rows if row.symbol == "weight").value.shape == (64, 30)
+
+
+def test_repetitions_are_told_apart():
+    net = jbp.serial(jbp.repeat(jbp.serial(jbp.repeat(jbp.Dense(2), 2), jbp.tanh), 3))
+    params, _ = net.init(jax.random.key(0), (2,))
+    rows = jbp.trace(net, params, jnp.ones(2), jnp.ones(2), jbp.losses.squared_error).rows
+    dense = [row for row in rows if row.symbol == "weight"]
+    assert [row.repetition for row in dense] == [(i, j) for i in range(3) for j in range(2)]
+    assert dense[1].where == "[0][0] #1#2 Dense(2)"
+    for row in dense:
+        np.testing.assert_array_equal(row.value, params[0][0]["weight"][row.repetition])
+    back = [row.repetition for row in rows if row.symbol == "∂e/∂weight"]
+    assert back == [(i, j) for i in (2, 1, 0) for j in (1, 0)]
+
+
+class Coupling(layers.Identity):
+    couples_batch = True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"net": 3}, ValueError, "the net must be a layer"),
+        ({"loss": "mse"}, ValueError, "the loss must come from jbp.losses"),
+        ({"x": jnp.ones(3)}, ValueError, r"layer \[0\]: Dense\(2\) .* input of shape \(3,\)"),
+        ({"y": jnp.ones(2)}, ValueError, "needs a target of the output's shape"),
+        ({"params": PARAMS[:2]}, ValueError, "serial of 3 layers expects a tuple of 3"),
+        ({"net": Coupling(), "params": ()}, NotImplementedError, "couples the examples of a batch"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_words(arguments: Any, error: Any, words: str):
+    given = {"net": NET, "params": PARAMS, "x": jnp.ones(2), "y": jnp.ones(1), "loss": jbp.losses.l2_loss} | arguments
+    with pytest.raises(error, match=words):
+        jbp.trace(**given)
