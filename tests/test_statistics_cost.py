@@ -51,6 +51,8 @@ COSTS = {
     "clipped": Cost(of_pairs(lambda pairs: stats.clipped(pairs, 1.0)), 1.01, 1.05, 1.3),
     "second moment": Cost(of_pairs(stats.second_moment), 1.01, 1.7, 1.7),
     "gradient + second moment": Cost(of_pairs(jbp.contract, stats.second_moment), 1.435),
+    "variance": Cost(of_pairs(stats.variance), 1.44),
+    "noise scale": Cost(of_pairs(stats.noise_scale), 1.01),
     "gradient + Kronecker factors": Cost(of_pairs(jbp.contract, stats.kronecker), 2.06),
     "Gauss-Newton diagonal": Cost(
         lambda net, *a: curvature.gauss_newton_diagonal(net, LOSS, *a), (2 + 10) / 3 * 1.05, 3.0, 3.0
@@ -108,6 +110,8 @@ FLOORS = {
     "clipped": 1.0,
     "second moment": 1.0,
     "gradient + second moment": 4 / 3,
+    "variance": 4 / 3,
+    "noise scale": 1.0,
     "gradient + Kronecker factors": 5 / 3,
     "Gauss-Newton diagonal": 12 / 3,
     "Gauss-Newton product": 5 / 3,
