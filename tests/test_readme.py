@@ -10,14 +10,14 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_the_example_runs_and_learns(tmp_path: Path):
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    example, reading = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     code = example + (
         'pair = pairs[1]["weight"]\n'
         "for n in (0, 17):\n"
         "    alone = jbp.value_and_grad(net, loss)(params, x[n : n + 1], y[n : n + 1])[1]\n"
         '    assert abs(pair.h[n].T @ pair.delta[n] - alone[1]["weight"]).max() < 1e-5\n'
     )
-    run = [sys.executable, "-W", "error", "-c", code]
+    run = [sys.executable, "-W", "error", "-c", code + reading]
     out = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert out.returncode == 0, out.stderr
     assert float(out.stdout) > 0.95

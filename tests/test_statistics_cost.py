@@ -52,7 +52,7 @@ COSTS = {
     "second moment": Cost(of_pairs(stats.second_moment), 1.01, 1.7, 1.7),
     "gradient + second moment": Cost(of_pairs(jbp.contract, stats.second_moment), 1.435),
     "variance": Cost(of_pairs(stats.variance), 1.44),
-    "noise scale": Cost(of_pairs(stats.noise_scale), 1.01),
+    "noise scale": Cost(of_pairs(stats.noise_scale), 1.02),
     "gradient + Kronecker factors": Cost(of_pairs(jbp.contract, stats.kronecker), 2.06),
     "Gauss-Newton diagonal": Cost(
         lambda net, *a: curvature.gauss_newton_diagonal(net, LOSS, *a), (2 + 10) / 3 * 1.05, 3.0, 3.0

@@ -1,0 +1,101 @@
+"""The claims' scripts, quick: each holds, its negative control fails, and bad use ends in one line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from cases import BATCH
+
+import jbp
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+sys.path.insert(0, str(EXPERIMENTS))
+
+import all as every  # noqa: E402
+import claim  # noqa: E402
+
+SCRIPTS = [name for name in every.CLAIMS if name != "from_scratch"]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_claim_holds_and_its_control_does_not(name, tmp_path):
+    script = claim.load(name)
+    result = claim.run(script, script.QUICK)
+    script.check(result)
+    claim.draw(script, result, tmp_path, name)
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.png", f"{name}.svg"}
+    assert all(isinstance(text, str) and 0 < len(text) < 300 for text in script.summary(result))
+    control = claim.run(script, script.CONTROL)
+    with pytest.raises(claim.ClaimFailed):
+        script.check(control)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_saved_result_is_whole(name):
+    saved = claim.RESULTS / f"{name}.json"
+    result = json.loads(saved.read_text())
+    script = claim.load(name)
+    assert {"config", "versions", "date", "seconds"} <= set(result)
+    assert result["config"].keys() == script.FULL.__dataclass_fields__.keys()
+    script.check(result)
+    assert (claim.RESULTS / f"{name}.png").exists()
+    assert (claim.RESULTS / f"{name}.svg").exists()
+
+
+def test_the_table_is_made_from_the_saved_results():
+    assert (EXPERIMENTS / "README.md").read_text() == every.table()
+
+
+def test_backpropagation_in_one_file_has_the_librarys_gradients():
+    script = claim.load("from_scratch")
+    assert "jbp" not in {line.split()[1].split(".")[0] for line in _imports(EXPERIMENTS / "from_scratch.py")}
+    script.check(script.run(quick=True))
+    params = script.init(jax.random.key(1), (64, 7, 5, 10))
+    x = jax.random.normal(jax.random.key(2), (BATCH, 64))
+    y = np.arange(BATCH) % 10
+    net = jbp.serial(jbp.Dense(7), script_activation(script), jbp.Dense(5), script_activation(script), jbp.Dense(10))
+    _, expected = jbp.value_and_grad(net, jbp.losses.softmax_cross_entropy)(library_params(params), x, y)
+    saved = script.forward(params, x)
+    found = script.gradients(script.backward(params, saved, y))
+    ours = jax.tree.leaves(library_params(found))
+    for a, b in zip(ours, jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+def _imports(path: Path) -> list[str]:
+    return [line for line in path.read_text().splitlines() if line.startswith(("import ", "from "))]
+
+
+def test_bad_use_ends_with_one_line(tmp_path):
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(EXPERIMENTS / "sum_over_paths.py"), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    unknown = run("--fast")
+    assert unknown.returncode == 2
+    assert "unrecognized arguments: --fast" in unknown.stderr
+    (tmp_path / "file").write_text("")
+    blocked = run("--quick", "--out", str(tmp_path / "file" / "results"))
+    assert blocked.returncode == 2
+    assert len(blocked.stderr.strip().splitlines()) == 1
+    assert "Not a directory" in blocked.stderr
+    control = run("--control")
+    assert control.returncode == 1
+    assert "does not hold" in control.stderr
+
+
+def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "result.json"
+    claim.save(path, "old")
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", stop)
+    with pytest.raises(KeyboardInterrupt):
+        claim.save(path, "new")
+    assert path.read_text() == "old"
