@@ -22,11 +22,13 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
+from jbp import private as privacy
 from jbp import program, rules
 from jbp.backprop import Mask, apply
 from jbp.layer import Layer, as_count, as_number
 from jbp.losses import Loss
 from jbp.method import Method
+from jbp.private import Private
 from jbp.program import Metric, Sampling
 
 Data = tuple[Any, Any]
@@ -52,7 +54,7 @@ class Fit:
     opt_state: Any = field(repr=False)
     history: tuple[Row, ...]
     """One row an epoch: epoch, step, train_loss, train_<metric>, validation_loss, validation_<metric>, seconds
-    (since the start), examples_per_second (of the epoch's steps)."""
+    (since the start), examples_per_second (of the epoch's steps), epsilon (since the start, if private)."""
     best_epoch: int | None
     """The epoch whose parameters these are, if the best were restored (0 is the start); else None."""
     stop_reason: StopReason
@@ -60,6 +62,8 @@ class Fit:
     """The loss of every step taken, in order."""
     rule_state: Any = field(default=(), repr=False)
     """What the learning rule carries, such as its random weights, after the last step; () without a rule."""
+    epsilon: float | None = None
+    """Of a private training, what all steps taken together cost, whichever parameters are used."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -112,11 +116,12 @@ def fit(
     batch_size: int = 32,
     validation_data: Data | None = None,
     params: Any = None,
-    seed: int = 0,
+    seed: int | None = None,
     sampling: Sampling = "shuffle",
     metrics: Mapping[str, Metric] | None = None,
     trainable: Any = None,
     rule: rules.Rule | Method | str | None = None,
+    private: Private | None = None,
     monitor: str | None = None,
     patience: int | None = None,
     min_delta: float = 0.0,
@@ -134,13 +139,18 @@ def fit(
     with its defaults, such as "feedback_alignment". The training figures of a row are means over the epoch's steps,
     taken while the parameters moved and with dropout; the validation figures are in evaluation, after the epoch.
 
+    `private` clips each example's gradient and adds noise (`jbp.Private`, which says what is protected, and what is
+    not: the training figures). Then every example enters each batch independently, `batch_size` of them on average and
+    ⌈n / batch_size⌉ steps to an epoch, rows have "epsilon", and nothing may stop the run or choose its parameters by a
+    figure. The validation data are not protected.
+
     `monitor` names the figure that decides: by default "validation_loss", without validation data "train_loss"; of a
     metric higher is better. Training stops when it has not improved by more than `min_delta` for `patience` epochs,
     or has reached `target`. The parameters returned are the best epoch's if `restore_best` (by default, when
     `patience` is given), else the last.
 
-    Everything random (initial parameters, order, dropout) follows from `seed`: same arguments, same machine, same
-    bits. `chunk_steps` (by default an epoch, or about a second's work if that is shorter) changes none of them. Each
+    Everything random (initial parameters, order, dropout, noise) follows from `seed`, by default 0, for a private run
+    from the operating system: same arguments, same machine, same bits. `chunk_steps` (by default an epoch, or about a second's work if that is shorter) changes none of them. Each
     of the `callbacks` gets an `Event` after every chunk, and ends the run by returning True.
 
     Raises:
@@ -148,6 +158,9 @@ def fit(
         Diverged: when the loss is no longer finite.
         Interrupted: on Ctrl-C, when the chunk ends; a second Ctrl-C does not wait.
     """
+    if private is not None:
+        privacy.check_fit(private, net, rule, sampling, monitor, patience, target, restore_best)
+        sampling = "poisson"
     x, y = _on_device("train_data", train_data)
     validation = None if validation_data is None else _on_device("validation_data", validation_data)
     n, epochs = len(x), as_count(epochs, "epochs")
@@ -159,7 +172,8 @@ def fit(
     watch = _Watch.over(monitor, validation is not None, metrics, patience, min_delta, target, restore_best)
     chunks = _Chunks(steps, None if chunk_steps is None else as_count(chunk_steps, "chunk_steps"))
 
-    init_key, run_key = jax.random.split(jax.random.key(seed))
+    root = privacy.secret_key() if private is not None and seed is None else jax.random.key(seed or 0)
+    init_key, run_key = jax.random.split(root)
     if params is None:
         params, _ = net.init(init_key, x.shape[1:])
     for name, data in (("train_data", (x, y)), ("validation_data", validation)):
@@ -167,19 +181,25 @@ def fit(
 
     functions = tuple(metrics.values())
     mask = Mask.of(trainable)
-    method = rules.method_of(rule, net, params, x, mask)
-    take = program.steps_program(net, loss, optimizer, functions, mask, sampling, batch_size, n, method)
+    if private is None:
+        method, capacity = rules.method_of(rule, net, params, x, mask), None
+    else:
+        private.epsilon(epochs * steps, batch_size, n)  # so that what is missing shows before the first step
+        private.warn_of(n)
+        method, capacity = private.bind(batch_size), private.capacity(epochs * steps, batch_size, n)
+    take = program.steps_program(net, loss, optimizer, functions, mask, sampling, batch_size, n, method, capacity)
     evaluate = program.evaluation_program(net, loss, functions, _BLOCK)
     way = method.init(jax.random.fold_in(run_key, 0), net, params)
     state = program.start(params, optimizer, steps, len(functions), way)
-    record = _Record(tuple(metrics), sizes)
+    record, taken = _Record(tuple(metrics), sizes), 0
     if validation is not None:  # how good the start is; also compiles the program before the first step
         watch.see(0, record.validation(evaluate(state.params, *validation)), state.params)
 
     def result(reason: StopReason) -> Fit:
-        best = watch.restores and reason != "interrupted"
+        best = watch.params is not None and reason != "interrupted"
         kept, epoch = (watch.params, watch.best_epoch) if best else (state.params, None)
-        return Fit(kept, state.opt_state, tuple(record.rows), epoch, reason, record.losses(), state.method)
+        spent = None if private is None else private.epsilon(taken, batch_size, n)
+        return Fit(kept, state.opt_state, tuple(record.rows), epoch, reason, record.losses(), state.method, spent)
 
     with _ctrl_c() as interrupted:
         for epoch in range(1, epochs + 1):
@@ -187,16 +207,18 @@ def fit(
                 began = time.perf_counter()
                 state = jax.block_until_ready(take(state, x, y, run_key, epoch, first, last))
                 chunks.took(last - first, time.perf_counter() - began)
-                bad = record.see(state, last)
+                taken = (epoch - 1) * steps + last
+                bad = record.see(state, last, private is not None)
                 if bad is not None:
                     raise Diverged(result("diverged"), bad)
                 row = None
                 if last == steps:
                     figures = {} if validation is None else record.validation(evaluate(state.params, *validation))
+                    if private is not None:
+                        figures["epsilon"] = private.epsilon(taken, batch_size, n)
                     row = record.end_epoch(epoch, figures)
                     watch.see(epoch, row, state.params)
-                step = (epoch - 1) * steps + last
-                event = Event(epoch, step, epochs * steps, record.loss, record.seconds, row, state.params, state.method)
+                event = Event(epoch, taken, epochs * steps, record.loss, record.seconds, row, state.params, state.method)
                 wanted = [callback(event) for callback in callbacks]
                 if interrupted.is_set():
                     raise Interrupted(result("interrupted"))
@@ -222,12 +244,15 @@ class _Record:
     def seconds(self) -> float:
         return time.perf_counter() - self._began
 
-    def see(self, state: program.State, last: int) -> int | None:
-        """Take in the epoch's first `last` steps; answers with the first one (of the run) that is not finite."""
+    def see(self, state: program.State, last: int, private: bool = False) -> int | None:
+        """Take in the epoch's first `last` steps; answers with the first one (of the run) that is not finite.
+
+        Whether a private run ends must not depend on an example's error, so there only on the parameters.
+        """
         self._losses, self._metrics = np.asarray(state.losses, float)[:last], np.asarray(state.metrics, float)[:last]
         self.loss = self._mean(self._losses)
         broken = np.flatnonzero(~np.isfinite(self._losses))
-        if not len(broken):
+        if not len(broken) or (private and all(bool(jnp.isfinite(p).all()) for p in jax.tree.leaves(state.params))):
             return None
         self._losses = self._losses[: broken[0] + 1]
         return sum(map(len, self._finished)) + int(broken[0]) + 1
@@ -361,7 +386,7 @@ def _batch_sizes(n: int, batch_size: int, sampling: Sampling) -> np.ndarray:
     batch_size = as_count(batch_size, "batch_size")
     if batch_size > n:
         raise ValueError(f"batch_size must be at most the number of training examples, {n}, but is {batch_size}")
-    if sampling not in ("shuffle", "replacement"):
+    if sampling not in ("shuffle", "replacement", "poisson"):
         raise ValueError(f"sampling must be 'shuffle' or 'replacement', but is {sampling!r}")
     sizes = np.full(-(-n // batch_size), batch_size)
     if sampling == "shuffle":

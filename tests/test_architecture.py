@@ -12,8 +12,8 @@ SOURCES = sorted((ROOT / "jbp").rglob("*.py"))
 # A module imports only what stands on an earlier line, or in its own package.
 ORDER = [
     ("pairs",), ("stats", "sinks"), ("layer",), ("layers",), ("combine",), ("ties", "losses"), ("backprop",),
-    ("method", "tracing"), ("curvature", "rules", "private", "updating"), ("optim", "data", "sharding"),
-    ("program",), ("train",), ("many",), ("checkpoint",), ("check", "bridge"), ("cli",), ("__main__",),
+    ("method", "tracing"), ("curvature", "rules", "private"), ("optim", "data", "sharding"),
+    ("updating",), ("program",), ("train",), ("many",), ("checkpoint",), ("check", "bridge"), ("cli",), ("__main__",),
 ]  # fmt: skip
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 ONLY = {"optim": set(), "data": set(), "stats": {"pairs"}}

@@ -240,6 +240,18 @@ def test_bad_input_is_refused(call, words, error):
         call(net, losses.l2_loss, params, *data)
 
 
+def test_the_gram_matrix_of_an_outputs_columns_is_the_neural_tangent_kernel():
+    net, params, (x, _) = small(jbp.Dense(5), jbp.tanh, jbp.repeat(jbp.serial(jbp.Dense(5), jbp.tanh), 2), jbp.Dense(2))
+    flat, unravel = ravel_pytree(params)
+    j = compiled(jax.jacrev(lambda f: plain(net, unravel(f), x)))(flat)
+    output, saved = jbp.forward(net, params, x)
+    columns = [jbp.backward(net, params, saved, jnp.zeros_like(output).at[:, k].set(1))[1] for k in range(2)]
+    for k in range(2):
+        for m in range(2):
+            kernel = stats.gram(columns[k], columns[m])
+            np.testing.assert_allclose(kernel, j[:, k] @ j[:, m].T, rtol=1e-11, atol=1e-13)
+
+
 def test_no_pair_is_left_in_what_is_returned():
     net, params, data = small(jbp.Dense(5), jbp.tanh, jbp.Dense(2))
     found = curvature.gauss_newton_diagonal(net, losses.l2_loss, params, *data)

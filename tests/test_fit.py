@@ -244,6 +244,12 @@ def test_patience_without_restoring_returns_the_last():
     assert same(fitted.params, seen[7])
 
 
+def test_a_run_that_ends_before_any_epoch_has_its_last_parameters():
+    fitted = run(epochs=5, data=(X, Y), restore_best=True, chunk_steps=1, callbacks=(lambda event: True,))
+    assert (fitted.stop_reason, fitted.best_epoch) == ("callback", None)
+    assert jax.tree.leaves(fitted.params)
+
+
 def test_min_delta_is_what_counts_as_better():
     full = run(epochs=30, validation_data=(X, Y))
     gains = -np.diff([row["validation_loss"] for row in full.history])

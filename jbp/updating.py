@@ -1,0 +1,123 @@
+"""The update inside the backward pass: each layer's parameters change as soon as its pairs exist.
+
+No gradient of the whole net is ever alive. In a flat net XLA arranges that by itself; under `repeat` autodiff, and a
+backward pass that answers with gradients, hold the gradients of the whole stack. Here the scan carries the stack and
+writes into it, layer by layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.tree_util import register_dataclass
+
+from jbp.backprop import _backward_leaf
+from jbp.combine import Combinator, Repeat, located
+from jbp.layer import Layer
+from jbp.optim.momentum import MomentumState
+from jbp.optim.sgd import SgdState
+from jbp.sinks import total
+from jbp.ties import Tied
+
+
+@register_dataclass
+@dataclass(frozen=True, eq=False)
+class _Held:
+    """A parameter and its velocity (None without momentum), which travel together."""
+
+    param: Any
+    velocity: Any
+
+
+def backward_update(
+    net: Layer, params: Any, state: Any, saved: Any, delta: Any, optimizer: optax.GradientTransformation
+) -> tuple[Any, Any, Any]:
+    """Step 2 and the optimiser's step in one walk: δ at the input, the new parameters, the new state.
+
+    `delta` [n, ...] carries the weights of the examples, 1/N for a mean. The δ that goes on is made with the
+    parameters as they were. For `jbp.optim.sgd`, `heavy_ball` and `nesterov`, which look at each parameter by itself;
+    what looks at all gradients first, such as clipping by their global norm, cannot work this way.
+
+    Raises:
+        ValueError: for another optimiser, or a net with `tied` parameters, whose uses must be added up first.
+    """
+    check_updatable(net, state)
+    has_velocity = isinstance(state, MomentumState)
+    velocity = state.velocity if has_velocity else jax.tree.map(lambda _: None, params)
+    held = jax.tree.map(_Held, params, velocity)
+
+    def visit(place: Any, layer: Layer, held: Any, saved: Any, delta: Any) -> tuple[Any, Any]:
+        with located(place, layer):
+            if isinstance(layer, Repeat):
+                return _through_repeat(visit, layer, held, saved, delta)
+            if isinstance(layer, Combinator):
+                return layer.walk_backward(visit, held, saved, delta)
+            own = _param(held)
+            leaf = layer.backward if layer.couples_batch else partial(_backward_leaf, layer)
+            delta_x, pairs = leaf(own, saved, delta)
+            at = MomentumState(state.steps, _velocity(held)) if has_velocity else state
+            updates, after = optimizer.update(total(pairs), at, own)
+            new = optax.apply_updates(own, updates)
+            after = after.velocity if has_velocity else jax.tree.map(lambda _: None, new)  # type: ignore[attr-defined]
+            return delta_x, jax.tree.map(_Held, new, after)
+
+    delta_x, held = visit((), net, held, saved, delta)
+    steps = optimizer.update((), MomentumState(state.steps, ()) if has_velocity else state, ())[1].steps  # type: ignore[attr-defined]
+    return delta_x, _param(held), MomentumState(steps, _velocity(held)) if has_velocity else SgdState(steps)
+
+
+def check_updatable(net: Layer, state: Any) -> None:
+    """Refuse what cannot be updated layer by layer."""
+    if not isinstance(state, SgdState | MomentumState):
+        raise ValueError(
+            "updating inside the backward pass is for jbp.optim.sgd, heavy_ball and nesterov, "
+            f"but the optimiser's state is {type(state).__name__}: leave in_place out"
+        )
+    if _has_ties(net):
+        raise ValueError("the uses of a tied parameter must be added up before it is updated: leave in_place out")
+
+
+def _through_repeat(visit: Any, net: Repeat, held: Any, saved: Any, delta: Any) -> tuple[Any, Any]:
+    """δ through the repetitions, last to first, each written back into the stack.
+
+    The next repetition is read from the stack *after* the write and carried: read from the old stack, XLA would have to
+    keep that beside the new one, and copies it twice in every round.
+    """
+    stacks, last, plan = saved
+
+    def at(stack: Any, i: Any) -> Any:
+        return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, i, keepdims=False), stack)
+
+    def body(carry: Any, i_s: Any) -> tuple[Any, None]:
+        delta, y, stack, own = carry
+        i, distinct = i_s
+        delta_x, new = visit((), net.layer, own, plan.whole(distinct, y), delta)
+        stack = jax.tree.map(lambda a, one: lax.dynamic_update_index_in_dim(a, one, i, 0), stack, new)
+        own = at(stack, jnp.maximum(i - 1, 0))
+        return (delta_x, distinct[plan.input] if plan.shares_output else None, stack, own), None
+
+    start = (delta, last, held, at(held, net.n - 1))
+    (delta_x, _, held, _), _ = lax.scan(body, start, (jnp.arange(net.n), stacks), reverse=True)
+    return delta_x, held
+
+
+def _has_ties(net: Layer) -> bool:
+    return isinstance(net, Tied) or any(map(_has_ties, getattr(net, "children", ())))
+
+
+def _is_held(node: Any) -> bool:
+    return isinstance(node, _Held)
+
+
+def _param(held: Any) -> Any:
+    return jax.tree.map(lambda node: node.param, held, is_leaf=_is_held)
+
+
+def _velocity(held: Any) -> Any:
+    return jax.tree.map(lambda node: node.velocity, held, is_leaf=_is_held)
