@@ -22,7 +22,8 @@ from jbp.pairs import is_pair
 CASES = [
     case for case in NETS if jax.tree.leaves(jax.eval_shape(lambda c=case: c.net.init(jax.random.key(0), c.shape)[0]))
 ]
-IN_FLOAT32 = CASES[::4]
+IN_FLOAT32 = CASES[::4] + [case for case in CASES if "kinds" in case.name or "user" in case.name]
+"""Among them every class of pair: Outer used once and often, Shift, Scale, Sum, and stacks of them."""
 GROUPS = {"weights": "*weight", "rest": ("*bias", "*gain", "*table")}
 RANDOM = 16
 BOUND = 0.7
