@@ -47,6 +47,8 @@ from jbp.pairs import Shift as Shift
 from jbp.pairs import Stack as Stack
 from jbp.pairs import Sum as Sum
 from jbp.pairs import contract as contract
+from jbp.private import Private as Private
+from jbp.private import clipped_sum as clipped_sum
 from jbp.ties import tied as tied
 from jbp.tracing import Trace as Trace
 from jbp.tracing import TraceRow as TraceRow

@@ -199,6 +199,15 @@ def value_grad_output(
     net: Layer, loss: Loss, params: Any, x: Any, y: Any, key: Any, weights: Weights, mask: Mask
 ) -> tuple[Array, Any, Any]:
     """Σₙ wₙ eₙ, Σₙ wₙ gₙ and the net's outputs: forward, the loss's δ, backward."""
+    value, output, saved, delta = value_output_delta(net, loss, params, x, y, key, weights)
+    _, grads = backward(net, params, saved, delta, total)
+    return value, mask(grads), output
+
+
+def value_output_delta(
+    net: Layer, loss: Loss, params: Any, x: Any, y: Any, key: Any, weights: Weights
+) -> tuple[Array, Any, Any, Any]:
+    """Step 1 and the loss: Σₙ wₙ eₙ, the outputs, what was saved, and wₙ δₙ at the output."""
     n = _batch_size(x, y)
     check_weights(weights, n)
     if key is None and net.uses_key is True:
@@ -213,9 +222,7 @@ def value_grad_output(
     else:
         value, delta = weigh(weights, errors).sum(), weigh(weights, delta)
     # δ is stored here: without the barrier XLA computes it anew for each of its uses, and stores more.
-    delta = lax.optimization_barrier(delta)
-    _, grads = backward(net, params, saved, delta, total)
-    return value, mask(grads), output
+    return value, output, saved, lax.optimization_barrier(delta)
 
 
 def _check_net(net: Any) -> None:

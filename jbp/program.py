@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jbp.backprop import Mask, forward
 from jbp.layer import Layer
@@ -19,7 +19,7 @@ from jbp.method import Method
 
 Metric = Callable[[Array, Array], Array]
 """(output, target) of one example -> a scalar; its mean is reported, and higher is better."""
-Sampling = Literal["shuffle", "replacement"]
+Sampling = Literal["shuffle", "replacement", "poisson"]
 
 
 class State(NamedTuple):
@@ -62,12 +62,14 @@ def steps_function(
     batch_size: int,
     n: int,
     method: Method,
+    capacity: int | None = None,
 ) -> Callable[..., State]:
     """The function (state, x, y, key, epoch, first, last) -> state that takes the steps first…last−1 of an epoch.
 
     The bounds are arguments, so one compilation serves every chunk; hence a loop with a bound known only when it
     runs, where `lax.scan` would need its length when compiled. The order of an epoch follows from (key, epoch) and
-    the draw of a step from (key, epoch, step): where a chunk begins changes nothing.
+    the draw of a step from (key, epoch, step): where a chunk begins changes nothing. "poisson" draws every example
+    independently, `batch_size` of them on average, into a batch of `capacity` rows; the first ones, if it is too small.
     """
 
     def run(state: State, x: Array, y: Array, key: Array, epoch: Int[Array, ""], first: Array, last: Array) -> State:
@@ -75,23 +77,26 @@ def steps_function(
         order = _order(order_key, sampling, batch_size, n)
 
         def step(t: Array, state: State) -> State:
-            if order is None:
+            weights = None
+            if sampling == "poisson":
+                assert capacity is not None
+                chosen, real = _poisson(jax.random.fold_in(order_key, t), batch_size, n, capacity)
+                weights = jnp.where(real, 1 / jnp.maximum(real.sum(), 1), 0.0).astype(state.losses.dtype)
+            elif order is None:
                 chosen = jax.random.randint(jax.random.fold_in(order_key, t), (batch_size,), 0, n)
             else:
                 chosen = lax.dynamic_slice_in_dim(order, t * batch_size, batch_size)
-            weights = None
             if order is not None and n % batch_size:  # the last batch is short: what is missing weighs nothing
                 real = t * batch_size + jnp.arange(batch_size) < n
                 weights = jnp.where(real, 1 / real.sum(), 0.0).astype(state.losses.dtype)
             batch = x[chosen], y[chosen]
-            value, grads, output = method.gradient(
-                state.method, net, loss, state.params, *batch, jax.random.fold_in(noise_key, t), weights, mask
+            key_t = jax.random.fold_in(noise_key, t)
+            value, output, params, opt_state, method_state = method.step(
+                state.method, net, loss, optimizer, state.params, state.opt_state, *batch, key_t, weights, mask
             )
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-            updates, method_state = method.after(state.method, state.params, updates)
             values = [_mean(metric, output, batch[1], weights) for metric in metrics]
             return State(
-                optax.apply_updates(state.params, mask(updates)),
+                params,
                 opt_state,
                 state.losses.at[t].set(value.astype(state.losses.dtype)),
                 state.metrics.at[t].set(jnp.stack(values)) if values else state.metrics,
@@ -104,11 +109,23 @@ def steps_function(
 
 
 def _order(key: Array, sampling: Sampling, batch_size: int, n: int) -> Array | None:
-    """A permutation of the examples, filled up with example 0 to whole batches; None for draws with replacement."""
-    if sampling == "replacement":
+    """A permutation of the examples, filled up with example 0 to whole batches; None where each step draws anew."""
+    if sampling != "shuffle":
         return None
     order = jax.random.permutation(key, n)
     return jnp.concatenate([order, jnp.zeros(-n % batch_size, order.dtype)])
+
+
+def _poisson(key: Array, batch_size: int, n: int, capacity: int) -> tuple[Int[Array, " m"], Bool[Array, " m"]]:
+    """Which examples were drawn, filled up with example 0, and which rows are real.
+
+    Each with probability batch_size / n, rounded down to a multiple of 2⁻³²: never more often than accounted for.
+    """
+    drawn = jnp.ones(n, bool)
+    if batch_size < n:
+        drawn = jax.random.bits(key, (n,), jnp.uint32) < jnp.uint32((batch_size << 32) // n)
+    (chosen,) = jnp.nonzero(drawn, size=capacity, fill_value=0)
+    return chosen, jnp.arange(capacity) < drawn.sum()
 
 
 def _mean(metric: Metric, output: Array, target: Array, weights: Array | None) -> Array:

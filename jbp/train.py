@@ -30,6 +30,7 @@ from jbp.losses import Loss
 from jbp.method import Method
 from jbp.private import Private
 from jbp.program import Metric, Sampling
+from jbp.updating import InPlace, check_in_place
 
 Data = tuple[Any, Any]
 Row = dict[str, float]
@@ -122,6 +123,7 @@ def fit(
     trainable: Any = None,
     rule: rules.Rule | Method | str | None = None,
     private: Private | None = None,
+    in_place: bool = False,
     monitor: str | None = None,
     patience: int | None = None,
     min_delta: float = 0.0,
@@ -139,6 +141,9 @@ def fit(
     with its defaults, such as "feedback_alignment". The training figures of a row are means over the epoch's steps,
     taken while the parameters moved and with dropout; the validation figures are in evaluation, after the epoch.
 
+    `in_place` updates each layer inside the backward pass, for `jbp.optim`'s own optimisers: the same parameters, and
+    under `repeat` much less memory, because the gradient of a deep stack is never whole.
+
     `private` clips each example's gradient and adds noise (`jbp.Private`, which says what is protected, and what is
     not: the training figures). Then every example enters each batch independently, `batch_size` of them on average and
     ⌈n / batch_size⌉ steps to an epoch, rows have "epsilon", and nothing may stop the run or choose its parameters by a
@@ -150,8 +155,9 @@ def fit(
     `patience` is given), else the last.
 
     Everything random (initial parameters, order, dropout, noise) follows from `seed`, by default 0, for a private run
-    from the operating system: same arguments, same machine, same bits. `chunk_steps` (by default an epoch, or about a second's work if that is shorter) changes none of them. Each
-    of the `callbacks` gets an `Event` after every chunk, and ends the run by returning True.
+    from the operating system: same arguments, same machine, same bits. `chunk_steps` (by default an epoch, or about a
+    second's work if that is shorter) changes none of them. Each of the `callbacks` gets an `Event` after every chunk,
+    and ends the run by returning True.
 
     Raises:
         ValueError: for arguments that do not fit together, saying what to do.
@@ -160,11 +166,10 @@ def fit(
     """
     if private is not None:
         privacy.check_fit(private, net, rule, sampling, monitor, patience, target, restore_best)
-        sampling = "poisson"
     x, y = _on_device("train_data", train_data)
     validation = None if validation_data is None else _on_device("validation_data", validation_data)
     n, epochs = len(x), as_count(epochs, "epochs")
-    sizes = _batch_sizes(n, batch_size, sampling)
+    sizes = _batch_sizes(n, batch_size, sampling if private is None else "replacement")
     batch_size, steps = int(sizes[0]), len(sizes)
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise ValueError(f"optimizer must come from jbp.optim or optax, but is {optimizer!r}")
@@ -181,12 +186,16 @@ def fit(
 
     functions = tuple(metrics.values())
     mask = Mask.of(trainable)
-    if private is None:
+    if in_place:
+        check_in_place(net, jax.eval_shape(optimizer.init, params), rule, private, trainable)
+        method, capacity = InPlace(), None
+    elif private is None:
         method, capacity = rules.method_of(rule, net, params, x, mask), None
     else:
         private.epsilon(epochs * steps, batch_size, n)  # so that what is missing shows before the first step
         private.warn_of(n)
         method, capacity = private.bind(batch_size), private.capacity(epochs * steps, batch_size, n)
+        sampling = "poisson"
     take = program.steps_program(net, loss, optimizer, functions, mask, sampling, batch_size, n, method, capacity)
     evaluate = program.evaluation_program(net, loss, functions, _BLOCK)
     way = method.init(jax.random.fold_in(run_key, 0), net, params)
@@ -218,7 +227,9 @@ def fit(
                         figures["epsilon"] = private.epsilon(taken, batch_size, n)
                     row = record.end_epoch(epoch, figures)
                     watch.see(epoch, row, state.params)
-                event = Event(epoch, taken, epochs * steps, record.loss, record.seconds, row, state.params, state.method)
+                event = Event(
+                    epoch, taken, epochs * steps, record.loss, record.seconds, row, state.params, state.method
+                )
                 wanted = [callback(event) for callback in callbacks]
                 if interrupted.is_set():
                     raise Interrupted(result("interrupted"))
@@ -386,7 +397,7 @@ def _batch_sizes(n: int, batch_size: int, sampling: Sampling) -> np.ndarray:
     batch_size = as_count(batch_size, "batch_size")
     if batch_size > n:
         raise ValueError(f"batch_size must be at most the number of training examples, {n}, but is {batch_size}")
-    if sampling not in ("shuffle", "replacement", "poisson"):
+    if sampling not in ("shuffle", "replacement"):
         raise ValueError(f"sampling must be 'shuffle' or 'replacement', but is {sampling!r}")
     sizes = np.full(-(-n // batch_size), batch_size)
     if sampling == "shuffle":

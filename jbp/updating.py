@@ -16,12 +16,16 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 from jax.tree_util import register_dataclass
+from jaxtyping import Array
 
-from jbp.backprop import _backward_leaf
+from jbp.backprop import Mask, _backward_leaf, value_output_delta
 from jbp.combine import Combinator, Repeat, located
 from jbp.layer import Layer
+from jbp.losses import Loss
+from jbp.method import Method
 from jbp.optim.momentum import MomentumState
 from jbp.optim.sgd import SgdState
+from jbp.pairs import Weights
 from jbp.sinks import total
 from jbp.ties import Tied
 
@@ -70,6 +74,40 @@ def backward_update(
     delta_x, held = visit((), net, held, saved, delta)
     steps = optimizer.update((), MomentumState(state.steps, ()) if has_velocity else state, ())[1].steps  # type: ignore[attr-defined]
     return delta_x, _param(held), MomentumState(steps, _velocity(held)) if has_velocity else SgdState(steps)
+
+
+@dataclass(frozen=True)
+class InPlace(Method):
+    """Backpropagation with the update inside the backward pass: what `jbp.fit(..., in_place=True)` takes."""
+
+    def step(
+        self,
+        state: Any,
+        net: Layer,
+        loss: Loss,
+        optimizer: optax.GradientTransformation,
+        params: Any,
+        opt_state: Any,
+        x: Any,
+        y: Any,
+        key: Array | None,
+        weights: Weights,
+        mask: Mask,
+    ) -> tuple[Array, Any, Any, Any, Any]:
+        """Σₙ wₙ eₙ, the outputs, and the new parameters and states, from one walk back."""
+        assert not mask.leaves, "refused by check_in_place"
+        value, output, saved, delta = value_output_delta(net, loss, params, x, y, key, weights)
+        _, params, opt_state = backward_update(net, params, opt_state, saved, delta, optimizer)
+        return value, output, params, opt_state, state
+
+
+def check_in_place(net: Layer, state: Any, rule: Any, private: Any, trainable: Any) -> None:
+    """Refuse what `jbp.fit(..., in_place=True)` cannot do, given the optimiser's state (or its shapes)."""
+    others = {"rule": rule, "private": private, "trainable": trainable}
+    given = [name for name, value in others.items() if value is not None]
+    if given:
+        raise ValueError(f"in_place updates every parameter by plain backpropagation: leave out {', '.join(given)}")
+    check_updatable(net, state)
 
 
 def check_updatable(net: Layer, state: Any) -> None:

@@ -117,3 +117,34 @@ def test_what_it_is_not_for_is_refused():
     assert isinstance(net, Tied)
     with pytest.raises(ValueError, match=r"sgd, heavy_ball and nesterov.*state is tuple"):
         backward_update(net.layer, params, adam.init(params), saved, output, adam)
+
+
+def test_fit_in_place_trains_the_same_parameters():
+    net = jbp.serial(jbp.Dense(5), jbp.repeat(jbp.serial(jbp.Dense(5), jbp.relu, jbp.Dropout(0.2)), 3), jbp.Dense(2))
+    x = jax.random.normal(jax.random.key(1), (23, 3))
+    data = x, (x.sum(1) > 0).astype(jnp.int32)
+
+    def fitted(in_place):
+        optimizer = jbp.optim.sgd(0.1, momentum=0.9)
+        return jbp.fit(net, softmax_cross_entropy, optimizer, data, epochs=3, batch_size=7, in_place=in_place)
+
+    usual, ours = fitted(False), fitted(True)
+    errors = error_in_units(ours.params, usual.params)
+    assert max(errors.values()) <= 64, errors
+    assert ours.opt_state.steps == usual.opt_state.steps == 12
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"rule": "feedback_alignment"}, "leave out rule"),
+        ({"trainable": True}, "leave out trainable"),
+        ({"optimizer": optax.adam(0.1)}, "sgd, heavy_ball and nesterov"),
+    ],
+)
+def test_fit_refuses_in_place_with_what_does_not_fit(more, words):
+    data = jnp.ones((4, 3)), jnp.zeros(4, jnp.int32)
+    arguments = {"optimizer": jbp.optim.sgd(0.1)} | more
+    optimizer = arguments.pop("optimizer")
+    with pytest.raises(ValueError, match=words):
+        jbp.fit(jbp.Dense(2), softmax_cross_entropy, optimizer, data, batch_size=2, in_place=True, **arguments)

@@ -31,6 +31,7 @@ class Progress:
     """Tells how training goes: a bar in a terminal, a line per epoch elsewhere.
 
     The loss is that of training in the epoch so far; the accuracy is that of the validation part after the last epoch.
+    Of a private run every epoch leaves a line, with ε.
     """
 
     def __init__(self, epochs: int):
@@ -62,11 +63,15 @@ class Progress:
         if event.row is not None:
             accuracy = event.row.get("validation_accuracy")
             self._figures = "" if accuracy is None else f"accuracy {accuracy:.4f}  "
+            if "epsilon" in event.row:
+                self._figures += f"ε {_figure('epsilon', event.row['epsilon'])}  "
             self._figures += f"{event.row['examples_per_second']:,.0f} examples/s  "
         epoch = f"epoch {event.epoch}/{self.epochs}"
         figures = f"loss {event.loss:.4f}  {self._figures}{self._left(event)}"
         if self._bar is not None:
             self._bar.update(self._task, completed=event.step, total=event.steps, description=epoch, figures=figures)
+            if event.row is not None and "epsilon" in event.row:
+                self._bar.console.print(f"{epoch}  loss {event.loss:.4f}  {self._figures}".rstrip())
         elif event.row is not None:
             print(f"{epoch}  {figures}", file=sys.stderr)
 
@@ -148,6 +153,9 @@ def print_result(folder: Path, summary: dict[str, Any]) -> None:
         table.add_row("examples", ", ".join(_parts(summary)))
         table.add_row("network", escape(f"{summary['net']} ({summary['parameters']:,} parameters)"))
         table.add_row("loss", summary["loss"])
+        if "epsilon" in summary:
+            spent = "∞" if summary["epsilon"] is None else _figure("epsilon", summary["epsilon"])
+            table.add_row("privacy", f"ε = {spent}, δ = {summary['delta']:g}, for one example more or less")
         table.add_row("speed", f"{_figure('examples_per_second', summary['examples_per_second'])} examples/s")
         table.add_row("time", f"{_figure('seconds', summary['seconds'])} s")
     Console().print(table)

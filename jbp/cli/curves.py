@@ -31,6 +31,8 @@ def draw(path: Path, rows: Sequence[dict[str, Any]], best_epoch: int | None) -> 
     for ax, (name, label) in zip(axes, panels, strict=True):
         drawn = []
         for part, words, colour, line in _PARTS:
+            if f"{part}_{name}" not in rows[0]:
+                continue
             values = [row[f"{part}_{name}"] for row in rows]
             drawn += values
             ax.plot(epochs, values, line, color=colour, label=words, marker="o", markersize=3 if len(rows) < 60 else 0)

@@ -26,7 +26,8 @@ class Examples:
     x_scale: Standardizer | None
     y_scale: Standardizer | None
     train: Arrays
-    validation: Arrays
+    validation: Arrays | None
+    """None where nothing is chosen by it: private training takes every example."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -60,11 +61,17 @@ def _floats(a: np.ndarray) -> np.ndarray:
     return a.astype(jax.dtypes.canonicalize_dtype(float), copy=False)
 
 
-def prepare(dataset: Dataset, one_hot: bool, standardize: bool) -> Examples:
-    """Hold the validation part out, then fit what standardises to the rest.
+def prepare(dataset: Dataset, one_hot: bool, standardize: bool, holds_out: bool = True) -> Examples:
+    """Hold the validation part out, if wanted, then fit what standardises to the rest.
 
     Raises: ValueError if there are too few examples.
     """
+    one_hot = one_hot and dataset.task == "classification"
+    blank: Any = None
+    if not holds_out:
+        raw = Examples(dataset, one_hot, None, None, blank, None)
+        train = raw._inputs(dataset.x_train), raw._targets(dataset.y_train)
+        return Examples(dataset, one_hot, None, None, train, None)
     try:
         x, y, x_val, y_val = split(dataset.x_train, dataset.y_train, VALIDATION_FRACTION, VALIDATION_SEED)
     except ValueError as error:
@@ -74,7 +81,6 @@ def prepare(dataset: Dataset, one_hot: bool, standardize: bool) -> Examples:
         ) from error
     x_scale = Standardizer.fit(x, per_feature=x.ndim == 2) if standardize else None
     y_scale = Standardizer.fit(y) if standardize and dataset.task == "regression" else None
-    blank: Any = None
-    raw = Examples(dataset, one_hot and dataset.task == "classification", x_scale, y_scale, blank, blank)
+    raw = Examples(dataset, one_hot, x_scale, y_scale, blank, blank)
     parts = [(raw._inputs(a), raw._targets(b)) for a, b in ((x, y), (x_val, y_val))]
-    return Examples(dataset, raw.one_hot, x_scale, y_scale, *parts)
+    return Examples(dataset, one_hot, x_scale, y_scale, *parts)

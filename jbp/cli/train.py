@@ -50,7 +50,10 @@ OPTIMIZERS = {
 MOST_SEEDS = 1000
 """Runs side by side take memory side by side."""
 
+NOISE, CLIP, DELTA, PATIENCE = 1.1, 1.0, 1e-5, 20
+
 _DATA, _NET, _STEPS, _RUN, _OUT = "data", "network and loss", "optimiser", "length of the run", "output"
+_PRIVATE = "private training"
 
 
 @dataclass(frozen=True)
@@ -116,13 +119,26 @@ class Train(Command):
         _STEPS, choices=("shuffle", "replacement"), metavar="NAME",
     )  # fmt: skip
 
+    private: bool = option(
+        False, "clip each example's gradient, add noise, and account for (ε, δ): protects each training example in "
+        "what the parameters tell, not in the training figures; no validation part, no early stop", _PRIVATE,
+    )  # fmt: skip
+    noise: float | None = option(None, "deviation of the noise, in clipping bounds", _PRIVATE, metavar="SIGMA",
+                                 shown=f"{NOISE}")  # fmt: skip
+    clip: float | None = option(None, "largest norm of an example's gradient", _PRIVATE, metavar="NORM",
+                                shown=f"{CLIP}")  # fmt: skip
+    delta: float | None = option(None, "δ of the account, well below 1 / number of examples", _PRIVATE,
+                                 metavar="DELTA", shown=f"{DELTA}")  # fmt: skip
+
     epochs: int = option(60, "at most this many times through the data", _RUN, metavar="N")
     patience: int = option(
-        20, "stop when the validation loss has not improved for this many epochs, and restore the best parameters; "
-        "0: train all epochs and keep the last", _RUN, metavar="EPOCHS",
+        PATIENCE, "stop when the validation loss has not improved for this many epochs, and restore the best "
+        "parameters; 0: train all epochs and keep the last", _RUN, metavar="EPOCHS",
     )  # fmt: skip
-    seed: int = option(0, "of initial parameters, order and dropout; same seed, same machine, same bits", _RUN,
-                       metavar="N")  # fmt: skip
+    seed: int | None = option(
+        None, "of initial parameters, order and dropout; same seed, same machine, same bits", _RUN, metavar="N",
+        shown="0; for private training a secret one, kept nowhere",
+    )  # fmt: skip
     seeds: str | None = option(None, "A:B trains with every seed from A to B − 1, all side by side, and reports mean ± "
                                "standard deviation; no parameters are kept", _RUN, metavar="A:B")  # fmt: skip
 
@@ -139,6 +155,7 @@ class Train(Command):
   jbp train --data houses.csv --target price --task regression --out runs/houses
   jbp train --config runs/houses/config.json --seed 1   (again, another seed)
   jbp train --seeds 0:10                                (how much does the seed matter?)
+  jbp train --private --batch-size 256 --noise 2        (what did it learn of any one example?)
   jbp show runs/houses                                  (what came out of it)
 """
     not_in_config: ClassVar[tuple[str, ...]] = ("out", "overwrite", "quiet", "json")
@@ -146,6 +163,9 @@ class Train(Command):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.seed is None and not self.private:
+            object.__setattr__(self, "seed", 0)
+        self._check_private()
         method = OPTIMIZERS[self.optimizer]
         rate, decay, beta = self.learning_rate, self.weight_decay, self.momentum
         if rate is not None and not 0 <= rate < math.inf:
@@ -160,9 +180,9 @@ class Train(Command):
             raise ValueError("nesterov needs momentum in (0, 1), but it is 0: momentum 0.9 is usual")
         for name, low in (("batch_size", 1), ("epochs", 1), ("patience", 0), ("seed", 0)):
             value = getattr(self, name)
-            if value < low:
+            if value is not None and value < low:
                 raise ValueError(f"{name} must be a whole number of at least {low}, but is {value}")
-        if self.seed >= 2**32:
+        if self.seed is not None and self.seed >= 2**32:
             raise ValueError(f"seed must be below 2**32 = {2**32}, but is {self.seed}")
         if self.seeds is not None and self.seed:
             raise ValueError(f"expected one of seed and seeds, got seed {self.seed} and seeds {self.seeds!r}")
@@ -171,11 +191,36 @@ class Train(Command):
         if self.seeds is not None:
             self.seed_range  # noqa: B018 (checks it)
 
+    def _check_private(self) -> None:
+        """What private training needs, and what it excludes."""
+        for name in ("noise", "clip", "delta"):
+            value = getattr(self, name)
+            if value is not None and not self.private:
+                raise ValueError(f"{name} is for private training, but private is not set: add private")
+            if name != "delta" and value is not None and not 0 < value < math.inf:
+                raise ValueError(
+                    f"{name} must be a finite number above 0, but is {value}: {NOISE} is a start for noise"
+                )
+        if self.delta is not None and not 0 < self.delta < 1:
+            raise ValueError(f"delta must be a number in (0, 1), but is {self.delta}: {DELTA} is usual")
+        if not self.private:
+            return
+        why = {
+            "standardize": (self.standardize, "mean and deviation would be computed from private data"),
+            "patience": (self.patience not in (0, PATIENCE), "stopping by a figure of private data tells about them"),
+            "sampling": (self.sampling != "shuffle", "every example is drawn independently, for the account"),
+            "rule": (self.rule, "the account is of clipped true gradients"),
+            "seeds": (self.seeds, "it trains one seed at a time"),
+        }
+        for name, (given, reason) in why.items():
+            if given:
+                raise ValueError(f"private training cannot use {name}: {reason}; leave it out")
+
     @property
     def seed_range(self) -> range:
         """The seeds of the runs: A to B − 1 of `seeds`, or `seed` alone."""
         if self.seeds is None:
-            return range(self.seed, self.seed + 1)
+            return range(self.seed or 0, (self.seed or 0) + 1)
         first, colon, last = self.seeds.partition(":")
         if not (colon and first.strip().isdecimal() and last.strip().isdecimal()):
             raise ValueError(f"seeds must be two whole numbers A:B, such as 0:10, but is {self.seeds!r}")

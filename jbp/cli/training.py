@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -21,13 +22,15 @@ from jbp import checkpoint, layers, losses, optim
 from jbp.cli import console, examples, netspec, runs
 from jbp.cli.curves import draw
 from jbp.cli.examples import Examples
-from jbp.cli.train import OPTIMIZERS, Train
+from jbp.cli.parser import Failed
+from jbp.cli.train import CLIP, DELTA, NOISE, OPTIMIZERS, Train
 from jbp.combine import Serial
 from jbp.data import load_dataset
 from jbp.data.builtin import NAMES
 from jbp.layer import Layer
 from jbp.layers import initializers
 from jbp.losses import Loss
+from jbp.private import Private, weak_delta
 from jbp.train import Diverged, Event, Fit, Interrupted
 
 _ONE_HOT = ("sigmoid_binary_cross_entropy", "squared_error", "l2_loss", "mean_squared_error")
@@ -61,6 +64,15 @@ class Plan:
         return self.data.dataset.task == "classification"
 
     @property
+    def private(self) -> Private | None:
+        """The privacy asked for."""
+        o = self.options
+        if not o.private:
+            return None
+        noise, clip, delta = ((d if v is None else v) for v, d in ((o.noise, NOISE), (o.clip, CLIP), (o.delta, DELTA)))
+        return Private(noise, clip, delta)
+
+    @property
     def loss_name(self) -> str:
         """As `--loss` names it."""
         return repr(self.loss)
@@ -75,6 +87,7 @@ def train(options: Train) -> Result:
     began = time.perf_counter()
     runs.check_out(options.out, options.overwrite)
     plan = make_plan(options)
+    _announce(plan)
     folder = runs.create(options.out, options.overwrite, Path(options.data).stem)
     folder.config({"jbp": version("jbp")} | options.config)
     try:
@@ -116,7 +129,8 @@ def _fit(plan: Plan, folder: runs.RunFolder) -> Fit:
         if progress is not None:
             progress.see(event)
 
-    with progress or nullcontext():
+    with progress or nullcontext(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "delta = ")  # said already
         return jbp.train.fit(
             plan.net,
             plan.loss,
@@ -124,9 +138,37 @@ def _fit(plan: Plan, folder: runs.RunFolder) -> Fit:
             plan.data.train,
             seed=options.seed,
             rule=options.rule,
+            private=plan.private,
             callbacks=(after_chunk,),
             **fit_options(plan),
         )
+
+
+def _announce(plan: Plan) -> None:
+    """What to know of a private run before it starts.
+
+    Raises: Failed if there is nothing to do the account with.
+    """
+    private, options, n = plan.private, plan.options, len(plan.data.train[0])
+    if private is None:
+        return
+    try:
+        epsilon = private.epsilon(options.epochs * -(-n // options.batch_size), options.batch_size, n)
+    except ModuleNotFoundError as error:
+        raise Failed(str(error)) from error
+    lines = [
+        f"private: ε = {epsilon:.3g} at δ = {private.delta:g} after all {options.epochs} epochs, for adding or "
+        f"removing one of {n:,} examples; it covers the parameters, not the training figures shown or in the folder"
+    ]
+    if private.delta >= 1 / n:
+        lines.append(f"warning: {weak_delta(private.delta, n)}")
+    if options.seed is not None:
+        lines.append(
+            f"warning: with seed {options.seed} given, the noise can be drawn again and taken away: "
+            "for experiments only, not for data that are private"
+        )
+    if not options.quiet:
+        print("\n".join(lines), file=sys.stderr)
 
 
 def fit_options(plan: Plan) -> dict[str, Any]:
@@ -138,8 +180,8 @@ def fit_options(plan: Plan) -> dict[str, Any]:
         "validation_data": plan.data.validation,
         "sampling": options.sampling,
         "metrics": {"accuracy": jbp.train.accuracy} if plan.classification else None,
-        "monitor": "validation_loss",
-        "patience": options.patience or None,
+        "monitor": None if options.private else "validation_loss",
+        "patience": None if options.private else options.patience or None,
     }
 
 
@@ -157,7 +199,8 @@ def make_plan(options: Train) -> Plan:
             "pass task='classification' if the targets are labels"
         )
     standardize = str(options.data) not in NAMES if options.standardize is None else options.standardize
-    data = examples.prepare(dataset, name in _ONE_HOT, standardize)
+    # Built-in images are scaled by fixed numbers; what would be computed from private data is left undone.
+    data = examples.prepare(dataset, name in _ONE_HOT, standardize and not options.private, not options.private)
     n = len(data.train[0])
     if options.batch_size > n:
         raise ValueError(
@@ -267,6 +310,8 @@ def _summary(plan: Plan, fit: Fit) -> dict[str, Any]:
     dataset, rows = plan.data.dataset, fit.history
     best = next((row for row in rows if row["epoch"] == fit.best_epoch), rows[-1] if rows else {})
     speeds = [row["examples_per_second"] for row in rows]
+    parts = {"train": plan.data.train, "validation": plan.data.validation}
+    private = plan.private
     return {name: best[name] for name in best if name.startswith("validation_")} | {
         "seconds": rows[-1]["seconds"] if rows else None,
         "examples_per_second": float(np.median(speeds)) if speeds else None,
@@ -280,11 +325,13 @@ def _summary(plan: Plan, fit: Fit) -> dict[str, Any]:
         "net": netspec.spec(plan.net),
         "loss": plan.loss_name,
         "standardized": plan.data.x_scale is not None,
-        "examples": {"train": len(plan.data.train[0]), "validation": len(plan.data.validation[0])},
+        "examples": {name: len(part[0]) for name, part in parts.items() if part is not None},
         "classes": list(dataset.classes),
         "versions": versions(),
         "device": jax.devices()[0].device_kind,
-    }
+    } | ({} if private is None else {
+        "epsilon": fit.epsilon, "delta": private.delta, "noise": private.noise_multiplier, "clip": private.max_norm,
+    })  # fmt: skip
 
 
 def tested(plan: Plan, fit: Fit) -> tuple[dict[str, Any], int]:

@@ -41,12 +41,7 @@ def clip_weights(
         raise ValueError(f"gamma must be a positive number, but is {gamma!r}")
     found = {}
     for name, norm in group_norms(pairs, groups).items():
-        bound = jnp.asarray(bounds[name], norm.dtype)
-        if automatic:
-            c = bound / (norm + jnp.asarray(gamma, norm.dtype))
-        else:
-            c = jnp.where(norm > bound, bound / norm, jnp.ones_like(norm))
-        found[name] = jnp.where(jnp.isfinite(norm), c, jnp.zeros_like(c))
+        found[name] = clip_factor(norm, bounds[name], automatic, gamma)
     return found["network"] if per == "network" else found
 
 
@@ -73,6 +68,18 @@ def clipped(
     flat, structure = jax.tree.flatten(pairs, is_leaf=is_pair)
     totals = [pair.total(weigh(weights, factors[owner[path]])) for path, pair in zip(leaves(pairs), flat, strict=True)]
     return structure.unflatten(totals)
+
+
+def clip_factor(
+    norm: Float[Array, " n"], max_norm: float | Array, automatic: bool = False, gamma: float = 0.01
+) -> Float[Array, " n"]:
+    """cₙ from ‖gₙ‖ and a bound C that were checked before; 0 where the norm is not finite."""
+    bound = jnp.asarray(max_norm, norm.dtype)
+    if automatic:
+        c = bound / (norm + jnp.asarray(gamma, norm.dtype))
+    else:
+        c = jnp.where(norm > bound, bound / norm, jnp.ones_like(norm))
+    return jnp.where(jnp.isfinite(norm), c, jnp.zeros_like(c))
 
 
 def sensitivity(max_norm: MaxNorm) -> Float[Array, ""] | float:

@@ -1,0 +1,321 @@
+"""Private training: each example's gradient clipped to a norm C, summed, noised; the account is `dp-accounting`'s.
+
+    g = (Σₙ cₙ gₙ + z) / B,    ‖cₙ gₙ‖ ≤ C,    z ~ N(0, σ²C² I)
+
+over a batch into which every example comes independently with probability B / N (Poisson sampling). B is the expected
+size of a batch, fixed in advance: the size that was drawn is a fact about the data, and nothing is divided by it.
+
+Two data sets are neighbours if one has one example more (add or remove one). Then the sum moves by at most C, and
+what is protected is one example, not all that came from one person. N is taken to be public: B / N is computed from it.
+
+Covered are the parameters, after every step, and so whatever the optimiser makes of them. Not covered are the
+training figures (losses and metrics are means over private examples, without noise), and a seed that others know or
+can try out: noise that can be drawn again is none. The account is of real numbers; the noise is of floating-point
+ones, from JAX's counter-based generator (Mironov 2012, "On significance of the least significant bits").
+
+Source: Abadi et al. 2016, "Deep learning with differential privacy", arXiv:1607.00133, algorithm 1.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from jbp.backprop import Mask, backward, forward
+from jbp.layer import Layer, as_number
+from jbp.losses import Loss
+from jbp.method import Method
+from jbp.pairs import Pair, Stack, Weights, check_weights, is_pair, weigh
+from jbp.sinks import keep
+from jbp.stats.clip import check_max_norm, clip_factor
+from jbp.stats.norms import network_norms, squared_norms
+
+SHARE = 0.999
+"""Of δ, what goes into the account; the rest pays for batches that did not fit (`Private.epsilon`)."""
+
+OVERFLOW = 1e-9
+"""Times δ: the probability that in a whole run any batch does not fit."""
+
+MOST = 13.0
+"""Up to this ε the rest of δ suffices."""
+
+
+def clipped_sum(
+    net: Layer,
+    loss: Loss,
+    params: Any,
+    x: Any,
+    y: Any,
+    max_norm: float | Array,
+    *,
+    key: Array | None = None,
+    weights: Weights = None,
+    automatic: bool = False,
+    lean: bool = False,
+) -> tuple[Float[Array, " n"], Float[Array, " n"], Any]:
+    """The errors eₙ [n], the norms ‖gₙ‖ [n] and Σₙ wₙ cₙ gₙ, with cₙ = min(1, C/‖gₙ‖) or, `automatic`, C/(‖gₙ‖ + 0.01).
+
+    A sum, not a mean: `weights` [n] are by default 1. Norms and sum come from one backward pass that keeps its pairs;
+    `lean` walks back twice instead, first for the norms and then with cₙ δₙ for the sum, and keeps nothing: for a deep
+    `repeat`, a third more work and much less memory. Both are equal to rounding.
+
+    A row of weight 0 contributes exactly 0 whatever it holds, and so does an example whose gradient is not finite. One
+    more or one less example of weight 1 moves the sum by at most C. Without a key it is the pass in evaluation.
+
+    Raises:
+        ValueError: if shapes do not fit, or C is 0, negative or NaN.
+        NotImplementedError: for a net that couples the examples of a batch.
+
+    Source: Abadi et al. 2016, arXiv:1607.00133, algorithm 1; `automatic`: Bu et al. 2023, arXiv:2206.07136.
+    """
+    return _clipped(net, loss, params, x, y, max_norm, key, weights, automatic, lean, Mask.of(None))[1:]
+
+
+def _clipped(
+    net: Layer,
+    loss: Loss,
+    params: Any,
+    x: Any,
+    y: Any,
+    max_norm: float | Array,
+    key: Array | None,
+    weights: Weights,
+    automatic: bool,
+    lean: bool,
+    mask: Mask,
+) -> tuple[Array, Array, Array, Any]:
+    """The outputs, errors and norms, and the sum; norms and sum over the parameters that `mask` trains."""
+    check_max_norm(max_norm, automatic)
+    _check_uncoupled(net)
+    n = jnp.shape(y)[0]
+    check_weights(weights, n)
+    if weights is not None:
+        x = jax.tree.map(lambda a: _rows(weights != 0, a), x)
+    output, saved = forward(net, params, x, key)
+    delta = lax.optimization_barrier(jax.vmap(loss.delta)(output, y))
+    _, found = backward(net, params, saved, delta, squared_norms if lean else keep)
+    norms = network_norms(mask(found if lean else squared_norms(found)))
+    c = clip_factor(norms, max_norm, automatic)
+    scale = weigh(weights, c)
+    sound = jnp.isfinite(norms)
+
+    def total(pairs: Any, scale: Weights = None) -> Any:
+        """Σₙ of each pair; if an example is not sound, with zeros in its place, for 0·∞ is NaN."""
+
+        def add(pairs: Any) -> Any:
+            return jax.tree.map(lambda pair: pair.total(scale), pairs, is_leaf=is_pair)
+
+        def add_sound(pairs: Any) -> Any:
+            return add(jax.tree.map(lambda pair: _silenced(pair, sound), pairs, is_leaf=is_pair))
+
+        return lax.cond(sound.all(), add, add_sound, pairs)
+
+    total.linear = True  # type: ignore[attr-defined]
+    if lean:
+        _, found = backward(net, params, saved, lax.optimization_barrier(weigh(scale, delta)), total)
+    else:
+        found = total(found, scale)
+    return output, jax.vmap(loss.value)(output, y), norms, mask(found)
+
+
+@dataclass(frozen=True)
+class Private:
+    """How private a training is: what `jbp.fit(..., private=Private(...))` takes.
+
+    `noise_multiplier` is σ: the noise has standard deviation σC in every coordinate of the sum. `max_norm` is C,
+    `delta` the δ of the account. `automatic` and `lean` as in `clipped_sum`.
+
+    Raises:
+        ValueError: if σ or C is not positive and finite, or δ not between 0 and 1.
+    """
+
+    noise_multiplier: float
+    max_norm: float
+    delta: float
+    automatic: bool = False
+    lean: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("noise_multiplier", "max_norm", "delta"):
+            value = as_number(getattr(self, name), name, 0.0)
+            if not 0 < value < (1 if name == "delta" else math.inf):
+                wanted = "between 0 and 1" if name == "delta" else "positive and finite"
+                raise ValueError(f"{name} must be {wanted}, but is {value!r}")
+            object.__setattr__(self, name, value)
+        for name in ("automatic", "lean"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, but is {getattr(self, name)!r}")
+
+    def epsilon(self, steps: int, batch_size: int, n: int) -> float:
+        """ε such that `steps` steps with batches of expected size `batch_size` out of n examples are (ε, δ)-private.
+
+        An upper bound, from the privacy loss distributions of `dp-accounting`, at 0.999 δ. The rest of δ pays for
+        this: a batch is padded to a fixed capacity, and what is drawn beyond it dropped. Let p ≤ 1e-9 δ be the
+        probability that this ever happens in the run. Without dropping, P(S) ≤ e^ε P′(S) + 0.999 δ for neighbours;
+        dropping changes either side by at most p, so P(S) ≤ e^ε P′(S) + 0.999 δ + (1 + e^ε) p, and that is at most
+        e^ε P′(S) + δ as long as (1 + e^ε) 1e-9 ≤ 0.001, for ε ≤ 13. Beyond 13 the answer is infinity: such an account
+        would promise nothing that is worth having.
+
+        Raises:
+            ValueError: if the counts do not fit together.
+            ModuleNotFoundError: without dp-accounting, which `pip install 'jbp[private]'` brings.
+        """
+        if not 0 < batch_size <= n or steps < 0:
+            raise ValueError(
+                f"expected steps ≥ 0 and 0 < batch_size ≤ n, but got steps {steps}, batch_size {batch_size}, n {n}"
+            )
+        return _epsilon(self.noise_multiplier, self.delta, steps, batch_size, n)
+
+    def bind(self, batch_size: int) -> PrivateMethod:
+        """The method of training for batches of this expected size."""
+        return PrivateMethod(self, batch_size)
+
+    def capacity(self, steps: int, batch_size: int, n: int) -> int:
+        """The rows of a batch: the smallest m with P(Binomial(n + 1, batch_size / n) > m) ≤ 1e-9 δ / steps, at most n.
+
+        n + 1, so that it holds for the neighbour with one example more too.
+        """
+        from scipy.stats import binom  # its `isf` gives up below 1e-16, its `sf` does not
+
+        low, high, tail = batch_size - 1, n, OVERFLOW * self.delta / steps  # too small; large enough
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if binom.sf(middle, n + 1, batch_size / n) <= tail else (middle, high)
+        return high
+
+    def warn_of(self, n: int) -> None:
+        """Warn if δ is no smaller than 1/n: giving away one example outright would satisfy the account."""
+        if self.delta >= 1 / n:
+            warnings.warn(weak_delta(self.delta, n), stacklevel=3)
+
+
+def weak_delta(delta: float, n: int) -> str:
+    """What to say of a δ that is no smaller than 1/n."""
+    return (
+        f"delta = {delta:g} is not below 1/n = {1 / n:.2g}: publishing an example picked at random would satisfy "
+        f"the account too; take {0.1 / n:.0e} or less"
+    )
+
+
+@dataclass(frozen=True)
+class PrivateMethod(Method):
+    """Clip, sum, noise, divide by the expected batch size: a step's gradient. Made by `Private.bind`."""
+
+    private: Private
+    batch_size: int
+
+    def gradient(
+        self,
+        state: Any,
+        net: Layer,
+        loss: Loss,
+        params: Any,
+        x: Any,
+        y: Any,
+        key: Array | None,
+        weights: Weights,
+        mask: Mask,
+    ) -> tuple[Array, Any, Any]:
+        """Σₙ wₙ eₙ, (Σ cₙ gₙ + z) / B over the rows whose weight is not 0, and the outputs.
+
+        Parameters that `mask` does not train take no part: not in the norms, and they get no noise.
+        """
+        assert key is not None and weights is not None, "private training draws: noise, and who is in the batch"
+        noise_key, key = jax.random.split(key)
+        how, drawn = self.private, (weights != 0).astype(weights.dtype)
+        output, errors, _, total = _clipped(
+            net, loss, params, x, y, how.max_norm, key, drawn, how.automatic, how.lean, mask
+        )
+        noise = mask(_noise(noise_key, total, how.noise_multiplier * how.max_norm))
+        grads = jax.tree.map(lambda g, z: (g + z) / self.batch_size, total, noise)
+        return weigh(weights, errors).sum(), grads, output
+
+
+def check_fit(
+    private: Any, net: Any, rule: Any, sampling: str, monitor: Any, patience: Any, target: Any, restore_best: Any
+) -> None:
+    """Refuse what `fit` cannot do with `private`.
+
+    Raises:
+        ValueError: saying why.
+        NotImplementedError: for a net that couples the examples of a batch.
+    """
+    if not isinstance(private, Private):
+        raise ValueError(f"private must be a jbp.Private(noise_multiplier, max_norm, delta), but is {private!r}")
+    if isinstance(net, Layer):
+        _check_uncoupled(net)
+    if rule is not None:
+        raise ValueError("expected one of rule and private: the account is of clipped true gradients only")
+    if sampling == "replacement":
+        raise ValueError("private training samples by 'poisson', which the account is of: leave sampling out")
+    chosen = {"monitor": monitor, "patience": patience, "target": target, "restore_best": restore_best or None}
+    given = [name for name, value in chosen.items() if value is not None]
+    if given:
+        raise ValueError(
+            f"private training cannot use {', '.join(given)}: what stops a run or picks its parameters by a figure "
+            "of private data tells about those data, and the account does not know; fix the number of epochs instead"
+        )
+
+
+def secret_key() -> Array:
+    """A key from the operating system's randomness, which nobody can draw again."""
+    like = jax.random.key_data(jax.random.key(0))
+    return jax.random.wrap_key_data(jnp.asarray(np.frombuffer(os.urandom(like.nbytes), like.dtype).reshape(like.shape)))
+
+
+@lru_cache(maxsize=4096)
+def _epsilon(sigma: float, delta: float, steps: int, batch_size: int, n: int) -> float:
+    try:
+        import dp_accounting as dp
+        from dp_accounting import pld
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"private training needs dp-accounting for the account of (ε, δ): pip install 'jbp[private]' ({error})"
+        ) from error
+    if steps == 0:
+        return 0.0
+    rate = batch_size / n
+    # Rounded up to multiples of this, so any value gives a bound; much below the loss of a step, and it is tight.
+    interval = min(1e-3, max(1e-5, rate / (10 * sigma)))
+    account = pld.PLDAccountant(dp.NeighboringRelation.ADD_OR_REMOVE_ONE, interval)
+    account.compose(dp.SelfComposedDpEvent(dp.PoissonSampledDpEvent(rate, dp.GaussianDpEvent(sigma)), steps))
+    found = float(account.get_epsilon(SHARE * delta))
+    return found if found <= MOST else math.inf
+
+
+def _noise(key: Array, like: Any, deviation: float) -> Any:
+    """Independent N(0, deviation²) for every coordinate of a tree."""
+    leaves, structure = jax.tree.flatten(like)
+    keys = jax.random.split(key, len(leaves))
+    drawn = [deviation * jax.random.normal(k, a.shape, a.dtype) for k, a in zip(keys, leaves, strict=True)]
+    return structure.unflatten(drawn)
+
+
+def _check_uncoupled(net: Layer) -> None:
+    if net.couples_batch:
+        raise NotImplementedError(
+            f"{net!r} couples the examples of a batch, so one example moves the gradients of the others and clipping "
+            "bounds nothing: take a layer that normalises each example by itself"
+        )
+
+
+def _rows(keep: Array, a: Array) -> Array:
+    """`a` [n, ...] with zeros in the rows that are not kept."""
+    return jnp.where(keep.reshape((-1,) + (1,) * (a.ndim - 1)), a, jnp.zeros_like(a))
+
+
+def _silenced(pair: Pair, sound: Array) -> Pair:
+    """A pair with zeros for the examples that are not sound."""
+    if isinstance(pair, Stack):
+        return Stack(jax.vmap(lambda one: _silenced(one, sound))(pair.pair))
+    return jax.tree.map(lambda a: _rows(sound, a), pair)
