@@ -7,7 +7,7 @@ CASES ?= 2000
 BIN := $(VENV)/bin
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 
-.PHONY: help train test test-accelerator fuzz mutants peers lint types format docs experiments build clean
+.PHONY: help train test test-accelerator fuzz mutants peers lint types format docs experiments measurements bench build clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 22
@@ -45,8 +45,15 @@ format: $(VENV)/.installed-dev  ## format the code
 docs: $(VENV)/.installed-docs  ## build the site into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-experiments: $(VENV)/.installed-plots  ## run every experiment (ARGS=--quick: in seconds)
-	@for script in experiments/*.py; do echo "$$script"; $(BIN)/python $$script $(ARGS) || exit 1; done
+experiments: $(VENV)/.installed-plots  ## run every claim of the lectures (ARGS=--quick: in seconds)
+	$(BIN)/python experiments/all.py $(ARGS)
+
+measurements: $(VENV)/.installed-plots  ## the other runs behind the numbers (ARGS=--quick: in seconds)
+	@for script in digits mnist what_to_save one_backward_pass learning_rules private_mnist calibrate_tolerance \
+	  check_grads_blindness; do echo "$$script"; $(BIN)/python experiments/$$script.py $(ARGS) || exit 1; done
+
+bench: $(VENV)/.installed-plots  ## time a gradient step beside autodiff (ARGS=--quick: in seconds)
+	$(BIN)/python experiments/bench/step.py $(ARGS)
 
 build: $(VENV)/.installed-dev  ## make a wheel in dist/
 	$(BIN)/python -m build --wheel

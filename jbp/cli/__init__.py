@@ -1,4 +1,4 @@
-"""The command line: `jbp train`, `predict`, `show`, `compare`, `trace`, `check`; each also a frozen dataclass.
+"""The command line: `jbp train`, `predict`, `show`, `compare`, `trace`, `check`, `bench`; each also a frozen dataclass.
 
 Exit status: 0; 1 where the work failed (diverged, interrupted, a full disk); 2 where it was asked for wrongly. An
 error is one line on standard error.
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from jbp.cli import parser as parsing
+from jbp.cli.bench import Bench as Bench
 from jbp.cli.check import Check as Check
 from jbp.cli.compare import Compare as Compare
 from jbp.cli.parser import Command
@@ -28,6 +29,7 @@ COMMANDS: dict[str, type[Command]] = {
     "compare": Compare,
     "trace": Trace,
     "check": Check,
+    "bench": Bench,
 }
 _ABOUT = "Train neural networks whose backward pass is written by hand."
 
