@@ -32,6 +32,7 @@ from jbp.check.tolerance import (
     LEVELS,
     LOW_PRECISION,
     MATMUL,
+    NATIVE_DIFFERENCE,
     Level,
 )
 from jbp.check.trees import cast, normal, split
@@ -142,6 +143,32 @@ def loss_errors(name: str, shape: Any, seeds: range, dtype: Any) -> Iterator[flo
         yield compare("", "", "", found, expected, Level("none", float("inf"), ""), source=1.0).error
 
 
+def native_slopes(rng: np.random.Generator, i: int, seeds: range) -> Iterator[tuple[Level, float]]:
+    """The slopes of functions that compute in float32 whatever they are given: θ(xw + b), two in three a layer more."""
+    act = (jnp.tanh, jax.nn.sigmoid, jnp.sin, jax.nn.softplus, jax.nn.softmax, jax.nn.gelu)[i % 6]
+    n, k, m = (int(rng.choice(PRIMES)) for _ in range(3))
+
+    def function(leaves: Any, extra: Any) -> Any:
+        (x, w, b), (factors, second) = cast((leaves, extra), jnp.float32)
+        y = act(x @ w + b)
+        y = act(y @ second) if i % 3 else y
+        return (y * factors).sum(), y * factors
+
+    def gradient(leaves: Any, extra: Any) -> Any:
+        single = cast(leaves, jnp.float32)
+        return cast(jax.grad(lambda leaves: function(leaves, extra)[0])(single), jnp.float64)
+
+    for seed in seeds:
+        shapes = (n, k), (k, m), (1, m), (n, m), (m, m)
+        *leaves, factors, second = (
+            normal((i, seed, j), jax.ShapeDtypeStruct(shape, jnp.float32)) for j, shape in enumerate(shapes)
+        )
+        extra = factors, second / m**0.5
+        for entry in finite_differences(function, gradient, leaves, extra, ["x", "w", "b"], (i, seed)):
+            if entry.verdict != "skip":
+                yield NATIVE_DIFFERENCE, entry.error if entry.compared else float("inf")
+
+
 def main() -> None:
     """Run all cases, print the table and save the distribution."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -166,6 +193,10 @@ def main() -> None:
             for seed in range(2 if quick else 6):
                 for kind, error in loss_slopes(name, (7,), seed):
                     errors[kind].append(error)
+        rng = np.random.default_rng(1)
+        for i in range(3 if quick else 30):
+            for kind, error in native_slopes(rng, i, range(2 if quick else 4)):
+                errors[kind].append(error)
     result = {}
     for level in LEVELS:
         if not errors[level]:
