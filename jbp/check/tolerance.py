@@ -30,15 +30,15 @@ class Level:
 EXACT = Level("EXACT", 0.0, "the same operations on the same numbers: purity, a zero that must be one")
 ELEMENTWISE = Level("ELEMENTWISE", 32.0, "a few roundings in a row for each entry: losses, optimisers")
 MATMUL = Level("MATMUL", 128.0, "sums of products, in an order the compiler chooses: every layer")
-# Two draws of 1,440 cases had a worst of 274, which stood alone, and of 37: rounding that a net amplifies has a long tail.
-# The level is about 4 times the worst of both; at twice it, a right net would be rejected in some thousands.
+# Two draws of 1,440 cases had a worst of 274, which stood alone, and of 37: rounding that a net amplifies has a long
+# tail. The level is about 4 times the worst of both; at twice it, a right net would be rejected in some thousands.
 DEEP = Level("DEEP", 1024.0, "layers one behind the other, each passing on the last one's roundings: nets")
 LOW_PRECISION = Level("LOW_PRECISION", 8.0, "bfloat16 and float16 against float32: 8 units are already 6 % in bfloat16")
 FINITE_DIFFERENCE = Level(
     "FINITE_DIFFERENCE", 1e7, "float64, extrapolated from steps h, h/2, h/4: rounding of the function divided by h"
 )
-# Two draws of 360 cases in float32 (x, w and b of θ(xw + b), two in three with a second layer behind it, 4 seeds each of
-# 30 shapes with 6 activations) had a worst of 990 and of 520, and a median near 75; the level is 4 times the first. By
+# Two draws of 360 cases in float32 (x, w and b of θ(xw + b), two in three with a second layer behind it, 4 seeds each
+# of 30 shapes with 6 activations) had a worst of 990 and of 520, a median near 75; the level is 4 times the first. By
 # reckoning: D extrapolated from h, h/2, h/4 at h = 0.02 weighs one rounding of the function by 330, and a sum has some.
 NATIVE_DIFFERENCE = Level(
     "NATIVE_DIFFERENCE", 4e3, "finite differences in float32, where the function cannot be run in float64"
