@@ -19,7 +19,7 @@ from jbp.check.tolerance import DEEP, EXACT, Level
 from jbp.check.trees import as_key, cast, check_finite, floats_of, is_float, paths, split
 from jbp.layer import Layer
 from jbp.losses import Loss
-from jbp.pairs import weigh
+from jbp.pairs import contract, weigh
 from jbp.sinks import total
 
 
@@ -158,9 +158,13 @@ def _by_hand(net: Layer, loss: Loss, key: Any, trainable: Any, mask: Mask) -> An
     def evaluation(params: Any, x: Any, y: Any, weights: Any) -> Any:
         output, saved = forward(net, params, _silent(weights, x), weights=weights)
         errors = jax.vmap(loss.value)(output, y)
-        w = jnp.full((len(errors),), 1 / len(errors), errors.dtype) if weights is None else jnp.asarray(weights)
-        _, grads = backward(net, params, saved, weigh(w, jax.vmap(loss.delta)(output, y)), total)
-        return weigh(w, errors).sum(), mask(grads)
+        delta = jax.vmap(loss.delta)(output, y)
+        if weights is None:
+            return errors.mean(), mask(contract(backward(net, params, saved, delta)[1]))
+        w = jnp.asarray(weights, errors.dtype)
+        if net.couples_batch:  # there the weights belong into δ
+            return weigh(w, errors).sum(), mask(backward(net, params, saved, weigh(w, delta), total)[1])
+        return weigh(w, errors).sum(), mask(contract(backward(net, params, saved, delta)[1], w))
 
     return evaluation
 
