@@ -9,9 +9,9 @@ seen, with every seed. Its gradients are the library's: tests/test_experiments.p
 
 Source: lecture A (forward, backward, gradients), lecture B (the δ recursion, mini-batches), lecture E (y − t).
 
-    python experiments/from_scratch.py [--quick]     {time}
+    python experiments/from_scratch.py [--quick]     5 s
 
-Expect: {expect}
+Expect: 0.977 ± 0.003 (standard deviation over ten seeds), the lowest 0.972; 0.95 is eight standard deviations below.
 """
 
 import argparse
@@ -85,7 +85,7 @@ def epoch(params, x, y, key):
 @jax.jit
 def accuracy(params, x, y):
     """The share of the examples at whose digit the output is largest."""
-    return (forward(params, x)[0].argmax(1) == y).mean()
+    return (forward(params, x)[0].argmax(1).astype(y.dtype) == y).mean()
 
 
 def run(quick=False, seed=0):
@@ -125,8 +125,7 @@ def plot(result):
     errors = 100 * (1 - np.array(result["test accuracy by seed and epoch"]))
     axes.plot(np.arange(1, errors.shape[1] + 1), errors.T, lw=1, color="C0", alpha=0.6)
     axes.axhline(100 * (1 - NEEDED), color="k", lw=1, ls="--")
-    axes.set(yscale="log", xlabel="epochs", ylabel="test error, % (a line a seed)")
-    axes.set_yticks([2, 5, 10, 20, 50], ["2", "5", "10", "20", "50"])
+    axes.set(xlabel="epochs", ylabel="test error in %, a line a seed", xlim=(0, None), ylim=(0, 25))
     return figure
 
 

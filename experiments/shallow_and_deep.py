@@ -14,9 +14,13 @@ the one of three that does best on held-out examples; then the test part is read
 Source: lecture D (the nested function, ∂C/∂a₃ = 2(a₃ − y), shallow and deep learning). Two spirals: Lang, Witbrock
 1988, Learning to tell two spirals apart.
 
-    python experiments/shallow_and_deep.py [--quick]        {time}
+    python experiments/shallow_and_deep.py [--quick]        1 minute (--quick: 5 s)
 
-Expect: {expect}
+Expect: products equal to 2 eps. Test accuracy, mean ± standard deviation over the seeds: two spirals of three turns
+after 200 epochs 0.85 ± 0.03 with one hidden layer and 0.91 ± 0.09 with three; digits 0.982 ± 0.004 and 0.981 ± 0.006.
+Three layers less one, seed by seed: +0.06 ± 0.03 (standard error) and −0.001 ± 0.002. So on spirals three layers are
+ahead by two standard errors, no more, and vary more; on digits depth changes nothing but the first epochs. (With 1¾
+turns, tried first, both end above 0.99 after 100 epochs: 0.995 and 0.999.)
 """
 
 from __future__ import annotations
