@@ -1,17 +1,17 @@
 """Published networks on MNIST and Fashion-MNIST: accuracy, spread over seeds and seconds beside the published figures.
 
-Claim. Nielsen's networks (784-30-10 and 784-100-10, sigmoid units, ½Σ(p−y)² or cross-entropy, his hyper-parameters and
-his 50,000 images) reach his accuracies: he quotes the best test accuracy of any epoch of one run, so the mean over seeds
-of that differs from his figure by no more than one run of the same spread would. And a ReLU network of 128 units with
-dropout, momentum and a cosine schedule is above the Fashion-MNIST paper's MLP with 100 ReLU units.
+Claim. Nielsen's networks (784-30-10 and 784-100-10, sigmoid units, ½Σ(p−y)² or cross-entropy, his hyper-parameters
+and his 50,000 images) reach his accuracies: he quotes the best test accuracy of any epoch of one run, so the mean over
+seeds of that differs from his figure by no more than one run of the same spread would. And a ReLU network of 128 units
+with dropout, momentum and a cosine schedule is above the Fashion-MNIST paper's MLP with 100 ReLU units.
 
 One figure is not reproduced: 784-100-10 with the quadratic cost. Of three seeds one ends at 96.5 %, as published, and
 two at 77 and 80 %, because outputs that begin saturated never learn their digit. Nielsen's footnote says that readers
 report such runs; his 96.59 % is a good run and not a typical one, and takes no part in the verdict.
 
 Source: M. Nielsen, "Neural networks and deep learning", 2015, chapter 1 (η = 3: 95.42 %, 96.59 %) and chapter 3
-(η = 0.5: 95.49 %, 96.82 %); Xiao, Rasul, Vollgraf 2017, arXiv:1708.07747, table 3 (MLPClassifier, relu, [100]: 97.2 % on
-MNIST, 87.1 % on Fashion-MNIST).
+(η = 0.5: 95.49 %, 96.82 %); Xiao, Rasul, Vollgraf 2017, arXiv:1708.07747, table 3 (MLPClassifier, relu, [100]: 97.2 %
+on MNIST, 87.1 % on Fashion-MNIST).
 
     python experiments/mnist_networks.py [--quick]     needs both sets, in $JBP_DATA_DIR for example; --quick does not
 

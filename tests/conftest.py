@@ -1,10 +1,14 @@
 """The suite's conditions: float64, no silent promotion of types or ranks, and the data folder where there is one."""
 
 import os
+from importlib.metadata import version
 from pathlib import Path
 
-# Speed is not measured here and compiling dominates; read by XLA when JAX starts, so it comes first.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Speed is not measured here and compiling dominates; read by XLA when JAX starts, so it comes first. XLA's older code
+# generator, where there is a choice, compiles twice as fast; what costs are counted of, `counting.xla_cost` compiles
+# with the newer one, as users do.
+OLDER = " --xla_cpu_use_fusion_emitters=false" if version("jax").startswith("0.10.") else ""
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0" + OLDER)
 os.environ.setdefault("MPLBACKEND", "agg")
 
 import jax
@@ -19,6 +23,13 @@ def data_dir() -> Path | None:
     """Where MNIST and Fashion-MNIST are, if this machine has them: $JBP_DATA_DIR, else a folder beside the checkout."""
     places = [os.environ.get("JBP_DATA_DIR"), Path(__file__).parents[2] / "shared" / "data"]
     return next((Path(p) for p in places if p and (Path(p) / "mnist").is_dir()), None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_are_forgotten():
+    """Compiled programs of a file's tests are not kept for the next file: thousands of them fill gigabytes."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture
