@@ -49,7 +49,7 @@ class Config:
 
 
 FULL = Config()
-QUICK = Config(paths_length=6, length=6, restarts=5, layer_check="laws")
+QUICK = Config(paths_length=5, length=5, restarts=3, layer_check="laws")
 CONTROL = Config(paths_length=6, length=6, restarts=1, layer_check="none", recursion=False)
 ALLOWED = 1024  # units of eps × magnitude, as `jbp.check` allows a deep net
 GAP, SLOPE = 1e-3, 1e-6  # nats a symbol: optima this far apart are different, where the gradient is this small

@@ -221,7 +221,10 @@ def served(url, path, wrong=b""):
     path.write_bytes(wrong if url.startswith("https://one") else gzip.compress(SMALL["mnist"][file]))
 
 
-@pytest.mark.parametrize("wrong", [b"", b"<html>", gzip.compress(CHANGED), gzip.compress(GOOD)[:50]])
+WRONG_ANSWERS = {"down": b"", "a page": b"<html>", "changed": gzip.compress(CHANGED), "cut": gzip.compress(GOOD)[:50]}
+
+
+@pytest.mark.parametrize("wrong", WRONG_ANSWERS.values(), ids=WRONG_ANSWERS)  # gzip holds the time: no names of bytes
 def test_the_second_mirror_serves_when_the_first_does_not(small, monkeypatch, capsys, wrong):
     monkeypatch.setattr(builtin, "_retrieve", partial(served, wrong=wrong))
     x, _ = jbp.data.load("mnist")

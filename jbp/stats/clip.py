@@ -27,7 +27,8 @@ def clip_weights(
     [n] by name, each with the bound C/√(number of groups), so that the whole is bounded by C again; or with bounds of
     your own, `max_norm={name: C}`, and the whole by √(Σ C²).
 
-    An infinite C clips nothing. An example whose gradient is not finite gets 0: it takes no part.
+    An infinite C clips nothing. An example whose gradient is not finite gets 0, so that its δ takes no part; where its
+    h is not finite either, `clipped` is NaN (`jbp.private.clipped_sum` looks for that too).
 
     Raises:
         ValueError: if C is 0, negative or NaN, or infinite with `automatic`; γ not positive; groups that do not fit.
