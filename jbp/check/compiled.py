@@ -18,6 +18,9 @@ Not for a function of somebody else's: what it computes in float32 inside a floa
 one key) then comes out a rounding of float32 apart, and a right layer would be rejected. jbp computes in one dtype.
 """
 
+CARE = {"xla_cpu_use_fusion_emitters": True}
+"""For functions of somebody else's, whatever $XLA_FLAGS says, where there is a choice."""
+
 _hurry: ContextVar[bool] = ContextVar("hurry", default=False)
 
 
@@ -32,17 +35,17 @@ def hurried() -> Iterator[None]:
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`jax.jit`, in haste where that was asked for. A leaf's law `jit = eager` compiles it as a user does, always."""
-    return jax.jit(function, compiler_options=_accepted(jax.default_backend()) if _hurry.get() else None)
+    """`jax.jit`, in haste where that was asked for and with care otherwise. A leaf's law `jit = eager` compiles it as a user does, always."""
+    return jax.jit(function, compiler_options=_accepted(jax.default_backend(), _hurry.get()))
 
 
 @cache
-def _accepted(platform: str) -> dict[str, Any] | None:
-    """Those of HASTE that this XLA knows; none of them is promised to stay."""
+def _accepted(platform: str, hurried: bool = True) -> dict[str, Any] | None:
+    """Those of HASTE or CARE that this XLA knows; none of them is promised to stay."""
     if platform != "cpu":
         return None
     accepted = {}
-    for name, value in HASTE.items():
+    for name, value in (HASTE if hurried else CARE).items():
         try:
             jax.jit(lambda x: x + x, compiler_options={name: value})(jnp.zeros(()))
         except Exception:

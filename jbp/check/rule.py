@@ -11,6 +11,7 @@ import numpy as np
 
 from jbp.check.arguments import Arguments, cotangent_like, find_cotangent_problems
 from jbp.check.compare import PRECISION, compare, explain, fact, largest, problem, skipped
+from jbp.check.compiled import compiled
 from jbp.check.complex_step import complex_step
 from jbp.check.finite_differences import finite_differences
 from jbp.check.kinks import after_moving, at_kink, moved
@@ -63,8 +64,8 @@ def check_rule(
 
     with jax.default_matmul_precision(PRECISION):
         try:
-            out_found, found, more, mixed, rest = jax.jit(program)(floats, *deltas)
-            out_value = jax.jit(lambda p: primal(*arguments.rebuilt(p)))(floats)
+            out_found, found, more, mixed, rest = compiled(program)(floats, *deltas)
+            out_value = compiled(lambda p: primal(*arguments.rebuilt(p)))(floats)
         except Exception as error:
             return Report(subject, (*entries, problem("runs", "under jit", explain(error))))
         entries += _outputs(out_found, out_value, "f", level)
@@ -122,7 +123,7 @@ def _autodiff(
         stacked = [
             jnp.stack(list(c)).astype(kind) for c, kind in zip(zip(*candidates, strict=True), kinds, strict=True)
         ]
-        value, gradients = jax.jit(program)(floats, stacked)
+        value, gradients = compiled(program)(floats, stacked)
     except Exception as error:
         why = f"autodiff cannot differentiate it: {explain(error)}"
         if reference is not None:

@@ -16,6 +16,7 @@ from jax import Array
 
 from jbp.check.arguments import Arguments, cotangent_like
 from jbp.check.compare import PRECISION, compare, explain, largest, problem
+from jbp.check.compiled import compiled
 from jbp.check.report import Entry, Report
 from jbp.check.rule import check_rule
 from jbp.check.tolerance import MATMUL, Level
@@ -147,7 +148,7 @@ def _through_jax(f: Any, arguments: Arguments, key: Any, level: Level) -> list[E
         out = jax.eval_shape(lambda p: f(*arguments.rebuilt(p)), arguments.floats)
         delta = arguments.random_delta(as_key(key), out)
         with jax.default_matmul_precision(PRECISION):
-            direct, pulled = jax.jit(program)(arguments.floats, delta)
+            direct, pulled = compiled(program)(arguments.floats, delta)
     except Exception as error:
         return [problem(law, "f", explain(error))]
     source = max(largest(d) for d in delta)
