@@ -7,8 +7,11 @@ from pathlib import Path
 # Speed is not measured here and compiling dominates; read by XLA when JAX starts, so it comes first. XLA's older code
 # generator, where there is a choice, compiles twice as fast; what costs are counted of, `counting.xla_cost` compiles
 # with the newer one, as users do.
-OLDER = " --xla_cpu_use_fusion_emitters=false" if version("jax").startswith("0.10.") else ""
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0" + OLDER)
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0"
+    + (" --xla_cpu_use_fusion_emitters=false" if version("jax").startswith("0.10.") else ""),
+)
 os.environ.setdefault("MPLBACKEND", "agg")
 
 import jax

@@ -62,6 +62,6 @@ def _inner(eqn: Any) -> list[Any]:
 
 def xla_cost(function: Any, *args: Any) -> tuple[float, int, Any]:
     """(FLOPs as XLA counts them, bytes of temporaries, the compiled program)."""
-    options = {"xla_cpu_use_fusion_emitters": True} if jax.__version_info__ < (0, 11) else {}
+    options: Any = {"xla_cpu_use_fusion_emitters": True} if jax.__version_info__ < (0, 11) else {}
     compiled: Any = jax.jit(function).lower(*args).compile(compiler_options=options)
     return compiled.cost_analysis()["flops"], compiled.memory_analysis().temp_size_in_bytes, compiled

@@ -12,6 +12,7 @@ _MARK = "says which pairs refuse to be read row by row (`Coupled`), and changes 
 _LINEAR = (
     "`total` may add before or after the uses are joined, and `keep` joins the same pairs; only other sinks differ"
 )
+_LONE = "the only entry of a list is its first and its last"
 _RESHAPED = "Outer.total and Shift.total flatten all axes but the last themselves"
 _TEXT = "return jnp.where(kept, values * (1 / (1 - self.drop_rate)), jnp.zeros((), values.dtype))"
 _SCALE_PAIR = 'return jnp.einsum("nto,nto->o", self.h, weigh(weights, self.delta)).reshape(self.shape)'
@@ -24,6 +25,9 @@ _ACT, _DROP, _LOSS, _NET = "layers/activations.py", "layers/dropout.py", "losses
 _SPINE = "backprop.py"
 
 EQUIVALENT: dict[tuple[str, str, str, str], str] = {
+    (_NET, "return (delta_x, distinct[plan.input] if plan.shares_output else None), answers[0].distinct(found)", "0",
+     "0 → -1"): _LONE,
+    (_NET, "found = answers[0].whole(found, None)", "0", "0 → -1"): _LONE,
     **{(_DROP, _TEXT, what, change): _MASK for what, change in (
         (_SCALE, "left operand dropped"), (_SCALE, "right operand dropped"), (_SCALE, "operator → Mult"),
         (_SCALE, "operands swapped"), (f"values * ({_SCALE})", "operator → Div"),

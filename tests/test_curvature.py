@@ -1,3 +1,4 @@
+# pyright: reportCallIssue=false
 """Second-order quantities against explicit Jacobians and Hessians of the plain forward pass."""
 
 from functools import partial

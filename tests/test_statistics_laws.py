@@ -1,3 +1,4 @@
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 """What statistics have to do with one another, with weights, with a user's layers; and what they refuse."""
 
 from dataclasses import replace

@@ -1,5 +1,7 @@
 """The update inside the backward pass: the same parameters, without the gradients of a whole stack."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -88,7 +90,7 @@ def test_temporaries_are_activations_and_two_layers(momentum, residual):
             return backward_update(net, params, state, saved, delta, optimizer)[1:]
 
         lowered = jax.jit(run, donate_argnums=(0, 1)).lower(params, optimizer.init(params), x, y)
-        memory = lowered.compile().memory_analysis()
+        memory: Any = lowered.compile().memory_analysis()
         weights = sum(a.nbytes for a in jax.tree.leaves(params))
         activations = 48 * 64 * 512 * 4 * (2 if residual else 1)
         layer = 4 * (512 * 512 + 512) * (2 if momentum else 1)

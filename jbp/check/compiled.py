@@ -35,7 +35,10 @@ def hurried() -> Iterator[None]:
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`jax.jit`, in haste where that was asked for and with care otherwise. A leaf's law `jit = eager` compiles it as a user does, always."""
+    """`jax.jit`, in haste where that was asked for and with care otherwise.
+
+    A leaf's law `jit = eager` compiles it as a user does, always.
+    """
     return jax.jit(function, compiler_options=_accepted(jax.default_backend(), _hurry.get()))
 
 
