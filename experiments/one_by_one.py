@@ -191,7 +191,7 @@ def plot(result: dict[str, Any]) -> Any:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.8), layout="constrained")
-    counted = dict.fromkeys(result["timed"], result["counted"])
+    counted: dict[str, Any] = dict.fromkeys(result["timed"], result["counted"])
     for axis, found, unit in zip(axes, (counted, result["timed"]), ("FLOPs, counted", "seconds"), strict=True):
         for i, ((of, rows), power) in enumerate(zip(found.items(), (2, 1), strict=True)):
             size, cost = (np.array([row[key] for row in rows]) for key in ("weights", of))

@@ -178,6 +178,7 @@ def test_standardisation_is_fitted_on_the_training_part_only(flowers):
     np.testing.assert_array_equal(made.x_scale.mean, kept.mean(0, np.float64))
     np.testing.assert_allclose(made.train[0].mean(0), 0, atol=1e-6)
     np.testing.assert_allclose(made.train[0].std(0), 1, rtol=1e-6)
+    assert made.validation is not None
     assert abs(made.validation[0].mean(0)).max() > 1e-4
 
     result = cli.Train(data=flowers, target="kind", **SMALL)()
