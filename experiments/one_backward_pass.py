@@ -3,13 +3,13 @@
 Claim: at batch 128 on 784-512-512-10 per-example norms from pairs take at most a thirtieth of the time and a hundredth
 of the memory of the norms by `jax.vmap(jax.grad)`, and clipping costs at most 1.15 plain gradients.
 
-    python experiments/one_backward_pass.py             about 1 minute on two free cores
+    python experiments/one_backward_pass.py             2.5 minutes on two free cores
     python experiments/one_backward_pass.py --quick     a small net, 3 rounds, 10 s, nothing written
     writes experiments/results/one_backward_pass.json and docs/images/one_backward_pass.png
 
 Each quantity is one compiled program of `jbp.value_and_pairs` and `jbp.stats` (or `jbp.curvature`), and another of
-`jax.vmap(jax.grad)` of the plain forward pass. After warming up every round runs all programs once, in turn; given are
-medians, their ratio to the plain gradient of the same round with its 5 to 95 % range, and bytes of temporaries as XLA
+`jax.vmap(jax.grad)` of the plain forward pass (of Gauss-Newton, of `jax.jacrev` one example after another: all at once
+it would hold N·k·P numbers). After warming up every round runs all programs once, in turn; given are medians, their ratio to the plain gradient of the same round with its 5 to 95 % range, and bytes of temporaries as XLA
 plans them. The results of the two ways are compared before anything is timed.
 """
 
