@@ -9,8 +9,9 @@ of the memory of the norms by `jax.vmap(jax.grad)`, and clipping costs at most 1
 
 Each quantity is one compiled program of `jbp.value_and_pairs` and `jbp.stats` (or `jbp.curvature`), and another of
 `jax.vmap(jax.grad)` of the plain forward pass (of Gauss-Newton, of `jax.jacrev` one example after another: all at once
-it would hold N·k·P numbers). After warming up every round runs all programs once, in turn; given are medians, their ratio to the plain gradient of the same round with its 5 to 95 % range, and bytes of temporaries as XLA
-plans them. The results of the two ways are compared before anything is timed.
+it would hold N·k·P numbers). After warming up every round runs all programs once, in turn; given are medians, their
+ratio to the plain gradient of the same round with its 5 to 95 % range, and bytes of temporaries as XLA plans them. The
+results of the two ways are compared before anything is timed.
 """
 
 from __future__ import annotations
