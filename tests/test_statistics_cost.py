@@ -52,7 +52,7 @@ COSTS = {
     "gradient + norms": Cost(of_pairs(jbp.contract, stats.norms), 1.01, 1.05, 1.3),
     "clipped": Cost(of_pairs(lambda pairs: stats.clipped(pairs, 1.0)), 1.01, 1.05, 1.3),
     "second moment": Cost(of_pairs(stats.second_moment), 1.01, 1.7, 1.7),
-    "gradient + second moment": Cost(of_pairs(jbp.contract, stats.second_moment), 1.435),
+    "gradient + second moment": Cost(of_pairs(jbp.contract, stats.second_moment), 1.43),
     "variance": Cost(of_pairs(stats.variance), 1.44),
     "noise scale": Cost(of_pairs(stats.noise_scale), 1.02),
     "gradient + Kronecker factors": Cost(of_pairs(jbp.contract, stats.kronecker), 2.06),

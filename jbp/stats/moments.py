@@ -29,9 +29,8 @@ def second_moment(pairs: Any, weights: Weights = None) -> Any:
         ValueError: if these are not the pairs of one backward pass, the batch is empty, or weights do not fit.
         NotImplementedError: below a layer that couples examples.
     """
-    if weights is None:
-        n = batch(pairs)
-        return map_pairs(lambda pair: squares(pair, None) / n, pairs)
+    if weights is None:  # 1/N goes into δ², of which there is less than of the result
+        weights = _proportions(pairs, None)[0]
     return map_pairs(lambda pair: squares(pair, weights), pairs, weights)
 
 
