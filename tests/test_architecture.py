@@ -132,7 +132,10 @@ def test_no_reverse_mode_autodiff_outside_check_and_bridge(path):
         assert not reverse_mode(path.read_text())
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+EVERYTHING = sorted(p for folder in ("jbp", "tests", "experiments") for p in (ROOT / folder).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", EVERYTHING, ids=lambda p: str(p.relative_to(ROOT)))
 def test_nothing_unpickles(path):
     assert not unpickling(path.read_text())
 
