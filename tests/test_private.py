@@ -86,24 +86,21 @@ def test_kept_and_lean_are_the_clipped_sum_of_the_examples_gradients(case):
 def test_rows_of_weight_0_and_gradients_that_are_not_finite_add_nothing(lean):
     net = jbp.serial(jbp.Dense(7), jbp.silu, jbp.repeat(jbp.serial(jbp.Dense(7), jbp.relu), 2), jbp.Dense(K))
     params, _ = net.init(jax.random.key(1), (WIDTH,))
-    x, y = X[:BATCH].copy(), random("targets").normal(size=(BATCH, K))
-    weights = np.ones(BATCH)
-    weights[[2, 5]] = 0.0
+    # JAX's arrays and not NumPy's: a program that is still running reads a NumPy array in place, changed or not.
+    x, y = jnp.asarray(X[:BATCH]), jnp.asarray(random("targets").normal(size=(BATCH, K)))
+    weights = jnp.ones(BATCH).at[jnp.array([2, 5])].set(0.0)
 
     @jax.jit
     def total(x: Any, y: Any, weights: Any) -> Any:
         return clipped_sum(net, LOSS, params, x, y, BOUND, weights=weights, lean=lean)[2]
 
     clean = total(x, y, weights)
-    x[2], y[5] = np.nan, np.inf
-    x[5, 0] = -np.inf
+    x, y = x.at[2].set(jnp.nan).at[5, 0].set(-jnp.inf), y.at[5].set(jnp.inf)
     assert_same(total(x, y, weights), clean)
-    weights[7] = 0.0
-    without = total(x, y, weights)
-    weights[7], x[7] = 1.0, 1e200  # an example of the batch whose gradient overflows, and with it what it multiplies
-    assert_same(total(x, y, weights), without)
-    x[7] = np.inf
-    assert_same(total(x, y, weights), without)
+    without = total(x, y, weights.at[7].set(0.0))
+    # An example of the batch whose gradient overflows, and with it what it multiplies.
+    assert_same(total(x.at[7].set(1e200), y, weights), without)
+    assert_same(total(x.at[7].set(jnp.inf), y, weights), without)
 
 
 @pytest.mark.parametrize("automatic", [False, True])
