@@ -13,9 +13,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
+
+from jbp.layers.activations import softmax
 
 Target = Any
 
@@ -101,38 +103,36 @@ class SoftmaxCrossEntropy(Loss):
 
     The target is a class index 0…k−1 (integer, one per position) or a distribution t over the k classes. For t that
     does not add up to 1 the softmax is weighted by Σt, so that δ is the derivative all the same. Finite for all
-    finite logits. A class index outside 0…k−1 cannot be refused in compiled code: from k on the value is NaN, and a
-    negative one counts from the end. `jbp.fit` and `jbp.data` check labels before they start.
+    finite logits. A class index outside 0…k−1 cannot be refused in compiled code: there the value is NaN. `jbp.fit` and
+    `jbp.data` check labels before they start.
     """
 
     def value(self, output: Array, target: Target) -> Array:
         """Σt · logsumexp(s) − ⟨t, s⟩."""
-        t, mass = _distribution(self, output, target)
-        largest = output.max(-1, keepdims=True)
-        lse = jnp.log(jnp.exp(output - largest).sum(-1)) + largest.squeeze(-1)
-        if mass is None:
-            picked = jnp.take_along_axis(output, jnp.expand_dims(target, -1), -1).squeeze(-1)
-            return _mean_over_positions(lse - picked)
+        axis = output.ndim - 1
+        largest = lax.reduce_max(output, (axis,))
+        lse = lax.log(lax.reduce_sum(lax.exp(output - jnp.expand_dims(largest, axis)), (axis,))) + largest
+        if _is_index(self, output, target):
+            return _mean_over_positions(lse - _picked(output, target))
+        t = jnp.asarray(target, output.dtype)
         # A class with t = 0 takes no part, not even if its logit is −inf.
-        return _mean_over_positions(mass * lse - jnp.where(t == 0, jnp.zeros_like(t), t * output).sum(-1))
+        return _mean_over_positions(t.sum(-1) * lse - jnp.where(t == 0, jnp.zeros_like(t), t * output).sum(-1))
 
     def delta(self, output: Array, target: Target) -> Array:
         """softmax(s) Σt − t."""
-        t, mass = _distribution(self, output, target)
-        p = _softmax(output)
-        if mass is None:
-            # p − 1 in place at the class, which XLA counts (and computes) as less than subtracting a one-hot t.
-            rows = p.reshape(-1, p.shape[-1])
-            rows = rows.at[jnp.arange(len(rows)), target.reshape(-1)].add(-1)
-            return _per_position(rows.reshape(p.shape))
-        return _per_position(p * jnp.expand_dims(mass, -1) - t)
+        p = softmax.value(output)
+        if _is_index(self, output, target):
+            # Added in place at the class, which XLA counts (and computes) as less than subtracting a one-hot t.
+            return _per_position(_added(p, target, lax.full(jnp.shape(target), -1, p.dtype)))
+        t = jnp.asarray(target, output.dtype)
+        return _per_position(p * t.sum(-1, keepdims=True) - t)
 
     def sqrt_hessian(self, output: Array, target: Target) -> Array:
         """Column v at each position: √(pᵥ Σt)(eᵥ − p), for which Σᵥ sᵥsᵥᵀ = Σt (diag(p) − ppᵀ)."""
-        _, mass = _distribution(self, output, target)
-        p = _softmax(output)
+        is_index = _is_index(self, output, target)
+        p = softmax.value(output)
         eye = jnp.eye(p.shape[-1], dtype=p.dtype).reshape((1,) * (p.ndim - 1) + (p.shape[-1],) * 2)
-        weight = jnp.sqrt(p if mass is None else p * jnp.expand_dims(mass, -1))
+        weight = jnp.sqrt(p if is_index else p * jnp.asarray(target, p.dtype).sum(-1, keepdims=True))
         return _block_columns(jnp.expand_dims(weight, -1) * (eye - jnp.expand_dims(p, -2)))
 
 
@@ -151,12 +151,12 @@ class SigmoidBinaryCrossEntropy(Loss):
 
     def delta(self, output: Array, target: Target) -> Array:
         """σ(s) − t."""
-        return _per_position(jax.lax.logistic(output) - _like(self, output, target))
+        return _per_position(lax.logistic(output) - _like(self, output, target))
 
     def sqrt_hessian(self, output: Array, target: Target) -> Array:
         """√(σ(s) σ(−s)) on the diagonal."""
         _like(self, output, target)
-        return _diagonal_columns(jnp.sqrt(jax.lax.logistic(output) * jax.lax.logistic(-output)))
+        return _diagonal_columns(jnp.sqrt(lax.logistic(output) * lax.logistic(-output)))
 
 
 @dataclass(frozen=True, repr=False)
@@ -170,17 +170,23 @@ class CrossEntropy(Loss):
 
     def value(self, output: Array, target: Target) -> Array:
         """−Σₖ t log y."""
-        t, _ = _distribution(self, output, target)
+        if _is_index(self, output, target):
+            return _mean_over_positions(-lax.log(_picked(output, target)))
+        t = jnp.asarray(target, output.dtype)
         return _mean_over_positions(-jnp.where(t == 0, jnp.zeros_like(t), t * jnp.log(output)).sum(-1))
 
     def delta(self, output: Array, target: Target) -> Array:
         """−t/y."""
-        t, _ = _distribution(self, output, target)
+        if _is_index(self, output, target):
+            return _per_position(_added(lax.full_like(output, 0), target, -1 / _picked(output, target)))
+        t = jnp.asarray(target, output.dtype)
         return _per_position(-jnp.where(t == 0, jnp.zeros_like(t), t / output))
 
     def sqrt_hessian(self, output: Array, target: Target) -> Array:
         """√t / y on the diagonal."""
-        t, _ = _distribution(self, output, target)
+        if _is_index(self, output, target):
+            return _diagonal_columns(_added(lax.full_like(output, 0), target, 1 / _picked(output, target)))
+        t = jnp.asarray(target, output.dtype)
         return _diagonal_columns(jnp.where(t == 0, jnp.zeros_like(t), jnp.sqrt(t) / output))
 
 
@@ -207,26 +213,45 @@ def _error(loss: Loss, output: Array, target: Target) -> Array:
     return output - _like(loss, output, target)
 
 
-def _distribution(loss: Loss, output: Array, target: Target) -> tuple[Array, Array | None]:
-    """The target as t[*t, k] and Σₖ t, which is None where it is known to be 1."""
-    target = jnp.asarray(target)
+def _is_index(loss: Loss, output: Array, target: Target) -> bool:
+    """Whether the target names classes; otherwise it is a distribution over them."""
+    shape, dtype = jnp.shape(target), jnp.result_type(target)
     if output.ndim == 0:
         raise ValueError(f"{loss!r} needs an output with an axis of classes, but got a scalar")
-    if target.shape == output.shape:
-        t = target.astype(output.dtype)
-        return t, t.sum(-1)
-    if target.shape == output.shape[:-1] and jnp.issubdtype(target.dtype, jnp.integer):
-        classes = jnp.arange(output.shape[-1], dtype=target.dtype)
-        return (jnp.expand_dims(target, -1) == classes.reshape((1,) * target.ndim + (-1,))).astype(output.dtype), None
+    if shape == output.shape:
+        return False
+    if shape == output.shape[:-1] and jnp.issubdtype(dtype, jnp.integer):
+        return True
     raise ValueError(
         f"{loss!r} on an output of shape {output.shape} needs for each example integer classes of shape "
-        f"{output.shape[:-1]} or a distribution of shape {output.shape}, but got {target.dtype} of {target.shape}"
+        f"{output.shape[:-1]} or a distribution of shape {output.shape}, but got {dtype} of {shape}"
     )
 
 
-def _softmax(logits: Array) -> Array:
-    e = jnp.exp(logits - logits.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
+# In `lax`'s words: the indexing of jax.numpy takes as long to trace as a small net. A class that there is not reads NaN
+# and adds to nothing.
+
+
+def _picked(output: Float[Array, "*t k"], target: Any) -> Float[Array, "*t"]:
+    """output[t, target[t]]."""
+    how = lax.GatherDimensionNumbers((), (1,), (1,), operand_batching_dims=(0,), start_indices_batching_dims=(0,))
+    rows = output.reshape(-1, output.shape[-1])
+    picked = lax.gather(rows, _places(target), how, (1, 1), mode=lax.GatherScatterMode.FILL_OR_DROP)
+    return picked.reshape(output.shape[:-1])
+
+
+def _added(output: Float[Array, "*t k"], target: Any, values: Float[Array, "*t"]) -> Float[Array, "*t k"]:
+    """`output` with values[t] added at output[t, target[t]]."""
+    how = lax.ScatterDimensionNumbers((), (1,), (1,), operand_batching_dims=(0,), scatter_indices_batching_dims=(0,))
+    rows = output.reshape(-1, output.shape[-1])
+    rows = lax.scatter_add(rows, _places(target), values.reshape(-1), how, mode=lax.GatherScatterMode.FILL_OR_DROP)
+    return rows.reshape(output.shape)
+
+
+def _places(target: Any) -> Array:
+    """Class indices as the column [t, 1] that gather and scatter take; narrow ones widened, for k might not fit."""
+    target = jnp.asarray(target)
+    return (target.astype(jnp.int32) if jnp.iinfo(target.dtype).bits < 32 else target).reshape(-1, 1)
 
 
 def _classes(output: Array) -> int:

@@ -95,11 +95,11 @@ class Relu(Activation):
 
     def value(self, s: Array) -> Array:
         """max(0, s)."""
-        return jnp.maximum(s, jnp.zeros((), s.dtype))
+        return lax.max(s, lax.full_like(s, 0))
 
     def pull(self, saved: Array, delta: Array) -> Array:
         """[y > 0] δ."""
-        return jnp.where(saved > 0, delta, jnp.zeros((), delta.dtype))
+        return lax.select(saved > 0, delta, lax.full_like(delta, 0))
 
 
 @dataclass(frozen=True, repr=False)
@@ -118,11 +118,11 @@ class LeakyRelu(Activation):
 
     def value(self, s: Array) -> Array:
         """s or a·s."""
-        return jnp.where(s >= 0, s, self.negative_slope * s)
+        return lax.select(s >= 0, s, self.negative_slope * s)
 
     def pull(self, saved: Array, delta: Array) -> Array:
         """δ or a·δ."""
-        return jnp.where(saved >= 0, delta, self.negative_slope * delta)
+        return lax.select(saved >= 0, delta, self.negative_slope * delta)
 
 
 @dataclass(frozen=True, repr=False)
@@ -133,7 +133,7 @@ class Tanh(Activation):
 
     def value(self, s: Array) -> Array:
         """tanh s."""
-        return jnp.tanh(s)
+        return lax.tanh(s)
 
     def pull(self, saved: Array, delta: Array) -> Array:
         """(1 − y)(1 + y) δ."""
@@ -165,8 +165,9 @@ class Softmax(Activation):
         """e^(s − max s) / Σ e^(s − max s)."""
         if s.ndim == 0:
             raise ValueError("softmax needs an input with at least one axis, but got a scalar")
-        e = jnp.exp(s - s.max(-1, keepdims=True))
-        return e / e.sum(-1, keepdims=True)
+        axis = s.ndim - 1
+        e = lax.exp(s - jnp.expand_dims(lax.reduce_max(s, (axis,)), axis))
+        return e / jnp.expand_dims(lax.reduce_sum(e, (axis,)), axis)
 
     def pull(self, saved: Array, delta: Array) -> Array:
         """y∘(δ − ⟨y, δ⟩): the Jacobian, which is symmetric, times δ."""
@@ -204,11 +205,11 @@ class Elu(Activation):
     def value(self, s: Array) -> Array:
         """s or α(eˢ − 1)."""
         # The exponent is cut at 0 so that the branch not taken stays finite.
-        return jnp.where(s > 0, s, self.alpha * jnp.expm1(jnp.minimum(s, jnp.zeros((), s.dtype))))
+        return lax.select(s > 0, s, self.alpha * jnp.expm1(jnp.minimum(s, jnp.zeros((), s.dtype))))
 
     def pull(self, saved: Array, delta: Array) -> Array:
         """δ or (y + α) δ."""
-        return jnp.where(saved > 0, delta, delta * (saved + self.alpha))
+        return lax.select(saved > 0, delta, delta * (saved + self.alpha))
 
 
 @dataclass(frozen=True, repr=False)
@@ -249,13 +250,13 @@ class Gelu(Activation):
     def value(self, s: Array) -> Array:
         """s Φ(s), or its tanh form."""
         if self.approximate:
-            return s * (0.5 * (1 + jnp.tanh(_C * (s + 0.044715 * (s * s * s)))))
+            return s * (0.5 * (1 + lax.tanh(_C * (s + 0.044715 * (s * s * s)))))
         return s * (0.5 * lax.erfc(-s * math.sqrt(0.5)))
 
     def keep(self, s: Array, y: Array) -> Array:
         """θ′(s)."""
         if self.approximate:
-            t = jnp.tanh(_C * (s + 0.044715 * (s * s * s)))
+            t = lax.tanh(_C * (s + 0.044715 * (s * s * s)))
             slope = _C * (1 + 3 * 0.044715 * (s * s))
             return 0.5 * (1 + t) + 0.5 * s * ((1 - t) * (1 + t) * slope)
         density = jnp.exp(-0.5 * (s * s)) / math.sqrt(2 * math.pi)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from jbp.layer import Layer, Shape, Static, as_number, as_shape, no_params, same_shape
@@ -60,4 +60,4 @@ class Dropout(Layer):
         return self._masked(saved, delta), ()
 
     def _masked(self, kept: Array, values: Array) -> Array:
-        return jnp.where(kept, values * (1 / (1 - self.drop_rate)), jnp.zeros((), values.dtype))
+        return lax.select(kept, values * (1 / (1 - self.drop_rate)), lax.full_like(values, 0))
