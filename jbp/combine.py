@@ -19,7 +19,7 @@ from jax import lax
 from jax.tree_util import register_static
 from jaxtyping import Array, PRNGKeyArray
 
-from jbp.layer import Layer, Shape, Static, as_count, as_shape, check_hashable, leaf_shapes
+from jbp.layer import Layer, Shape, Sign, Static, as_count, as_shape, check_hashable, leaf_shapes
 from jbp.pairs import Stack, is_pair
 
 Visit = Callable[..., tuple[Any, Any]]
@@ -355,6 +355,7 @@ class Repeat(Combinator):
                     f"repeat: {self.layer!r} made {y.dtype}{list(y.shape)} of {x.dtype}{list(x.shape)}, "
                     "but must keep shape and dtype"
                 )
+            saved = _compact(x, y, saved)
             plan[:] = [_Sharing.among(x, y, saved)]
             return y, plan[0].distinct(saved)
 
@@ -435,6 +436,21 @@ class _Sharing:
     def whole(self, distinct: tuple[Any, ...], y: Any) -> Any:
         """`saved` as it was, from the distinct arrays and the repetition's output."""
         return jax.tree.unflatten(self.structure, [y if j < 0 else distinct[j] for j in self.source])
+
+
+def _compact(x: Any, y: Any, saved: Any) -> Any:
+    """`saved`, with one byte a number for each `Sign` whose array nothing else in it needs, nor the next repetition."""
+
+    def is_sign(node: Any) -> bool:
+        return isinstance(node, Sign)
+
+    others = [leaf for leaf in jax.tree.leaves(saved, is_leaf=is_sign) if not is_sign(leaf)]
+    kept = {id(leaf) for leaf in others} | ({id(y)} if any(leaf is x for leaf in others) else set())
+
+    def smaller(node: Any) -> Any:
+        return Sign(node.positive) if is_sign(node) and id(node.array) not in kept else node
+
+    return jax.tree.map(smaller, saved, is_leaf=is_sign)
 
 
 def serial(*layers: Layer) -> Serial:

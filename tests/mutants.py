@@ -294,9 +294,13 @@ def _delta(of: Any, change: Any, where: str = "delta") -> Any:
     return wrong(of, **{where: lambda self, p, t: change(getattr(of, where)(p, t), p, t)})
 
 
+def _one_hot(p: Any, t: Any) -> Any:
+    return t if t.shape == p.shape else jax.nn.one_hot(t, p.shape[-1], dtype=p.dtype)
+
+
 def _no_shift(self: Any, p: Any, t: Any) -> Any:
     e = jnp.exp(p)
-    return e / e.sum(-1, keepdims=True) - losses._distribution(self, p, t)[0]
+    return e / e.sum(-1, keepdims=True) - _one_hot(p, t)
 
 
 # fmt: off
@@ -323,7 +327,7 @@ LOSSES = (
        _delta(SIGMOID, lambda d, p, t: d * lax.logistic(p) * lax.logistic(-p))),
     _m("1/y missing", "cross_entropy", "= derivative", "loss (7,)", CROSS, _delta(CROSS, lambda d, p, t: d * p)),
     _m("0 · log 0", "cross_entropy", "no NaN at probability 0", "loss (7,)", CROSS,
-       wrong(CROSS, value=lambda self, p, t: -(losses._distribution(self, p, t)[0] * jnp.log(p)).sum())),
+       wrong(CROSS, value=lambda self, p, t: -(_one_hot(p, t) * jnp.log(p)).sum())),
 )
 SGD, FALLING, HEAVY, AHEAD = optim.sgd(0.1), optim.sgd(_falling), optim.heavy_ball(0.1), optim.nesterov(0.1)
 _PLACES = {"sgd": SGD, "sgd, schedule": FALLING, "heavy_ball": HEAVY, "nesterov": AHEAD}

@@ -73,7 +73,8 @@ def plain(net: Any, params: Any, x: Any, key: Any = None) -> Any:
             if key is None:
                 return x
             keys = jax.random.split(key, len(x))
-            kept = jax.vmap(lambda k: jax.random.bernoulli(k, 1 - net.drop_rate, x.shape[1:]))(keys)
+            bits = jax.vmap(lambda k: jax.random.bits(k, x.shape[1:], jnp.uint32))(keys)
+            kept = bits >= jnp.uint32(int(net.drop_rate * 2**32))
             return jnp.where(kept, x / (1 - net.drop_rate), 0)
         case jbp.Flatten():
             return x.reshape(len(x), -1)

@@ -47,16 +47,14 @@ class Half(Relu):
     """θ′(0) = ½."""
 
     def pull(self, saved, delta):
-        return jnp.where(saved == 0, 0.5, 1.0).astype(delta.dtype) * super().pull(saved, delta) + jnp.where(
-            saved == 0, 0.5 * delta, jnp.zeros_like(delta)
-        )
+        return jnp.where(saved.array == 0, 0.5 * delta, super().pull(saved, delta))
 
 
 class Above(LeakyRelu):
     """θ′(0) is the slope below."""
 
     def pull(self, saved, delta):
-        return jnp.where(saved > 0, delta, self.negative_slope * delta)
+        return jnp.where(saved.array > 0, delta, self.negative_slope * delta)
 
 
 @pytest.mark.parametrize(("layer", "right"), [(Half(), jbp.relu), (Above(0.2), LeakyRelu(0.2))])

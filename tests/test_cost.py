@@ -98,7 +98,8 @@ def dropout():
         return jax.random.bernoulli(key, 0.8, x.shape)
 
     def each_example(key, x):
-        return jax.vmap(lambda k: jax.random.bernoulli(k, 0.8, x.shape[1:]))(jax.random.split(key, len(x)))
+        bits = jax.vmap(lambda k: jax.random.bits(k, x.shape[1:], jnp.uint32))(jax.random.split(key, len(x)))
+        return bits >= jnp.uint32(int(0.2 * 2**32))
 
     cheapest, same = by(whole_batch), by(each_example)
     return Cost("dropout 784-512-512-10", jbp.serial(*net), cheapest, (784,), 128, same_draw=same)

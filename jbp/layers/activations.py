@@ -4,8 +4,9 @@
     backward  δ_s = θ′(s)∘δ
 
 What is saved decides what a step costs (measured in experiments/what_to_save.py). Where θ′ is a function of the output
-y, y is saved, and the next layer keeps that array anyway: relu, leaky_relu, tanh, sigmoid, softplus, elu, softmax. silu
-and gelu save θ′(s), identity nothing. At the kink, relu′(0) = 0, leaky_relu′(0) = 1 and elu′(0) = α, as in `jax.nn`.
+y, y is saved, and the next layer keeps that array anyway: tanh, sigmoid, softplus, elu, softmax, and, of its sign
+alone, relu and leaky_relu. silu and gelu save θ′(s), identity nothing. At the kink, relu′(0) = 0, leaky_relu′(0) = 1
+and elu′(0) = α, as in `jax.nn`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jbp.layer import Layer, Shape, Static, as_number, as_shape, no_params, same_shape
+from jbp.layer import Layer, Shape, Sign, Static, as_number, as_shape, no_params, same_shape
 from jbp.layers.initializers import Initializer, glorot_normal, he_normal, lecun_normal
 
 
@@ -33,11 +34,11 @@ class Activation(Layer):
         """θ(s)."""
         raise NotImplementedError(f"{type(self).__name__} has no value")
 
-    def keep(self, s: Array, y: Array) -> Array:
+    def keep(self, s: Array, y: Array) -> Any:
         """What `pull` will need; by default the output y, which the next layer keeps anyway."""
         return y
 
-    def pull(self, saved: Array, delta: Array) -> Array:
+    def pull(self, saved: Any, delta: Array) -> Array:
         """δ_s, from the δ of the output and what was kept."""
         raise NotImplementedError(f"{type(self).__name__} has no pull")
 
@@ -53,7 +54,7 @@ class Activation(Layer):
         y = self.value(x)
         return y, self.keep(x, y)
 
-    def backward(self, params: Any, saved: Array, delta: Array) -> tuple[Array, tuple[()]]:
+    def backward(self, params: Any, saved: Any, delta: Array) -> tuple[Array, tuple[()]]:
         """δ_s = θ′(s)∘δ."""
         same_shape(self, delta, saved.shape)
         return self.pull(saved, delta), ()
@@ -97,9 +98,13 @@ class Relu(Activation):
         """max(0, s)."""
         return lax.max(s, lax.full_like(s, 0))
 
-    def pull(self, saved: Array, delta: Array) -> Array:
+    def keep(self, s: Array, y: Array) -> Sign:
+        """[y > 0]."""
+        return Sign(y)
+
+    def pull(self, saved: Sign, delta: Array) -> Array:
         """[y > 0] δ."""
-        return lax.select(saved > 0, delta, lax.full_like(delta, 0))
+        return lax.select(saved.positive, delta, lax.full_like(delta, 0))
 
 
 @dataclass(frozen=True, repr=False)
@@ -120,9 +125,13 @@ class LeakyRelu(Activation):
         """s or a·s."""
         return lax.select(s >= 0, s, self.negative_slope * s)
 
-    def pull(self, saved: Array, delta: Array) -> Array:
+    def keep(self, s: Array, y: Array) -> Sign:
+        """[y ≥ 0]."""
+        return Sign(y, at_zero=True)
+
+    def pull(self, saved: Sign, delta: Array) -> Array:
         """δ or a·δ."""
-        return lax.select(saved >= 0, delta, self.negative_slope * delta)
+        return lax.select(saved.positive, delta, self.negative_slope * delta)
 
 
 @dataclass(frozen=True, repr=False)

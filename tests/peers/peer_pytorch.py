@@ -130,8 +130,8 @@ def run(net: Any, params: Any, x: Any, key: Any = None) -> Any:
 
 
 def masks(net: jbp.Dropout, key: Any, shape: tuple[int, ...]) -> Any:
-    draw = functools.partial(jax.random.bernoulli, p=1 - net.drop_rate, shape=shape[1:])
-    return torch.tensor(np.array(jax.vmap(draw)(jax.random.split(key, shape[0]))))
+    draw = functools.partial(jax.random.bits, shape=shape[1:], dtype=jnp.uint32)
+    return torch.tensor(np.array(jax.vmap(draw)(jax.random.split(key, shape[0])) >= int(net.drop_rate * 2**32)))
 
 
 def errors(loss: losses.Loss, output: Any, target: Any) -> Any:
