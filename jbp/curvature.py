@@ -203,21 +203,24 @@ def hessian_diagonal(
 ) -> Diagonal:
     """The diagonal of the Hessian of the mean error; with `weights` [n] of Σₙ wₙ eₙ, not renormalised.
 
-    Exact where every layer is piecewise linear and no parameter is used in two places: then the output is piecewise
-    linear in each single parameter, and the diagonal is Gauss-Newton's. Otherwise Hutchinson's estimate, the mean of
-    z∘Hz over `samples` random signs z, drawn from `key`, with its standard error; the variance of one draw is
-    Σ_{j≠i} 2H²ᵢⱼ for Gaussian and Σ_{j≠i} H²ᵢⱼ for these z.
+    Exact where every layer is piecewise linear, no parameter is used in two places and the loss has a `sqrt_hessian`:
+    then the output is piecewise linear in each single parameter, and the diagonal is Gauss-Newton's. Otherwise
+    Hutchinson's estimate, the mean of z∘Hz over `samples` random signs z, drawn from `key`, with its standard error;
+    the variance of one draw is Σ_{j≠i} H²ᵢⱼ for these z, and for Gaussian ones it would be 2H²ᵢᵢ + Σ_{j≠i} H²ᵢⱼ.
 
     Raises:
         ValueError: if a key is needed and missing, for an empty batch, or shapes or weights that do not fit.
     Source: Bekas, Kokiopoulou, Saad 2007, "An estimator for the diagonal of a matrix".
     """
     x = _silenced(net, loss, x, y, weights)
-    if net.piecewise_linear:
+    if net.piecewise_linear and not net.couples_batch and _has_root(loss):
         value = gauss_newton_diagonal(net, loss, params, x, y, weights=weights)
         return Diagonal(value, jax.tree.map(jnp.zeros_like, value), True)
     if key is None:
-        raise ValueError(f"{net!r} is not piecewise linear, so its Hessian's diagonal is sampled: pass key=...")
+        raise ValueError(
+            f"the Hessian's diagonal needs no key only where the net is piecewise linear, couples no examples and the "
+            f"loss has a sqrt_hessian, but {net!r} with {loss!r} is not so: pass key=jax.random.key(...)"
+        )
     samples = as_count(samples, "samples")
     flat, unravel = ravel_pytree(params)
 
@@ -336,6 +339,10 @@ def _check_call(net: Any, loss: Any, x: Any, y: Any) -> int:
     if len(sizes) != 1 or sizes <= {(), (0,)}:
         raise ValueError(f"x and y must hold the same number of examples, at least one, but have shapes {shapes}")
     return sizes.pop()[0]
+
+
+def _has_root(loss: Loss) -> bool:
+    return type(loss).sqrt_hessian is not Loss.sqrt_hessian
 
 
 def _roots(weights: Weights) -> tuple[Weights, Weights]:

@@ -246,6 +246,18 @@ class Quartic(losses.Loss):
         return (output - target) ** 3
 
 
+def test_without_a_root_of_the_losss_hessian_the_diagonal_of_a_piecewise_linear_net_is_estimated_too():
+    net, params, (x, y) = small(jbp.Dense(5), jbp.relu, jbp.Dense(2))
+    with pytest.raises(ValueError, match="the loss has a sqrt_hessian"):
+        curvature.hessian_diagonal(net, Quartic(), params, x, y)
+    found = curvature.hessian_diagonal(net, Quartic(), params, x, y, key=KEY, samples=400)
+    flat, unravel = ravel_pytree(params)
+    hessian = compiled(jax.hessian(lambda f: ((plain(net, unravel(f), x) - y) ** 4 / 4).sum(-1).mean()))(flat)
+    error, estimate = (ravel_pytree(tree)[0] for tree in (found.standard_error, found.value))
+    assert not found.exact
+    assert np.all(np.abs(estimate - jnp.diag(hessian)) <= 4.8 * error + 1e-12)
+
+
 # Weights
 
 
@@ -307,7 +319,7 @@ def test_weights_of_1_over_n_are_the_mean():
         (lambda *a: curvature.gauss_newton_diagonal(*a, "sampled"), "pass key=", ValueError),
         (lambda *a: curvature.fisher_product(*a, "sampled"), "pass key=", ValueError),
         (lambda *a: curvature.kronecker_factors(*a, "sampled", key=KEY, samples=0), "at least 1", ValueError),
-        (lambda *a: curvature.hessian_diagonal(*a), "not piecewise linear", ValueError),
+        (lambda *a: curvature.hessian_diagonal(*a), "where the net is piecewise linear", ValueError),
         (lambda *a: curvature.hessian_product(*a)(()), "a tree like the parameters", ValueError),
         (lambda *a: curvature.gauss_newton_product(*a)(a[2][:1]), "a tree like the parameters", ValueError),
         (lambda n, _, *a: curvature.gauss_newton_diagonal(n, Quartic(), *a), "no sqrt_hessian", NotImplementedError),
