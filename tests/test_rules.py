@@ -362,6 +362,24 @@ def test_alignment_is_of_one_forward_pass():
         rules.alignment(Same(), (), net, LOSS, params, x, y)
 
 
+@pytest.mark.parametrize("rule", ["feedback_alignment", "direct_feedback_alignment"])
+def test_alignment_names_a_state_of_another_net_and_a_loss_that_is_none(rule: str):
+    params, x, y = setting()
+    _, state = bound(rule, NET, params, x)
+    _, other = bound(rule, jbp.Dense(2), *setting(jbp.Dense(2))[:2])
+    for wrong in ((), other):
+        with pytest.raises(ValueError, match=r"the state of .* pass the rule_state of a jbp.fit"):
+            rules.alignment(rule, wrong, NET, LOSS, params, x, y)
+    with pytest.raises(ValueError, match=r"the loss must come from jbp.losses.* but is 'l2'"):
+        rules.alignment(rule, state, NET, "l2", params, x, y)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="the same number of examples"):
+        rules.alignment(rule, state, NET, LOSS, params, x, y[:-1])
+    with pytest.raises(ValueError, match="at least one"):
+        rules.alignment(rule, state, NET, LOSS, params, x[:0], y[:0])
+    with pytest.raises(ValueError, match="the net must be a layer"):
+        rules.alignment(rule, state, None, LOSS, params, x, y)  # type: ignore[arg-type]
+
+
 def test_training_by_feedback_alignment_brings_the_angle_below_90_degrees():
     x = random(0, 200, 3)
     y = jnp.tanh(x @ random(1, 3, 2))
