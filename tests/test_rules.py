@@ -23,7 +23,7 @@ NET = jbp.serial(jbp.Dense(7), jbp.tanh, jbp.Dense(5), jbp.tanh, jbp.Dense(2))  
 LOSS = jbp.losses.l2_loss  # δ = output − target
 ALL = Mask.of(None)
 KEY = jax.random.key(5)
-EVERY = [*rules.NAMES.values(), SignSymmetry("batchwise"), SignSymmetry("fixed", scale=0.3)]
+EVERY = [*rules.NAMES.values(), SignSymmetry("fixed", scale=0.3)]
 
 
 @dataclass(frozen=True)
@@ -481,6 +481,13 @@ def test_the_command_line_offers_every_rule(tmp_path):
     assert cli.Train.from_config(tmp_path / "feedback_alignment").rule == "feedback_alignment"
 
 
+@pytest.mark.parametrize("magnitude", ["batchwise", "fixed"])
+def test_each_sign_symmetry_goes_by_a_name(magnitude: Any):
+    named, made = train(f"sign_symmetry_{magnitude}"), train(SignSymmetry(magnitude))
+    assert_same(named.params, made.params)
+    assert not bool((named.params[0]["weight"] == train("sign_symmetry").params[0]["weight"]).all())
+
+
 # Step units
 
 S = np.linspace(-3, 3, 61)
@@ -516,6 +523,12 @@ def test_a_net_of_step_units_learns_by_its_surrogate_and_is_no_gradient():
     assert fitted.history[-1]["train_accuracy"] > 0.9
     report = jbp.check.layer(Step("triangle"), (7,))
     assert not report.passed
+
+
+def test_the_command_line_trains_step_units_and_loads_them_again(tmp_path):
+    cli.Train(net="8 step:triangle:0.5 7 step", epochs=1, quiet=True, out=tmp_path / "run")()
+    net: Any = jbp.load(tmp_path / "run").net
+    assert [layer for layer in net.layers if isinstance(layer, Step)] == [Step("triangle", 0.5), Step()]
 
 
 def test_a_rule_of_your_own_is_two_functions():
