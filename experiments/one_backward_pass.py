@@ -3,8 +3,8 @@
 Claim: at batch 128 on 784-512-512-10 per-example norms from pairs take at most a thirtieth of the time and a hundredth
 of the memory of the norms by `jax.vmap(jax.grad)`, and clipping costs at most 1.15 plain gradients.
 
-    python experiments/one_backward_pass.py             about 3 minutes on two free cores
-    python experiments/one_backward_pass.py --quick     a small net, 3 rounds, 10 s, nothing written
+    python experiments/one_backward_pass.py             3.5 minutes on two free cores
+    python experiments/one_backward_pass.py --quick     a small net, 3 rounds, 20 s, nothing written
     writes experiments/results/one_backward_pass.json and docs/images/one_backward_pass.png
 
 Each quantity is one compiled program of `jbp.value_and_pairs` and `jbp.stats` (or `jbp.curvature`), and another of
@@ -250,7 +250,7 @@ def show(result: dict[str, Any]) -> None:
             *(f"{r['temporary_bytes'] / 1e6:.2f}" for r in (ours, theirs)),
             f"{ours['output_bytes'] / 1e6:.2f}",
         )
-    Console(width=120).print(table)
+    Console(width=150).print(table)
 
 
 def plot(result: dict[str, Any]) -> Any:
@@ -261,7 +261,7 @@ def plot(result: dict[str, Any]) -> Any:
     names = list(by_autodiff())[::-1]
     for axis, figure_of, label in (
         (axes[0], "gradients", "time, in plain gradients"),
-        (axes[1], "temporary_bytes", "temporaries, MB"),
+        (axes[1], "temporary_bytes", "temporaries, and the output, MB"),
     ):
         for offset, way, shown, colour in (
             (-0.2, "autodiff", "autodiff", "tab:gray"),

@@ -307,7 +307,7 @@ def test_a_row_of_weight_0_takes_no_part_whatever_it_holds(net: Any):
 def test_weights_of_1_over_n_are_the_mean():
     net, params, (x, y) = small(jbp.Dense(5), jbp.tanh, jbp.Dense(3))
     y = jax.nn.softmax(y)
-    even = everything(net, params, x, y, jnp.full(BATCH, 1 / BATCH))
+    even = jax.jit(lambda *at: everything(net, *at))(params, x, y, jnp.full(BATCH, 1 / BATCH))
     for a, b in zip(jax.tree.leaves(even), jax.tree.leaves(everything(net, params, x, y, None)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13)
 
