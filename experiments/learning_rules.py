@@ -23,9 +23,11 @@ validation, with a seed of its own and 3 epochs; the 10,000 test images are read
     needs MNIST, in $JBP_DATA_DIR for example; writes experiments/results/learning_rules.json, .png and .svg
 
 Published beside it, on other networks. Nøkland 2016 (arXiv:1609.01596, abstract): 1.45 % on permutation-invariant
-MNIST, a network with dropout trained by direct feedback alignment. Lillicrap et al. 2016 (Nature Communications
-7:13276) trained 784-1000-10 with sigmoid units by feedback alignment and by backpropagation. Their errors, and
-Nøkland's table, could not be looked up in the papers themselves when this was written, so they are not given here.
+MNIST, a network with dropout trained by direct feedback alignment. Lillicrap et al. trained 784-1000-10 with sigmoid
+units on 60,000 images: backpropagation "brings the mean error on the test set to 2.4% (average of n=20 runs)", feedback
+alignment "reaches 2.1% mean error (n=20)". That is quoted at second hand, from a replication's plan that quotes the
+preprint, arXiv:1411.0247, which became Nature Communications 7:13276 (2016). Neither that article nor Nøkland's table
+could be looked up itself when this was written, so figures of those are not given here.
 """
 
 from __future__ import annotations

@@ -3,15 +3,17 @@
 Claim: at batch 128 on 784-512-512-10 per-example norms from pairs take at most a thirtieth of the time and a hundredth
 of the memory of the norms by `jax.vmap(jax.grad)`, and clipping costs at most 1.15 plain gradients.
 
-    python experiments/one_backward_pass.py             2.5 minutes on two free cores
-    python experiments/one_backward_pass.py --quick     a small net, 3 rounds, 10 s, nothing written
+    python experiments/one_backward_pass.py             3.5 minutes on two free cores
+    python experiments/one_backward_pass.py --quick     a small net, 3 rounds, 20 s, nothing written
     writes experiments/results/one_backward_pass.json and docs/images/one_backward_pass.png
 
 Each quantity is one compiled program of `jbp.value_and_pairs` and `jbp.stats` (or `jbp.curvature`), and another of
-`jax.vmap(jax.grad)` of the plain forward pass (of Gauss-Newton, of `jax.jacrev` one example after another: all at once
-it would hold N·k·P numbers). After warming up every round runs all programs once, in turn; given are medians, their
-ratio to the plain gradient of the same round with its 5 to 95 % range, and bytes of temporaries as XLA plans them. The
-results of the two ways are compared before anything is timed.
+`jax.vmap(jax.grad)` of the plain forward pass. Where autodiff has a better way it takes that: for the Gauss-Newton
+diagonal `jax.jacrev` one example after another (all at once it would hold N·k·P numbers), for the products `jax.jvp`
+with `jax.vjp` or `jax.grad`, for Kronecker factors `jax.grad` with respect to zeros that are added to every s. After
+warming up every round runs all programs once, in turn; given are medians, their ratio to the plain gradient of the same
+round with its 5 to 95 % range, and bytes as XLA plans them: of temporaries, and of the output, which is what it is
+whichever way it is computed. The results of the two ways are compared before anything is timed.
 """
 
 from __future__ import annotations
@@ -52,26 +54,70 @@ def by_pairs(net: jbp.Layer) -> dict[str, Program]:
         "gradient and norms": of(lambda pairs: (jbp.contract(pairs), stats.norms(pairs))),
         "clipped sum": of(lambda pairs: stats.clipped(pairs, CLIP)),
         "second moment": of(stats.second_moment),
+        "gradient and second moment": of(lambda pairs: (jbp.contract(pairs), stats.second_moment(pairs))),
         "variance": of(stats.variance),
+        "noise scale": of(stats.noise_scale),
         "Gram matrix": of(stats.gram),
         "per-example gradients": of(stats.per_example),
+        "gradient and Kronecker factors": of(lambda pairs: (jbp.contract(pairs), stats.kronecker(pairs))),
         "Gauss-Newton diagonal": lambda p, x, y: curvature.gauss_newton_diagonal(net, LOSS, p, x, y),
+        "Gauss-Newton product": lambda p, x, y: curvature.gauss_newton_product(net, LOSS, p, x, y)(p),
+        "Hessian product": lambda p, x, y: curvature.hessian_product(net, LOSS, p, x, y)(p),
     }
 
 
-def by_vmap() -> dict[str, Program]:
-    """The same from `jax.vmap(jax.grad)` of a plain forward pass, and for Gauss-Newton of `jax.jacrev`."""
+def logits(p: Any, x: Any, add: Any = None) -> Any:
+    """The plain forward pass, of one example or of many; `add` [..., o] of each layer is added to its s = xW + b."""
+    *hidden, last = (layer for layer in p if layer != ())
+    *adds, add_last = [0.0] * (len(hidden) + 1) if add is None else add
+    for layer, a in zip(hidden, adds, strict=True):
+        x = jax.nn.relu(x @ layer["weight"] + layer["bias"] + a)
+    return x @ last["weight"] + last["bias"] + add_last
 
-    def logits(p: Any, x: Any) -> Any:
-        *hidden, last = (layer for layer in p if layer != ())
-        for layer in hidden:
-            x = jax.nn.relu(x @ layer["weight"] + layer["bias"])
-        return x @ last["weight"] + last["bias"]
 
-    def error(p: Any, x: Any, y: Any) -> Any:
-        out = logits(p, x)
-        return jax.nn.logsumexp(out) - out[y]
+def error(p: Any, x: Any, y: Any, add: Any = None) -> Any:
+    """Softmax cross-entropy of one example."""
+    out = logits(p, x, add)
+    return jax.nn.logsumexp(out) - out[y]
 
+
+def mean_error(p: Any, x: Any, y: Any) -> Any:
+    """Of the batch."""
+    return jax.vmap(error, (None, 0, 0))(p, x, y).mean()
+
+
+def kronecker_factors(p: Any, x: Any, y: Any) -> Any:
+    """The gradient, and 1/N Σ hhᵀ and 1/N Σ δδᵀ of every weight and bias, with δ as the derivative by what is added."""
+    n, layers = len(x), [layer for layer in p if layer != ()]
+    zeros = [jnp.zeros((n, len(layer["bias"])), x.dtype) for layer in layers]
+
+    def total(p: Any, add: Any) -> Any:
+        return jax.vmap(error, (None, 0, 0, 0))(p, x, y, add).sum()
+
+    grads, deltas = jax.grad(total, (0, 1))(p, zeros)
+    factors, h = [], x
+    for layer, delta in zip(layers, deltas, strict=True):
+        g = delta.T @ delta / n
+        factors.append({"bias": (jnp.ones((1, 1), g.dtype), g), "weight": (h.T @ h / n, g)})
+        h = jax.nn.relu(h @ layer["weight"] + layer["bias"])
+    return jax.tree.map(lambda a: a / n, grads), factors
+
+
+def gauss_newton_product(p: Any, x: Any, y: Any) -> Any:
+    """(1/N Σ Jᵀ H J) p, H = diag(q) − qqᵀ with the probabilities q."""
+    out, back = jax.vjp(lambda p: logits(p, x), p)
+    tangent = jax.jvp(lambda p: logits(p, x), (p,), (p,))[1]
+    q = jax.nn.softmax(out)
+    return back(q * (tangent - (q * tangent).sum(1, keepdims=True)) / len(x))[0]
+
+
+def hessian_product(p: Any, x: Any, y: Any) -> Any:
+    """(∂²/∂p² of the mean error) p."""
+    return jax.jvp(lambda p: jax.grad(mean_error)(p, x, y), (p,), (p,))[1]
+
+
+def by_autodiff() -> dict[str, Program]:
+    """The same by autodiff of a plain forward pass: from `jax.vmap(jax.grad)` where nothing else is better."""
     each = jax.vmap(jax.grad(error), (None, 0, 0))
 
     def squares(g: Any) -> Any:
@@ -95,6 +141,15 @@ def by_vmap() -> dict[str, Program]:
 
         return jax.tree.map(lambda a: a / len(x), jax.lax.scan(add, jax.tree.map(jnp.zeros_like, p), x)[0])
 
+    def noise_scale(g: Any) -> Any:
+        leaves = jax.tree.leaves(g)
+        trace = sum(a.var(0, ddof=1).sum() for a in leaves)
+        signal = sum(jnp.square(a.mean(0)).sum() for a in leaves) - trace / len(leaves[0])
+        return jnp.where(signal > 0, trace / signal, jnp.inf)
+
+    def moments(g: Any) -> Any:
+        return jax.tree.map(lambda a: a.mean(0), g), jax.tree.map(lambda a: jnp.square(a).mean(0), g)
+
     def of(read: Callable[[Any], Any]) -> Program:
         return lambda p, x, y: read(each(p, x, y))
 
@@ -103,10 +158,15 @@ def by_vmap() -> dict[str, Program]:
         "gradient and norms": of(lambda g: (jax.tree.map(lambda a: a.mean(0), g), jnp.sqrt(squares(g)))),
         "clipped sum": of(clipped),
         "second moment": of(lambda g: jax.tree.map(lambda a: jnp.square(a).mean(0), g)),
+        "gradient and second moment": of(moments),
         "variance": of(lambda g: jax.tree.map(lambda a: a.var(0, ddof=1), g)),
+        "noise scale": of(noise_scale),
         "Gram matrix": of(gram),
         "per-example gradients": of(lambda g: g),
+        "gradient and Kronecker factors": kronecker_factors,
         "Gauss-Newton diagonal": gauss_newton,
+        "Gauss-Newton product": gauss_newton_product,
+        "Hessian product": hessian_product,
     }
 
 
@@ -120,10 +180,10 @@ def run(widths: tuple[int, ...], batch: int, rounds: int) -> dict[str, Any]:
     args = params, x, jnp.arange(batch) % widths[-1]
     programs: dict[tuple[str, str], Any] = {("plain gradient", "jbp"): jbp.value_and_grad(net, LOSS)}
     programs |= {(name, "jbp"): jax.jit(program) for name, program in by_pairs(net).items()}
-    programs |= {(name, "vmap"): jax.jit(program) for name, program in by_vmap().items()}
+    programs |= {(name, "autodiff"): jax.jit(program) for name, program in by_autodiff().items()}
     built = {key: program.lower(*args).compile() for key, program in programs.items()}
-    for name in by_vmap():
-        ours, theirs = (jax.tree.leaves(built[name, way](*args)) for way in ("jbp", "vmap"))
+    for name in by_autodiff():
+        ours, theirs = (jax.tree.leaves(built[name, way](*args)) for way in ("jbp", "autodiff"))
         for a, b in zip(ours, theirs, strict=True):
             np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4 * float(jnp.abs(b).max()), err_msg=name)
     times: dict[Any, list[float]] = {key: [] for key in built}
@@ -137,6 +197,7 @@ def run(widths: tuple[int, ...], batch: int, rounds: int) -> dict[str, Any]:
     for (name, way), seconds in times.items():
         ratio = np.asarray(seconds) / plain
         low, high = np.quantile(ratio, [0.05, 0.95])
+        memory = built[name, way].memory_analysis()
         rows.append(
             {
                 "quantity": name,
@@ -144,7 +205,8 @@ def run(widths: tuple[int, ...], batch: int, rounds: int) -> dict[str, Any]:
                 "milliseconds": 1e3 * float(np.median(seconds)),
                 "gradients": float(np.median(ratio)),
                 "range": [float(low), float(high)],
-                "temporary_bytes": built[name, way].memory_analysis().temp_size_in_bytes,
+                "temporary_bytes": memory.temp_size_in_bytes,
+                "output_bytes": memory.output_size_in_bytes,
             }
         )
     return {
@@ -165,7 +227,7 @@ def find(result: dict[str, Any], quantity: str, way: str) -> dict[str, Any]:
 
 def check(result: dict[str, Any]) -> None:
     """Raise unless the claim holds."""
-    ours, theirs = find(result, "norms", "jbp"), find(result, "norms", "vmap")
+    ours, theirs = find(result, "norms", "jbp"), find(result, "norms", "autodiff")
     faster = theirs["milliseconds"] / ours["milliseconds"]
     leaner = theirs["temporary_bytes"] / ours["temporary_bytes"]
     claim.require(faster >= 30, f"norms are {faster:.1f} times faster than by vmap(grad), not 30")
@@ -177,39 +239,42 @@ def check(result: dict[str, Any]) -> None:
 def show(result: dict[str, Any]) -> None:
     """The table."""
     table = Table(title=f"{result['net']}, batch {result['batch']}: in plain gradients, median (5 to 95 %)")
-    for column in ("quantity", "jbp", "vmap(grad)", "times faster", "jbp, MB", "vmap(grad), MB"):
+    for column in ("quantity", "jbp", "autodiff", "times faster", "temporaries: jbp, MB", "autodiff, MB", "output, MB"):
         table.add_column(column, justify="left" if column == "quantity" else "right")
-    for quantity in by_vmap():
-        ours, theirs = find(result, quantity, "jbp"), find(result, quantity, "vmap")
+    for quantity in by_autodiff():
+        ours, theirs = find(result, quantity, "jbp"), find(result, quantity, "autodiff")
         table.add_row(
             quantity,
             *(f"{r['gradients']:.2f} ({r['range'][0]:.2f} to {r['range'][1]:.2f})" for r in (ours, theirs)),
             f"{theirs['milliseconds'] / ours['milliseconds']:.1f}",
             *(f"{r['temporary_bytes'] / 1e6:.2f}" for r in (ours, theirs)),
+            f"{ours['output_bytes'] / 1e6:.2f}",
         )
-    Console(width=120).print(table)
+    Console(width=150).print(table)
 
 
 def plot(result: dict[str, Any]) -> Any:
-    """Time and memory of each quantity, both ways, on logarithmic axes."""
+    """Time and memory of each quantity, both ways, on logarithmic axes; the output's bytes as a mark."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(8.5, 3.6), sharey=True, layout="constrained")
-    names = list(by_vmap())[::-1]
+    figure, axes = plt.subplots(1, 2, figsize=(8.5, 5), sharey=True, layout="constrained")
+    names = list(by_autodiff())[::-1]
     for axis, figure_of, label in (
         (axes[0], "gradients", "time, in plain gradients"),
-        (axes[1], "temporary_bytes", "temporaries, MB"),
+        (axes[1], "temporary_bytes", "temporaries, and the output, MB"),
     ):
         for offset, way, shown, colour in (
-            (-0.2, "vmap", "jax.vmap(jax.grad)", "tab:gray"),
+            (-0.2, "autodiff", "autodiff", "tab:gray"),
             (0.2, "jbp", "jbp", "tab:blue"),
         ):
             values = [find(result, name, way)[figure_of] / (1e6 if "bytes" in figure_of else 1) for name in names]
             axis.barh(np.arange(len(names)) + offset, values, 0.38, label=shown, color=colour)
         axis.set(xscale="log", xlabel=label)
+    outputs = [find(result, name, "jbp")["output_bytes"] / 1e6 for name in names]
+    axes[1].plot(outputs, np.arange(len(names)), "|", color="black", markersize=12, label="the output")
     axes[0].set_yticks(np.arange(len(names)), names)
     axes[0].axvline(1, color="black", linewidth=0.8)
-    axes[1].legend(loc="upper left", bbox_to_anchor=(0.0, 1.18), ncols=2, frameon=False)
+    axes[1].legend(loc="upper left", bbox_to_anchor=(0.0, 1.12), ncols=3, frameon=False)
     figure.suptitle(f"{result['net']}, batch {result['batch']}", x=0.02, ha="left", fontsize=10)
     return figure
 

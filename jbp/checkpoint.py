@@ -29,6 +29,7 @@ from jbp.data.messages import existing_file
 from jbp.data.preparing import Standardizer
 from jbp.layer import Layer, Shape
 from jbp.layers import initializers
+from jbp.layers.step import Step
 
 FORMAT = "jbp-1"
 PARAMS, CONFIG = "params.safetensors", "config.json"
@@ -319,7 +320,7 @@ def _as(like: Any, tree: Any, path: Path) -> Any:
 @lru_cache
 def _known() -> dict[str, type]:
     """The classes a net may be made of, by name."""
-    members = {**vars(layers), **vars(combine), **vars(initializers)}.values()
+    members = (*vars(layers).values(), *vars(combine).values(), *vars(initializers).values(), Step)
     kinds = (Layer, initializers.Initializer)
     return {
         c.__name__: c for c in members if inspect.isclass(c) and issubclass(c, kinds) and dataclasses.is_dataclass(c)

@@ -1,5 +1,8 @@
 """Second order with the same recursion: Gauss-Newton, Fisher, Hessian. All of the mean error 1/N Σₙ eₙ.
 
+With `weights` [n] they are of Σₙ wₙ eₙ, with the weights as given, not renormalised: wₙ stands for 1/N. A row of
+weight 0 takes no part, whatever its x and y hold.
+
 The backward pass is linear in δ. Run over the columns s of a square root of the loss's Hessian instead of the loss's
 δ, it gives Gauss-Newton quantities: Jᵀ(Σᵥ sᵥsᵥᵀ)J = Σᵥ (Jᵀsᵥ)(Jᵀsᵥ)ᵀ. Products take forward tangents through the
 hand-written passes (`jax.jvp`); no reverse-mode autodiff is used.
@@ -11,6 +14,7 @@ Source: Schraudolph 2002, "Fast curvature matrix-vector products for second-orde
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -18,14 +22,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 from scipy.sparse.linalg import LinearOperator
 
 from jbp.backprop import backward, forward
-from jbp.layer import Layer, as_count, leaf_shapes
+from jbp.layer import Layer, as_count, check_hashable, leaf_shapes
 from jbp.losses import Loss
-from jbp.pairs import Outer, Pair, Scale, Shift, Stack, is_pair
+from jbp.pairs import Outer, Pair, Scale, Shift, Stack, Sum, Weights, check_weights, is_pair, weigh
 from jbp.sinks import total
 from jbp.stats._paths import map_pairs
 from jbp.stats.kronecker import Factors, Sharing, kronecker
@@ -47,20 +52,24 @@ def gauss_newton_diagonal(
     key: Array | None = None,
     samples: int = 1,
     per_example: bool = False,
+    weights: Weights = None,
 ) -> Any:
     """The diagonal of 1/N Σₙ Jₙᵀ Hₙ Jₙ, in the tree of the parameters, where Hₙ = ∂²eₙ/∂output².
+
+    With `weights` [n] it is of Σₙ wₙ Jₙᵀ Hₙ Jₙ, not renormalised.
 
     `delta` says what goes back. "exact": every column of `sqrt_hessian`. "sampled": `samples` sums of them with
     random signs, drawn from `key`; right on average, and for the loss of a likelihood an estimate of the Fisher
     information, which is the same matrix. "true": the loss's own δ, which gives the empirical Fisher, 1/N Σₙ gₙ².
-    With `per_example`, each example's own [n, *shape], not divided by N. The net is taken in evaluation.
+    With `per_example`, each example's own term [n, *shape], not divided by N, but times wₙ if there are weights. The
+    net is taken in evaluation.
 
     Raises:
-        ValueError: for another `delta`, a missing key, or shapes that do not fit.
+        ValueError: for another `delta`, a missing key, an empty batch, or shapes or weights that do not fit.
         NotImplementedError: if the loss has no `sqrt_hessian`, or below a layer that couples examples.
     """
-    columns, back = _columns(net, loss, params, x, y, delta, key, samples)
-    squared = partial(_squared, per_example=per_example)
+    columns, back = _columns(net, loss, params, x, y, delta, key, samples, weights)
+    squared = partial(_squared, weights=weights, per_example=per_example)
 
     def add(sums: Any, column: Array) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, sums, map_pairs(squared, back(column))), None
@@ -70,8 +79,11 @@ def gauss_newton_diagonal(
     # What came in, h, is the same for every column. Of this pass only h is used, so no more of it is computed.
     pairs = back(columns[0])
     leaves, structure = jax.tree.flatten(pairs, is_leaf=is_pair)
-    found = [_finished(pair, s, per_example) for pair, s in zip(leaves, structure.flatten_up_to(sums), strict=True)]
-    return structure.unflatten(found if per_example else [leaf / columns.shape[1] for leaf in found])
+    parts = zip(leaves, structure.flatten_up_to(sums), strict=True)
+    found = [_finished(pair, s, weights, per_example) for pair, s in parts]
+    if per_example:
+        return structure.unflatten([weigh(weights, leaf) for leaf in found])
+    return structure.unflatten(found if weights is not None else [leaf / columns.shape[1] for leaf in found])
 
 
 def kronecker_factors(
@@ -85,15 +97,21 @@ def kronecker_factors(
     key: Array | None = None,
     samples: int = 1,
     sharing: Sharing = "expand",
+    weights: Weights = None,
 ) -> Any:
     """K-FAC: the `jbp.stats.Factors` A = E[hhᵀ], G = E[δδᵀ] of every parameter; A ⊗ G approximates its Gauss-Newton
     block (of the mean error), or with `delta="true"` its empirical Fisher. Arguments as in `gauss_newton_diagonal`;
     for `sharing` see `jbp.stats.kronecker`, which reads the same from pairs that you have.
 
+    With `weights` [n], none below 0, A = Σ pₙ hhᵀ with the proportions pₙ = wₙ/Σw and G = Σ wₙ δδᵀ: so A ⊗ G
+    approximates the block of Σ wₙ eₙ. Were both weighted by wₙ, it would be Σw times that. NaN if all weights are 0.
+
     Raises:
         ValueError, NotImplementedError: as `gauss_newton_diagonal`, and for a parameter with uses of several kinds.
     """
-    columns, back = _columns(net, loss, params, x, y, delta, key, samples)
+    columns, back = _columns(net, loss, params, x, y, delta, key, samples, weights)
+    roots_a, roots_g = _roots(weights)
+    columns = jax.vmap(partial(weigh, roots_g))(columns)
 
     def g(column: Array) -> Any:
         return jax.tree.map(lambda f: f.g, kronecker(back(column), sharing), is_leaf=_is_factors)
@@ -103,18 +121,23 @@ def kronecker_factors(
 
     start = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(g, columns[0]))
     sums, _ = lax.scan(add, start, columns)
-    once = kronecker(back(columns[0]), sharing)  # for A, which is the same for every column
+    pairs = jax.tree.map(partial(_with_h, roots_a), back(columns[0]), is_leaf=is_pair)
+    once = kronecker(pairs, sharing)  # for A, which is the same for every column
     return jax.tree.map(lambda f, g: Factors(f.a, g), once, sums, is_leaf=_is_factors)
 
 
-def gauss_newton_product(net: Layer, loss: Loss, params: Any, x: Any, y: Any) -> Product:
+def gauss_newton_product(net: Layer, loss: Loss, params: Any, x: Any, y: Any, *, weights: Weights = None) -> Product:
     """The function v ↦ (1/N Σₙ Jₙᵀ Hₙ Jₙ) v on trees like `params`: forward tangent Jv, then Hₙ from a tangent of
     the loss's δ, then the backward pass. Compiled once for a net, a loss and shapes. In evaluation.
 
+    With `weights` [n] it is (Σₙ wₙ Jₙᵀ Hₙ Jₙ) v, not renormalised.
+
     Raises:
-        ValueError: at the call, if v is not a tree like the parameters.
+        ValueError: for an empty batch, or shapes or weights that do not fit; at the call, if v is not a tree like the
+            parameters.
     """
-    return lambda v: _gauss_newton_product(net, loss, params, x, y, _like_params(params, v))
+    x = _silenced(net, loss, x, y, weights)
+    return lambda v: _gauss_newton_product(net, loss, params, x, y, _like_params(params, v), weights)
 
 
 def fisher_product(
@@ -127,27 +150,35 @@ def fisher_product(
     *,
     key: Array | None = None,
     samples: int = 1,
+    weights: Weights = None,
 ) -> Product:
     """The function v ↦ 1/N Σₙ Σₛ (Jₙᵀs)⟨Jₙᵀs, v⟩ with the columns s of `gauss_newton_diagonal`: of the loss of a
     likelihood the Fisher information, exact or sampled, or with `delta="true"` the empirical Fisher 1/N Σₙ gₙ⟨gₙ, v⟩.
 
+    With `weights` [n], wₙ stands in the place of 1/N, not renormalised.
+
     Raises:
-        ValueError: for another `delta` or a missing key; at the call, if v is not a tree like the parameters.
+        ValueError: for another `delta`, a missing key, an empty batch, or shapes or weights that do not fit; at the
+            call, if v is not a tree like the parameters.
     """
     _check_delta(delta, key, samples)
-    return lambda v: _fisher_product(net, loss, params, x, y, _like_params(params, v), delta, key, samples)
+    x = _silenced(net, loss, x, y, weights)
+    return lambda v: _fisher_product(net, loss, params, x, y, _like_params(params, v), delta, key, samples, weights)
 
 
-def hessian_product(net: Layer, loss: Loss, params: Any, x: Any, y: Any) -> Product:
+def hessian_product(net: Layer, loss: Loss, params: Any, x: Any, y: Any, *, weights: Weights = None) -> Product:
     """The function v ↦ (∂²/∂θ² 1/N Σₙ eₙ) v on trees like `params`: a forward tangent of the hand-written gradient.
 
-    At kinks (relu at 0) it has the convention of the activation's θ′. In evaluation.
+    With `weights` [n] it is (∂²/∂θ² Σₙ wₙ eₙ) v, not renormalised. At kinks (relu at 0) it has the convention of the
+    activation's θ′. In evaluation.
 
     Raises:
-        ValueError: at the call, if v is not a tree like the parameters.
+        ValueError: for an empty batch, or shapes or weights that do not fit; at the call, if v is not a tree like the
+            parameters.
     Source: Pearlmutter 1994, "Fast exact multiplication by the Hessian".
     """
-    return lambda v: _hessian_product(net, loss, params, x, y, _like_params(params, v))
+    x = _silenced(net, loss, x, y, weights)
+    return lambda v: _hessian_product(net, loss, params, x, y, _like_params(params, v), weights)
 
 
 class Diagonal(NamedTuple):
@@ -160,30 +191,42 @@ class Diagonal(NamedTuple):
 
 
 def hessian_diagonal(
-    net: Layer, loss: Loss, params: Any, x: Any, y: Any, *, key: Array | None = None, samples: int = 32
+    net: Layer,
+    loss: Loss,
+    params: Any,
+    x: Any,
+    y: Any,
+    *,
+    key: Array | None = None,
+    samples: int = 32,
+    weights: Weights = None,
 ) -> Diagonal:
-    """The diagonal of the Hessian of the mean error.
+    """The diagonal of the Hessian of the mean error; with `weights` [n] of Σₙ wₙ eₙ, not renormalised.
 
-    Exact where every layer is piecewise linear and no parameter is used in two places: then the output is piecewise
-    linear in each single parameter, and the diagonal is Gauss-Newton's. Otherwise Hutchinson's estimate, the mean of
-    z∘Hz over `samples` random signs z, drawn from `key`, with its standard error; the variance of one draw is
-    Σ_{j≠i} 2H²ᵢⱼ for Gaussian and Σ_{j≠i} H²ᵢⱼ for these z.
+    Exact where every layer is piecewise linear, no parameter is used in two places and the loss has a `sqrt_hessian`:
+    then the output is piecewise linear in each single parameter, and the diagonal is Gauss-Newton's. Otherwise
+    Hutchinson's estimate, the mean of z∘Hz over `samples` random signs z, drawn from `key`, with its standard error;
+    the variance of one draw is Σ_{j≠i} H²ᵢⱼ for these z, and for Gaussian ones it would be 2H²ᵢᵢ + Σ_{j≠i} H²ᵢⱼ.
 
     Raises:
-        ValueError: if a key is needed and missing.
+        ValueError: if a key is needed and missing, for an empty batch, or shapes or weights that do not fit.
     Source: Bekas, Kokiopoulou, Saad 2007, "An estimator for the diagonal of a matrix".
     """
-    if net.piecewise_linear:
-        value = gauss_newton_diagonal(net, loss, params, x, y)
+    x = _silenced(net, loss, x, y, weights)
+    if net.piecewise_linear and not net.couples_batch and _has_root(loss):
+        value = gauss_newton_diagonal(net, loss, params, x, y, weights=weights)
         return Diagonal(value, jax.tree.map(jnp.zeros_like, value), True)
     if key is None:
-        raise ValueError(f"{net!r} is not piecewise linear, so its Hessian's diagonal is sampled: pass key=...")
+        raise ValueError(
+            f"the Hessian's diagonal needs no key only where the net is piecewise linear, couples no examples and the "
+            f"loss has a sqrt_hessian, but {net!r} with {loss!r} is not so: pass key=jax.random.key(...)"
+        )
     samples = as_count(samples, "samples")
     flat, unravel = ravel_pytree(params)
 
     def draw(k: Array) -> Array:
         z = jax.random.rademacher(k, flat.shape, flat.dtype)
-        return z * ravel_pytree(_hessian_product(net, loss, params, x, y, unravel(z)))[0]
+        return z * ravel_pytree(_hessian_product(net, loss, params, x, y, unravel(z), weights))[0]
 
     draws = lax.map(draw, jax.random.split(key, samples))
     spread = draws.std(0, ddof=1) if samples > 1 else jnp.full_like(flat, jnp.nan)
@@ -204,39 +247,58 @@ def operator(product: Product, params: Any) -> LinearOperator:
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _gauss_newton_product(net: Layer, loss: Loss, params: Any, x: Any, y: Any, v: Any) -> Any:
-    output, tangent, saved = jax.jvp(lambda p: forward(net, p, x), (params,), (v,), has_aux=True)
+def _gauss_newton_product(net: Layer, loss: Loss, params: Any, x: Any, y: Any, v: Any, weights: Weights) -> Any:
+    output, tangent, saved = _tangent(net, params, x, v, weights)
     _, delta = jax.jvp(lambda o: jax.vmap(loss.delta)(o, y), (output,), (tangent,))
-    return backward(net, params, saved, delta / len(delta), total)[1]
+    return backward(net, params, saved, _shares(weights, delta), total)[1]
 
 
 @partial(jax.jit, static_argnums=(0, 1, 6, 8))
 def _fisher_product(
-    net: Layer, loss: Loss, params: Any, x: Any, y: Any, v: Any, delta: Delta, key: Any, samples: int
+    net: Layer,
+    loss: Loss,
+    params: Any,
+    x: Any,
+    y: Any,
+    v: Any,
+    delta: Delta,
+    key: Any,
+    samples: int,
+    weights: Weights,
 ) -> Any:
-    output, tangent, saved = jax.jvp(lambda p: forward(net, p, x), (params,), (v,), has_aux=True)
+    output, tangent, saved = _tangent(net, params, x, v, weights)
     columns = _columns_at(loss, output, y, delta, key, samples)
     along = jnp.einsum("vn...,n...->vn", columns, tangent)
-    back = jnp.einsum("vn,vn...->n...", along, columns) / columns.shape[1]
-    return backward(net, params, saved, back, total)[1]
+    back = jnp.einsum("vn,vn...->n...", along, columns)
+    return backward(net, params, saved, _shares(weights, back), total)[1]
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _hessian_product(net: Layer, loss: Loss, params: Any, x: Any, y: Any, v: Any) -> Any:
+def _hessian_product(net: Layer, loss: Loss, params: Any, x: Any, y: Any, v: Any, weights: Weights) -> Any:
     def gradient(p: Any) -> Any:
-        output, saved = forward(net, p, x)
+        output, saved = forward(net, p, x, None, weights)
         delta = jax.vmap(loss.delta)(output, y)
-        return backward(net, p, saved, delta / len(delta), total)[1]
+        return backward(net, p, saved, _shares(weights, delta), total)[1]
 
     return jax.jvp(gradient, (params,), (v,))[1]
 
 
+def _tangent(net: Layer, params: Any, x: Any, v: Any, weights: Weights) -> tuple[Any, Any, Any]:
+    """The outputs, their forward tangent Jv, and what was saved."""
+    return jax.jvp(lambda p: forward(net, p, x, None, weights), (params,), (v,), has_aux=True)
+
+
+def _shares(weights: Weights, delta: Array) -> Array:
+    """wₙ δₙ, without weights δₙ/N."""
+    return delta / len(delta) if weights is None else weigh(weights, delta)
+
+
 def _columns(
-    net: Layer, loss: Loss, params: Any, x: Any, y: Any, delta: Delta, key: Any, samples: int
+    net: Layer, loss: Loss, params: Any, x: Any, y: Any, delta: Delta, key: Any, samples: int, weights: Weights
 ) -> tuple[Float[Array, "v n ..."], Callable[[Array], Any]]:
-    """What goes back, and the function that takes a column back and answers with its pairs."""
+    """What goes back, and the function that takes a column back and answers with its pairs; both unweighted."""
     _check_delta(delta, key, samples)
-    output, saved = forward(net, params, x)
+    output, saved = forward(net, params, _silenced(net, loss, x, y, weights), None, weights)
     columns = lax.optimization_barrier(_columns_at(loss, output, y, delta, key, samples))
     return columns, lambda column: backward(net, params, saved, column)[1]
 
@@ -259,6 +321,52 @@ def _check_delta(delta: Any, key: Any, samples: Any) -> None:
         raise ValueError("delta='sampled' draws at random: pass key=jax.random.key(...)")
 
 
+def _silenced(net: Layer, loss: Loss, x: Any, y: Any, weights: Weights) -> Any:
+    """`x` with zeros in the rows of weight 0, which may hold anything, once the whole call has been looked at."""
+    check_weights(weights, _check_call(net, loss, x, y))
+    return x if weights is None else jax.tree.map(partial(weigh, weights != 0), x)
+
+
+def _check_call(net: Any, loss: Any, x: Any, y: Any) -> int:
+    """N, if there is a net, a loss, and as many inputs as targets."""
+    if not isinstance(net, Layer):
+        raise ValueError(f"the net must be a layer, such as jbp.serial(...) makes, but is {net!r}")
+    check_hashable(net)
+    if not isinstance(loss, Loss):
+        raise ValueError(f"the loss must come from jbp.losses, or be an instance of a jbp.losses.Loss, but is {loss!r}")
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves((x, y))]
+    sizes = {shape[:1] for shape in shapes}
+    if len(sizes) != 1 or sizes <= {(), (0,)}:
+        raise ValueError(f"x and y must hold the same number of examples, at least one, but have shapes {shapes}")
+    return sizes.pop()[0]
+
+
+def _has_root(loss: Loss) -> bool:
+    return type(loss).sqrt_hessian is not Loss.sqrt_hessian
+
+
+def _roots(weights: Weights) -> tuple[Weights, Weights]:
+    """√(N pₙ) and √(N wₙ): what to multiply h and δ by, so that the means 1/N Σ hhᵀ and 1/N Σ δδᵀ are weighted."""
+    if weights is None:
+        return None, None
+    if not isinstance(weights, Tracer) and (np.asarray(weights) < 0).any():
+        raise ValueError(f"the weights of Kronecker factors must not be below 0, but are {weights}")
+    n = len(weights)
+    return jnp.sqrt(n * (weights / weights.sum())), jnp.sqrt(n * jnp.asarray(weights))
+
+
+def _with_h(roots: Weights, pair: Pair) -> Pair:
+    """`pair` with rₙ hₙ in the place of the hₙ that A is made of."""
+    match pair:
+        case Stack():
+            return Stack(jax.vmap(partial(_with_h, roots))(pair.pair))
+        case Sum():
+            return Sum(tuple(_with_h(roots, member) for member in pair.pairs))
+        case Outer():
+            return replace(pair, h=weigh(roots, pair.h))
+    return pair
+
+
 def _like_params(params: Any, v: Any) -> Any:
     wanted, found = leaf_shapes(params), leaf_shapes(v)
     if wanted != found:
@@ -271,24 +379,25 @@ def _once(pair: Pair) -> bool:
     return isinstance(pair, Outer | Shift | Scale) and pair.delta.shape[-2] == 1
 
 
-def _squared(pair: Pair, per_example: bool) -> Array:
+def _squared(pair: Pair, weights: Weights, per_example: bool) -> Array:
     """What is summed over the columns."""
     if isinstance(pair, Stack):
-        return jax.vmap(partial(_squared, per_example=per_example))(pair.pair)
+        return jax.vmap(partial(_squared, weights=weights, per_example=per_example))(pair.pair)
     if _once(pair):
         return jnp.square(pair.delta)  # type: ignore[attr-defined]
-    return jnp.square(each(pair)) if per_example else squares(pair, None)
+    return jnp.square(each(pair)) if per_example else squares(pair, weights)
 
 
-def _finished(pair: Pair, sums: Array, per_example: bool) -> Array:
-    """Σᵥ gᵥ², from h and what was summed."""
+def _finished(pair: Pair, sums: Array, weights: Weights, per_example: bool) -> Array:
+    """Σᵥ Σₙ wₙ gᵥₙ², or of each example Σᵥ gᵥₙ², from h and what was summed."""
     if isinstance(pair, Stack):
-        return jax.vmap(partial(_finished, per_example=per_example), out_axes=int(per_example))(pair.pair, sums)
+        one = partial(_finished, weights=weights, per_example=per_example)
+        return jax.vmap(one, out_axes=int(per_example))(pair.pair, sums)
     if not _once(pair):
         return sums
     h = {} if isinstance(pair, Shift) else {"h": jnp.square(pair.h)}  # type: ignore[attr-defined]
     squared = type(pair)(**h, delta=sums, shape=pair.shape)  # type: ignore[attr-defined,call-arg]
-    return each(squared) if per_example else squared.total()
+    return each(squared) if per_example else squared.total(weights)
 
 
 def _is_factors(node: Any) -> bool:

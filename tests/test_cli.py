@@ -303,6 +303,7 @@ def test_schedules_span_the_run(schedule, rates):
         ("5 leaky_relu:0.2 4 elu:0.7 gelu:erf", (3,), "5 leaky_relu:0.2 4 elu:0.7 gelu:erf 2"),
         ("flatten 5 leaky_relu elu gelu silu softplus identity", (3, 3), None),
         ("7 tanh flatten", (4, 3), "7 tanh flatten 2"),
+        ("8 step 7 step:triangle 5 step:fast_sigmoid:2.5", (3,), "8 step 7 step:triangle 5 step:fast_sigmoid:2.5 2"),
     ],
 )
 def test_a_line_of_text_is_a_net_and_back(text, shape, net):

@@ -28,6 +28,13 @@ def test_a_small_net_is_a_table_markdown_and_json(capsys, monkeypatch):
     assert next(row for row in found.rows if row.symbol == "x").value.tolist() == [0.5, -1]
 
 
+def test_a_step_unit_shows_the_slope_that_stands_for_its_own(capsys):
+    shown = cli.Trace(net="2 step 3 step:triangle:0.5", x="0.5,-1", y="1")().markdown()
+    capsys.readouterr()
+    assert "y = 1 where x > 0, else 0" in shown
+    assert "straight through" in shown and "triangle of sharpness 0.5" in shown
+
+
 def test_an_example_of_a_run_has_the_numbers_of_its_net(run, capsys):
     found = cli.Trace(run=run, example=7)()
     x, y = data.load("digits", "test")

@@ -1,6 +1,7 @@
 # pyright: reportCallIssue=false
 """Second-order quantities against explicit Jacobians and Hessians of the plain forward pass."""
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import BATCH, NETS, NetCase, announced, drawn, random
+from cases import BATCH, NETS, Centre, NetCase, announced, drawn, random
 from jax.flatten_util import ravel_pytree
 from oracles import UNITS, compiled, plain, plain_errors
 from scipy.sparse.linalg import cg, eigsh
@@ -19,19 +20,26 @@ from jbp.pairs import is_pair
 
 KEY = jax.random.key(13)
 CASES = [case for case in NETS if jax.tree.leaves(announced(case)[0])]
-CASES = [case for i, case in enumerate(CASES) if i % 2 == 0 or "tied" in case.name]  # every pair class, stacked and not
+DEEP = [case for case in CASES if "tied" in case.name or case.name in ("repeat in repeat", "repeat of repeat")]
+CASES = [case for i, case in enumerate(CASES) if i % 2 == 0 or case in DEEP]  # every pair class, stacked and not
+IN_FLOAT32 = [case for i, case in enumerate(CASES) if i % 6 == 0 or case in DEEP]
+"""Among them every pair class: parameters used once and often, tied within a kind and across kinds, nested stacks."""
 LOSSES = (losses.softmax_cross_entropy, losses.squared_error, losses.sigmoid_binary_cross_entropy)
 
 
-def problem(case: NetCase, loss: Any, dtype: Any = jnp.float64) -> tuple[Any, Any, Any, Any]:
-    """(params, x, y, v) of a row of the case table; v a random direction."""
+def problem(case: NetCase, loss: Any, dtype: Any = jnp.float64) -> tuple[Any, Any, Any, Any, Any]:
+    """(params, x, y, v, weights) of a row of the case table: v a random direction, the weights of any sum, one of them
+    below 0 and one of them 0."""
     params, x, target, _ = drawn(case, dtype)
     target = target if loss == losses.squared_error else jax.nn.sigmoid(target)
     flat, unravel = ravel_pytree(params)
-    return params, x, target, unravel(jnp.asarray(random(case.name).normal(size=flat.shape), dtype))
+    weights = random(f"weights of {case.name}").uniform(0.1, 2, BATCH)
+    weights[:2] = -0.3, 0
+    v = unravel(jnp.asarray(random(case.name).normal(size=flat.shape), dtype))
+    return params, x, target, v, jnp.asarray(weights, dtype)
 
 
-def ours(net: Any, loss: Any, params: Any, x: Any, y: Any, v: Any, key: Any) -> dict[str, Any]:
+def ours(net: Any, loss: Any, params: Any, x: Any, y: Any, v: Any, w: Any, key: Any) -> dict[str, Any]:
     """Everything of jbp.curvature that has a number for an oracle."""
     at = (net, loss, params, x, y)
     return {
@@ -44,10 +52,15 @@ def ours(net: Any, loss: Any, params: Any, x: Any, y: Any, v: Any, key: Any) -> 
         "fisher, true": curvature.fisher_product(*at, "true")(v),
         "fisher, sampled": curvature.fisher_product(*at, "sampled", key=key, samples=2)(v),
         "hessian": curvature.hessian_product(*at)(v),
+        "diagonal, weighted": curvature.gauss_newton_diagonal(*at, weights=w),
+        "diagonal, per example, weighted": curvature.gauss_newton_diagonal(*at, per_example=True, weights=w),
+        "product, weighted": curvature.gauss_newton_product(*at, weights=w)(v),
+        "fisher, true, weighted": curvature.fisher_product(*at, "true", weights=w)(v),
+        "hessian, weighted": curvature.hessian_product(*at, weights=w)(v),
     }
 
 
-def expected(net: Any, loss: Any, params: Any, x: Any, y: Any, v: Any, key: Any) -> dict[str, Any]:
+def expected(net: Any, loss: Any, params: Any, x: Any, y: Any, v: Any, w: Any, key: Any) -> dict[str, Any]:
     """The same from J [n, k, P] and H [n, k, k], written out."""
     flat, unravel = ravel_pytree(params)
     direction, _ = ravel_pytree(v)
@@ -66,17 +79,27 @@ def expected(net: Any, loss: Any, params: Any, x: Any, y: Any, v: Any, key: Any)
     signs = jax.random.rademacher(key, (2, *columns.shape[:2]), columns.dtype)
     drawn = jnp.einsum("svn,vnk,nkp->snp", signs, columns, j) / 2**0.5
     mean = gauss_newton.mean(0)
-    gradient = jax.grad(lambda f: plain_errors(loss, plain(net, unravel(f), x), y).mean())
+    diagonals = jnp.einsum("npp->np", gauss_newton)
+
+    def hessian(w: Any) -> Any:
+        gradient = jax.grad(lambda f: w @ plain_errors(loss, plain(net, unravel(f), x), y))
+        return unravel(jax.jvp(gradient, (flat,), (direction,))[1])
+
     return {
         "diagonal": unravel(jnp.diag(mean)),
-        "diagonal, per example": jax.vmap(unravel)(jnp.einsum("npp->np", gauss_newton)),
+        "diagonal, per example": jax.vmap(unravel)(diagonals),
         "diagonal, true": unravel(jnp.square(g).mean(0)),
         "diagonal, sampled": unravel(jnp.square(drawn).sum(0).mean(0)),
         "product": unravel(mean @ direction),
         "fisher": unravel(mean @ direction),
         "fisher, true": unravel(jnp.einsum("np,nq,q->p", g, g, direction) / n),
         "fisher, sampled": unravel(jnp.einsum("snp,snq,q->p", drawn, drawn, direction) / n),
-        "hessian": unravel(jax.jvp(gradient, (flat,), (direction,))[1]),
+        "hessian": hessian(jnp.full(n, 1 / n, flat.dtype)),
+        "diagonal, weighted": unravel(w @ diagonals),
+        "diagonal, per example, weighted": jax.vmap(unravel)(w[:, None] * diagonals),
+        "product, weighted": unravel(jnp.einsum("n,npq,q->p", w, gauss_newton, direction)),
+        "fisher, true, weighted": unravel(jnp.einsum("n,np,nq,q->p", w, g, g, direction)),
+        "hessian, weighted": hessian(w),
     }
 
 
@@ -99,7 +122,7 @@ def test_against_explicit_matrices(i: int, case: NetCase):
     args = problem(case, loss)
     wanted = compiled(partial(expected, case.net, loss))(*args, KEY)
     compare(compiled(partial(ours, case.net, loss))(*args, KEY), wanted, jnp.float64, "net")
-    if i % 6 == 0:
+    if case in IN_FLOAT32:
         single = problem(case, loss, jnp.float32)
         found = compiled(partial(ours, case.net, loss))(*single, KEY)
         smooth = {name: value for name, value in found.items() if "sampled" not in name}  # other signs in float32
@@ -162,11 +185,15 @@ def test_of_a_deep_linear_net_with_squared_error_k_fac_is_the_gauss_newton_block
     flat, unravel = ravel_pytree(params)
     j = jax.jacrev(lambda f: plain(net, unravel(f), x).reshape(BATCH, -1))(flat)
     whole = 2 * jnp.einsum("nkp,nkq->pq", j, j) / BATCH
+    weights = jnp.linspace(0, 2, BATCH)
+    weighted = curvature.kronecker_factors(net, losses.squared_error, params, x, y, weights=weights)
+    whole_weighted = 2 * jnp.einsum("n,nkp,nkq->pq", weights, j, j)
     start = 0
     for layer in range(3):
-        f, size = factors[layer]["weight"], params[layer]["weight"].size
-        block = whole[start : start + size, start : start + size]
-        np.testing.assert_allclose(jnp.kron(f.a, f.g), block, rtol=1e-11, atol=1e-13)
+        size = params[layer]["weight"].size
+        for found, matrix in ((factors, whole), (weighted, whole_weighted)):
+            f, block = found[layer]["weight"], matrix[start : start + size, start : start + size]
+            np.testing.assert_allclose(jnp.kron(f.a, f.g), block, rtol=1e-11, atol=1e-13)
         start += size
 
 
@@ -209,17 +236,81 @@ def test_scipys_conjugate_gradient_and_lanczos_take_the_products():
     np.testing.assert_allclose(top, largest[np.abs(largest).argmax()], rtol=1e-9)
 
 
-class _Bare(losses.Loss):
-    """A user's loss without a root of its Hessian."""
-
-    def __hash__(self):
-        return 7
+@dataclass(frozen=True, repr=False)
+class Quartic(losses.Loss):
+    """A user's loss without a root of its Hessian: ¼ Σ (p − y)⁴."""
 
     def value(self, output, target):
-        return jnp.abs(output - target).sum()
+        return ((output - target) ** 4).sum() / 4
 
     def delta(self, output, target):
-        return jnp.sign(output - target)
+        return (output - target) ** 3
+
+
+def test_without_a_root_of_the_losss_hessian_the_diagonal_of_a_piecewise_linear_net_is_estimated_too():
+    net, params, (x, y) = small(jbp.Dense(5), jbp.relu, jbp.Dense(2))
+    with pytest.raises(ValueError, match="the loss has a sqrt_hessian"):
+        curvature.hessian_diagonal(net, Quartic(), params, x, y)
+    found = curvature.hessian_diagonal(net, Quartic(), params, x, y, key=KEY, samples=400)
+    flat, unravel = ravel_pytree(params)
+    hessian = compiled(jax.hessian(lambda f: ((plain(net, unravel(f), x) - y) ** 4 / 4).sum(-1).mean()))(flat)
+    error, estimate = (ravel_pytree(tree)[0] for tree in (found.standard_error, found.value))
+    assert not found.exact
+    assert np.all(np.abs(estimate - jnp.diag(hessian)) <= 4.8 * error + 1e-12)
+
+
+# Weights
+
+
+def everything(net: Any, params: Any, x: Any, y: Any, weights: Any) -> Any:
+    """All that takes weights; below a layer that couples the examples, the products."""
+    at, loss = (params, x, y), losses.softmax_cross_entropy
+    key, v = jax.random.key(3), jax.tree.map(jnp.ones_like, params)
+    products = [
+        curvature.gauss_newton_product(net, loss, *at, weights=weights)(v),
+        curvature.hessian_product(net, loss, *at, weights=weights)(v),
+        curvature.hessian_diagonal(net, loss, *at, key=key, samples=3, weights=weights)[:2],
+        curvature.fisher_product(net, loss, *at, weights=weights)(v),
+        curvature.fisher_product(net, loss, *at, "true", weights=weights)(v),
+    ]
+    if net.couples_batch:
+        return products
+    return [
+        *products,
+        curvature.gauss_newton_diagonal(net, loss, *at, weights=weights),
+        curvature.gauss_newton_diagonal(net, loss, *at, "true", weights=weights),
+        *([] if "tied" in repr(net) else [curvature.kronecker_factors(net, loss, *at, weights=weights)]),
+    ]
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        jbp.serial(jbp.Dense(5), jbp.relu, jbp.Dense(3)),
+        jbp.serial(jbp.Dense(5), jbp.repeat(jbp.serial(jbp.Dense(5), jbp.tanh), 2), jbp.Dense(3)),
+        jbp.tied(jbp.serial(jbp.Dense(3), jbp.tanh, jbp.Dense(3)), {2: 0}),
+        jbp.serial(jbp.Dense(5), Centre(), jbp.tanh, jbp.Dense(3)),
+    ],
+    ids=["once", "stack", "tied", "coupled"],
+)
+def test_a_row_of_weight_0_takes_no_part_whatever_it_holds(net: Any):
+    params, _ = net.init(KEY, (3,))
+    x = jax.random.normal(KEY, (BATCH, 3))
+    y = jax.nn.softmax(jax.random.normal(jax.random.fold_in(KEY, 1), (BATCH, 3)))
+    weights = jnp.linspace(0.5, 2, BATCH).at[jnp.array([2, 5])].set(0)
+    kept = np.flatnonzero(weights)
+    wanted = everything(net, params, x[kept], y[kept], weights[kept])
+    spoilt = everything(net, params, x.at[2].set(jnp.nan), y.at[jnp.array([2, 5])].set(jnp.nan), weights)
+    for a, b in zip(jax.tree.leaves(spoilt), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13)
+
+
+def test_weights_of_1_over_n_are_the_mean():
+    net, params, (x, y) = small(jbp.Dense(5), jbp.tanh, jbp.Dense(3))
+    y = jax.nn.softmax(y)
+    even = jax.jit(lambda *at: everything(net, *at))(params, x, y, jnp.full(BATCH, 1 / BATCH))
+    for a, b in zip(jax.tree.leaves(even), jax.tree.leaves(everything(net, params, x, y, None)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13)
 
 
 @pytest.mark.parametrize(
@@ -229,16 +320,47 @@ class _Bare(losses.Loss):
         (lambda *a: curvature.gauss_newton_diagonal(*a, "sampled"), "pass key=", ValueError),
         (lambda *a: curvature.fisher_product(*a, "sampled"), "pass key=", ValueError),
         (lambda *a: curvature.kronecker_factors(*a, "sampled", key=KEY, samples=0), "at least 1", ValueError),
-        (lambda *a: curvature.hessian_diagonal(*a), "not piecewise linear", ValueError),
+        (lambda *a: curvature.hessian_diagonal(*a), "where the net is piecewise linear", ValueError),
         (lambda *a: curvature.hessian_product(*a)(()), "a tree like the parameters", ValueError),
         (lambda *a: curvature.gauss_newton_product(*a)(a[2][:1]), "a tree like the parameters", ValueError),
-        (lambda n, _, *a: curvature.gauss_newton_diagonal(n, _Bare(), *a), "no sqrt_hessian", NotImplementedError),
+        (lambda n, _, *a: curvature.gauss_newton_diagonal(n, Quartic(), *a), "no sqrt_hessian", NotImplementedError),
+        (
+            lambda *a: curvature.kronecker_factors(*a, weights=-jnp.ones(BATCH)),
+            "the weights of Kronecker factors must not be below 0",
+            ValueError,
+        ),
     ],
 )
 def test_bad_input_is_refused(call, words, error):
     net, params, data = small(jbp.Dense(5), jbp.tanh, jbp.Dense(2))
     with pytest.raises(error, match=words):
         call(net, losses.l2_loss, params, *data)
+
+
+CALLS = {
+    "diagonal": curvature.gauss_newton_diagonal,
+    "factors": curvature.kronecker_factors,
+    "product": curvature.gauss_newton_product,
+    "fisher": curvature.fisher_product,
+    "hessian": curvature.hessian_product,
+    "hessian diagonal": partial(curvature.hessian_diagonal, key=KEY),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_what_every_function_refuses(call: Any):
+    net, params, (x, y) = small(jbp.Dense(5), jbp.tanh, jbp.Dense(2))
+    loss = losses.l2_loss
+    for words, wrong in {
+        "at least one, but have shapes": (net, loss, params, x[:0], y[:0]),
+        "the same number of examples": (net, loss, params, x, y[:-1]),
+        "the loss must come from jbp.losses": (net, "l2", params, x, y),
+        "the net must be a layer": (None, loss, params, x, y),
+    }.items():
+        with pytest.raises(ValueError, match=words):
+            call(*wrong)
+    with pytest.raises(ValueError, match="one number for each of the 11 examples"):
+        call(net, loss, params, x, y, weights=jnp.ones(BATCH - 1))
 
 
 def test_the_gram_matrix_of_an_outputs_columns_is_the_neural_tangent_kernel():

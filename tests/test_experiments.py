@@ -65,6 +65,29 @@ def test_backpropagation_in_one_file_has_the_librarys_gradients():
     assert_close(tuple(found), expected[::2], "net")
 
 
+QUANTITIES = {
+    "norms", "gradient and norms", "clipped sum", "second moment", "gradient and second moment", "variance",
+    "noise scale", "Gram matrix", "per-example gradients", "gradient and Kronecker factors", "Gauss-Newton diagonal",
+    "Gauss-Newton product", "Hessian product",
+}  # fmt: skip
+
+
+def test_every_quantity_of_one_backward_pass_is_compared_with_autodiff():
+    """What it finds both ways is compared in `run`, which fails if it differs."""
+    script = claim.load("one_backward_pass")
+    with jax.enable_x64(False), jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        result = script.run((13, 7, 5), BATCH, 2)
+    assert {(r["quantity"], r["by"]) for r in result["rows"]} == {
+        ("plain gradient", "jbp"), *((name, way) for name in QUANTITIES for way in ("jbp", "autodiff")),
+    }  # fmt: skip
+    parameters = 4 * (13 * 7 + 7 + 7 * 5 + 5)
+    for way in ("jbp", "autodiff"):
+        row = script.find(result, "per-example gradients", way)
+        assert BATCH * parameters <= row["output_bytes"] <= BATCH * parameters + 256  # and the pointers to the arrays
+    script.show(result)
+    assert len(script.plot(result).axes) == 2
+
+
 def _imports(path: Path) -> list[str]:
     return [line for line in path.read_text().splitlines() if line.startswith(("import ", "from "))]
 

@@ -23,7 +23,7 @@ NET = jbp.serial(jbp.Dense(7), jbp.tanh, jbp.Dense(5), jbp.tanh, jbp.Dense(2))  
 LOSS = jbp.losses.l2_loss  # δ = output − target
 ALL = Mask.of(None)
 KEY = jax.random.key(5)
-EVERY = [*rules.NAMES.values(), SignSymmetry("batchwise"), SignSymmetry("fixed", scale=0.3)]
+EVERY = [*rules.NAMES.values(), SignSymmetry("fixed", scale=0.3)]
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ def test_feedback_alignment_carries_delta_through_fixed_random_weights():
 def test_direct_feedback_alignment_carries_the_output_error_to_every_layer():
     params, x, y = setting()
     state, ours = found(DirectFeedbackAlignment(), NET, params, x, y)
-    back = [jax.tree.leaves(s)[0] for s in state[::2]]
-    assert [b.shape for b in back] == [(2, 3), (2, 7), (2, 5)]
+    assert {name: b.shape for name, b in state.items()} == {"0": (2, 3), "2": (2, 7), "4": (2, 5)}
+    back = list(state.values())
     assert_close(ours, mlp_updates(params, x, y, lambda i, e, d: jnp.einsum("nk,ki->ni", e, back[i])), "net")
 
 
@@ -100,7 +100,7 @@ def test_with_one_hidden_layer_and_the_same_weights_feedback_alignment_is_the_di
     params, x, y = setting(net)
     state, ours = found(FeedbackAlignment(), net, params, x, y)
     direct, own = bound(DirectFeedbackAlignment(), net, params, x)
-    shared = own[0], (), {"bias": state[2]["weight"].T, "weight": None}
+    shared = own | {"2": state[2]["weight"].T}
     assert_close(direct.gradient(shared, net, LOSS, params, x, y, None, None, ALL)[1], ours, "net")
 
 
@@ -219,7 +219,7 @@ def test_direct_feedback_alignment_runs_through_repeat_residual_and_branch():
         return {"weight": jnp.einsum("ni,no->io", h, delta), "bias": delta.sum(0)}
 
     def sent(b: Any) -> Any:
-        return jnp.einsum("nk,ki->ni", e, b["bias"])
+        return jnp.einsum("nk,ki->ni", e, b)
 
     first, stack, (left, right), last = params
     h = dense(first, x)
@@ -234,12 +234,12 @@ def test_direct_feedback_alignment_runs_through_repeat_residual_and_branch():
     e = (dense(last, joined) - y) / N
 
     grads_last = pairs(joined, e)
-    delta = sent(state[3])
+    delta = sent(state["3"])
     grads_left, grads_right = pairs(h, delta[:, :2]), pairs(jnp.tanh(h), delta[:, 2:])
-    delta = sent(state[2][0]) + sent(state[2][1][1]) * (1 - jnp.tanh(h) ** 2)
+    delta = sent(state["2.0"]) + sent(state["2.1.1"]) * (1 - jnp.tanh(h) ** 2)
     found_l = []
     for layer in (2, 1, 0):
-        b_up, _, b_down = jax.tree.map(lambda a: a[layer], state[1][0])  # noqa: B023
+        b_up, b_down = state["1.0.0"][layer], state["1.0.2"][layer]
         h, middle, y_l = kept[layer]
         delta = delta * (1 - y_l**2)
         inside = sent(b_down) * (1 - middle**2)
@@ -255,17 +255,17 @@ def test_direct_feedback_alignment_at_positions():
     params, x, _ = setting(net)
     x, y = random(0, N, 5, 3), random(1, N, 5, 2)
     state, ours = found(DirectFeedbackAlignment(), net, params, x, y)
-    assert state[2]["bias"].shape == (2, 7)  # one for all positions
+    assert state["2"].shape == (2, 7)  # one for all positions
     h = jnp.tanh(jnp.einsum("nti,io->nto", x, params[0]["weight"]) + params[0]["bias"][None, None])
     e = (jnp.einsum("nti,io->nto", h, params[2]["weight"]) + params[2]["bias"][None, None] - y) / (5 * N)
-    delta = jnp.einsum("ntk,ki->nti", e, state[2]["bias"]) * (1 - h**2)
+    delta = jnp.einsum("ntk,ki->nti", e, state["2"]) * (1 - h**2)
     assert_close(ours[0]["weight"], jnp.einsum("nti,nto->io", x, delta), "net")
 
     flat = jbp.serial(jbp.Dense(7), jbp.tanh, jbp.Flatten(), jbp.Dense(2))
     params = randomised(jax.eval_shape(lambda: flat.init(KEY, (5, 3))[0]))
     state, ours = found(DirectFeedbackAlignment(), flat, params, x, y[:, 0])
-    assert state[0]["bias"].shape == (2, 5 * 3)  # one for each position
-    assert state[3]["bias"].shape == (2, 5 * 7)
+    assert state["0"].shape == (2, 5 * 3)  # one for each position
+    assert state["3"].shape == (2, 5 * 7)
 
 
 def test_a_shared_weight_has_one_way_back():
@@ -279,6 +279,36 @@ def test_a_shared_weight_has_one_way_back():
     h = jnp.tanh(x @ w + params[0]["bias"][None])
     e = (h @ w + params[2]["bias"][None] - y) / N
     assert_close(ours[0]["weight"], h.T @ e + x.T @ ((e @ b.T) * (1 - h**2)), "net")
+
+
+@pytest.mark.parametrize(("ties", "width"), [({(2, "bias"): (0, "bias")}, 3), ({2: 0}, 5)], ids=["a bias", "a layer"])
+def test_in_direct_feedback_alignment_a_layer_that_borrows_has_a_road_of_its_own(ties: Any, width: int):
+    net = jbp.tied(jbp.serial(jbp.Dense(5), jbp.tanh, jbp.Dense(5)), ties)
+    params, x, y = setting(net, (width,), 5)
+    state, ours = found(DirectFeedbackAlignment(), net, params, x, y)
+    assert {name: b.shape for name, b in state.items()} == {"0": (5, width), "2": (5, 5)}
+    first, _, last = net.whole(params)
+    h = jnp.tanh(x @ first["weight"] + first["bias"][None])
+    e = (h @ last["weight"] + last["bias"][None] - y) / N
+    delta = (e @ state["2"]) * (1 - h**2)
+    assert_close(ours[0]["bias"], e.sum(0) + delta.sum(0), "net")
+    if width == 3:
+        assert_close((ours[0]["weight"], ours[2]["weight"]), (x.T @ delta, h.T @ e), "net")
+    else:
+        assert_close(ours[0]["weight"], x.T @ delta + h.T @ e, "net")
+
+
+def test_direct_feedback_alignment_of_tied_layers_in_a_stack_is_that_of_the_layers_one_after_another():
+    block = jbp.tied(jbp.serial(jbp.Dense(5), jbp.tanh, jbp.Dense(5)), {(2, "bias"): (0, "bias")})
+    stack, flat = jbp.serial(jbp.repeat(block, 3), jbp.Dense(2)), jbp.serial(block, block, block, jbp.Dense(2))
+    params, x, y = setting(stack, (5,))
+    state, ours = found(DirectFeedbackAlignment(), stack, params, x, y)
+    assert {name: b.shape for name, b in state.items()} == {"0.0": (3, 2, 5), "0.2": (3, 2, 5), "1": (2, 5)}
+    layers = [jax.tree.map(lambda a: a[layer], params[0]) for layer in range(3)]  # noqa: B023
+    same = {f"{layer}.{i}": state[f"0.{i}"][layer] for layer in range(3) for i in (0, 2)} | {"3": state["1"]}
+    method, _ = bound(DirectFeedbackAlignment(), flat, (*layers, params[1]), x)
+    *each, last = method.gradient(same, flat, LOSS, (*layers, params[1]), x, y, None, None, ALL)[1]
+    assert_close(ours, (jax.tree.map(lambda *a: jnp.stack(a), *each), last), "net")
 
 
 def test_gains_and_biases_are_left_alone():
@@ -330,6 +360,24 @@ def test_alignment_is_of_one_forward_pass():
     assert {(float(a.angle), float(a.norm_ratio)) for a in told.values()} == {(0.0, 1.0)}  # one draw of the dropout
     with pytest.raises(ValueError, match="needs a key"):
         rules.alignment(Same(), (), net, LOSS, params, x, y)
+
+
+@pytest.mark.parametrize("rule", ["feedback_alignment", "direct_feedback_alignment"])
+def test_alignment_names_a_state_of_another_net_and_a_loss_that_is_none(rule: str):
+    params, x, y = setting()
+    _, state = bound(rule, NET, params, x)
+    _, other = bound(rule, jbp.Dense(2), *setting(jbp.Dense(2))[:2])
+    for wrong in ((), other):
+        with pytest.raises(ValueError, match=r"the state of .* pass the rule_state of a jbp.fit"):
+            rules.alignment(rule, wrong, NET, LOSS, params, x, y)
+    with pytest.raises(ValueError, match=r"the loss must come from jbp.losses.* but is 'l2'"):
+        rules.alignment(rule, state, NET, "l2", params, x, y)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="the same number of examples"):
+        rules.alignment(rule, state, NET, LOSS, params, x, y[:-1])
+    with pytest.raises(ValueError, match="at least one"):
+        rules.alignment(rule, state, NET, LOSS, params, x[:0], y[:0])
+    with pytest.raises(ValueError, match="the net must be a layer"):
+        rules.alignment(rule, state, None, LOSS, params, x, y)  # type: ignore[arg-type]
 
 
 def test_training_by_feedback_alignment_brings_the_angle_below_90_degrees():
@@ -433,6 +481,13 @@ def test_the_command_line_offers_every_rule(tmp_path):
     assert cli.Train.from_config(tmp_path / "feedback_alignment").rule == "feedback_alignment"
 
 
+@pytest.mark.parametrize("magnitude", ["batchwise", "fixed"])
+def test_each_sign_symmetry_goes_by_a_name(magnitude: Any):
+    named, made = train(f"sign_symmetry_{magnitude}"), train(SignSymmetry(magnitude))
+    assert_same(named.params, made.params)
+    assert not bool((named.params[0]["weight"] == train("sign_symmetry").params[0]["weight"]).all())
+
+
 # Step units
 
 S = np.linspace(-3, 3, 61)
@@ -468,6 +523,12 @@ def test_a_net_of_step_units_learns_by_its_surrogate_and_is_no_gradient():
     assert fitted.history[-1]["train_accuracy"] > 0.9
     report = jbp.check.layer(Step("triangle"), (7,))
     assert not report.passed
+
+
+def test_the_command_line_trains_step_units_and_loads_them_again(tmp_path):
+    cli.Train(net="8 step:triangle:0.5 7 step", epochs=1, quiet=True, out=tmp_path / "run")()
+    net: Any = jbp.load(tmp_path / "run").net
+    assert [layer for layer in net.layers if isinstance(layer, Step)] == [Step("triangle", 0.5), Step()]
 
 
 def test_a_rule_of_your_own_is_two_functions():

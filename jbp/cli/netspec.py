@@ -1,7 +1,8 @@
 """Networks as one line of text: "128 relu dropout:0.2 64 relu" ↔ layers.
 
 A number is a dense layer of that width; a name is an activation, some with a number after a colon
-(leaky_relu:0.2, elu:0.7, gelu:erf); dropout:RATE; flatten, put in front where an example has more than one axis.
+(leaky_relu:0.2, elu:0.7, gelu:erf); step, a unit [s > 0] with a surrogate slope that may be named, and its sharpness
+(step:triangle, step:triangle:0.5); dropout:RATE; flatten, put in front where an example has more than one axis.
 """
 
 from __future__ import annotations
@@ -15,11 +16,10 @@ from jbp.data.messages import did_you_mean
 from jbp.layer import Layer, Shape
 from jbp.layers import initializers
 from jbp.layers.initializers import Initializer
+from jbp.layers.step import Step
 
-ACTIVATIONS: dict[str, Layer] = {
-    name: getattr(layers, name)
-    for name in ("identity", "relu", "leaky_relu", "tanh", "sigmoid", "softmax", "softplus", "elu", "silu", "gelu")
-}
+_PLAIN = ("identity", "relu", "leaky_relu", "tanh", "sigmoid", "softmax", "softplus", "elu", "silu", "gelu")
+ACTIVATIONS: dict[str, Layer] = {**{name: getattr(layers, name) for name in _PLAIN}, "step": Step()}
 _WHOLE = re.compile(r"[+-]?[0-9]+")
 _EXAMPLE = 'as in "128 relu dropout:0.2 64 relu"'
 
@@ -70,6 +70,8 @@ def activation(word: str, what: str = "activation") -> Layer:
         return layers.Elu(_number(word, number))
     if name == "gelu" and number in ("tanh", "erf"):
         return layers.Gelu(approximate=number == "tanh")
+    if name == "step":
+        return _step(word, number)
     allowed = "; gelu takes :tanh or :erf" if name == "gelu" else f"; {name} takes no number"
     raise ValueError(f"net: cannot read {word!r}{allowed}")
 
@@ -107,6 +109,16 @@ def _number(word: str, number: str) -> float:
         raise ValueError(f"net: expected a number after the colon, got {word!r}, {_EXAMPLE}") from None
 
 
+def _step(word: str, rest: str) -> Step:
+    """The unit of "step:SURROGATE" or "step:SURROGATE:SHARPNESS"."""
+    surrogate, colon, number = rest.partition(":")
+    sharpness = _number(word, number) if colon else 1.0
+    try:
+        return Step(surrogate, sharpness)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ValueError(f"net: cannot read {word!r}: {error}") from None
+
+
 def _initialized(layer: Layer, weight_init: Initializer | None, bias_init: Initializer) -> Layer:
     if not isinstance(layer, layers.Dense):
         return layer
@@ -125,6 +137,10 @@ def _word(layer: Layer) -> str:
             return f"elu:{alpha:g}"
         case layers.Gelu(approximate=False):
             return "gelu:erf"
+        case Step(surrogate=surrogate, sharpness=sharpness) if layer != Step():
+            return f"step:{surrogate}" if sharpness == 1 else f"step:{surrogate}:{sharpness:g}"
+        case Step():
+            return "step"
         case layers.Flatten():
             return "flatten"
     return repr(layer)

@@ -24,7 +24,10 @@ INITIALIZERS = (
     "lecun_normal", "lecun_uniform", "glorot_normal", "glorot_uniform",
     "he_normal", "he_uniform", "standard_normal", "zeros",
 )  # fmt: skip
-RULES = ("feedback_alignment", "direct_feedback_alignment", "sign_symmetry", "kolen_pollack")
+RULES = (
+    "feedback_alignment", "direct_feedback_alignment",
+    "sign_symmetry", "sign_symmetry_batchwise", "sign_symmetry_fixed", "kolen_pollack",
+)  # fmt: skip
 SCHEDULES = ("constant", "cosine", "linear", "exponential", "step")
 
 
@@ -80,7 +83,8 @@ class Train(Command):
     net: str = option(
         "512 relu dropout:0.4 256 relu dropout:0.4",
         "hidden layers: widths, activations (identity, relu, leaky_relu:0.2, elu:1, "
-        "tanh, sigmoid, softmax, softplus, silu, gelu) and dropout:RATE; the output layer follows from the data", _NET,
+        "tanh, sigmoid, softmax, softplus, silu, gelu, step:triangle) and dropout:RATE; the output layer follows from "
+        "the data", _NET,
         metavar="LAYERS",
     )  # fmt: skip
     output_activation: str | None = option(None, "activation of the output layer", _NET, metavar="NAME", shown="none")

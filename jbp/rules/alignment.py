@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jbp.backprop import Mask, value_grad_output
-from jbp.layer import Layer
+from jbp.layer import Layer, leaf_shapes
 from jbp.losses import Loss
 from jbp.pairs import Weights
 from jbp.rules.names import method_of
@@ -46,12 +47,24 @@ def alignment(
     `rule_state` of a `jbp.fit` with that rule, or of its events. Where g or r is 0 the angle is NaN.
 
     Raises:
-        ValueError: if there is no such rule, or shapes do not fit.
+        ValueError: if there is no such rule, the state or the loss is none, or shapes do not fit.
     """
     method = method_of(rule, net, params, x)
     if not isinstance(method, RuleMethod):
         raise ValueError(f"alignment compares a rule of jbp.rules with the gradient, but got {rule!r}")
+    if not isinstance(loss, Loss):
+        raise ValueError(f"the loss must come from jbp.losses, or be an instance of a jbp.losses.Loss, but is {loss!r}")
+    wanted, carried = leaf_shapes(jax.eval_shape(_first_state(method, net), params)), leaf_shapes(state)
+    if wanted != carried:
+        raise ValueError(
+            f"the state of {rule!r} for this net must be {wanted}, but is {carried}: "
+            "pass the rule_state of a jbp.fit of this net with this rule, or of its events"
+        )
     return _alignment(method, net, loss, state, params, x, y, key, weights)
+
+
+def _first_state(method: RuleMethod, net: Layer) -> Callable[[Any], Any]:
+    return lambda params: method.init(jax.random.key(0), net, params)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 from jaxtyping import Array
 
 from jbp.backprop import Mask, backward, forward
-from jbp.combine import Place, Visit
+from jbp.combine import Combinator, Place, Repeat, Visit
 from jbp.layer import Layer, as_number
-from jbp.rules.rule import Rule, RuleMethod, Way, depths_of, visit_leaves
+from jbp.rules.rule import Rule, RuleMethod, Way, depths_of
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,10 @@ class DirectFeedbackAlignment(Rule):
 
     h is the layer's input, which is the output of the activation below; from there δ goes on as ever, through that
     activation's slope: δ = (e B)∘θ′(s), as published. Combinators are untouched: below `residual` it is δ + e B, below
-    `branch` the sum over its layers, and each repetition of `repeat` has a B of its own. The layer at the output gets
-    the true gradient. Where output and h have the same positions, e[t,:] goes to position t, through one B; else B
-    goes from all outputs to all of h. σ is `stddev`, by default 1/√i: the size of a LeCun weight [i, k].
+    `branch` the sum over its layers, and each repetition of `repeat` has a B of its own, as has each layer of `tied`
+    that uses parameters, borrowed or not. The layer at the output gets the true gradient. Where output and h have the
+    same positions, e[t,:] goes to position t, through one B; else B goes from all outputs to all of h. σ is `stddev`,
+    by default 1/√i: the size of a LeCun weight [i, k]. The state holds each B by its layer's dotted path, "1.0".
 
     Source: Nøkland 2016, "Direct feedback alignment provides learning in deep neural networks", arXiv:1609.01596.
     """
@@ -41,88 +42,121 @@ class DirectFeedbackAlignment(Rule):
     def bind(self, net: Layer, params: Any, x: Any, mask: Mask) -> DirectMethod:
         """The method of this rule for this net."""
         depths = depths_of(net, params, x)
+        found: dict[str, _Shape] = {}
 
-        def shapes(params: Any, x: Any) -> Any:
+        def walk(params: Any, x: Any) -> Any:
             output, saved = forward(net, params, x)
-            return backward(Way(net, _Shapes(depths)), (params, ()), saved, output)[1]
+            return backward(Way(net, _Shapes(depths, found)), (params, ()), saved, output)[0]
 
-        leaves, structure = jax.tree.flatten(jax.eval_shape(shapes, params, x[:1]))
-        found = [((*leaf.shape[:-3], *leaf.shape[-2:]), str(leaf.dtype)) for leaf in leaves]
-        here = [shape if leaf.shape[-3] == _HERE else None for shape, leaf in zip(found, leaves, strict=True)]
-        return DirectMethod(depths, self.stddev, tuple(here), structure)
+        jax.eval_shape(walk, params, x[:1])
+        return DirectMethod(depths, self.stddev, tuple(sorted(found.items())))
+
+
+class _Shape(NamedTuple):
+    """Of one B: [*l, k, i], with an axis l for each `repeat` around it."""
+
+    shape: tuple[int, ...]
+    dtype: str
 
 
 @dataclass(frozen=True)
 class DirectMethod(RuleMethod):
-    """Direct feedback alignment bound to a net: the shapes of B, each at its layer's first parameter."""
+    """Direct feedback alignment bound to a net: the shape of each layer's B, by the layer's dotted path."""
 
     stddev: float | None
-    shapes: tuple[tuple[tuple[int, ...], str] | None, ...]
-    structure: Any = field(repr=False)
+    shapes: tuple[tuple[str, _Shape], ...]
 
     def init(self, key: Array, net: Layer, params: Any) -> Any:
-        """B of each layer with parameters; under `repeat` with an axis l in front."""
+        """B of each layer that uses parameters; under `repeat` with an axis l in front."""
 
         def one(key: Array, shape: tuple[int, ...], dtype: str) -> Array:
             size = shape[-1] ** -0.5 if self.stddev is None else self.stddev
             return size * jax.random.normal(key, shape, dtype)
 
         keys = jax.random.split(key, len(self.shapes))
-        drawn = [None if shape is None else one(k, *shape) for k, shape in zip(keys, self.shapes, strict=True)]
-        return self.structure.unflatten(drawn)
+        return {name: one(k, *shape) for k, (name, shape) in zip(keys, self.shapes, strict=True)}
 
     def walk_back(self, net: Layer, visit: Visit, params: Any, state: Any, saved: Any, delta: Any) -> tuple[Any, Any]:
-        """The net's way back, with e B below every layer that has parameters."""
+        """The net's way back, with e B below every layer that uses parameters."""
         error = delta
 
-        def leaf(place: Place, layer: Layer, fed: Any, saved: Any, delta: Any) -> tuple[Any, Any]:
-            params = jax.tree.map(lambda f: f.param, fed, is_leaf=_is_fed)
+        def leaf(
+            place: Place, layer: Layer, params: Any, saved: Any, delta: Any, own: Any, repeats: Any
+        ) -> tuple[Any, Any]:
             delta_x, found = visit(place, layer, params, saved, delta)
-            feedback = [f.feedback for f in jax.tree.leaves(fed, is_leaf=_is_fed) if f.feedback is not None]
-            return (_feed(error, feedback[0], delta_x) if feedback else delta_x), found
+            feedback = own.get(_dotted(place))
+            return (delta_x if feedback is None else _feed(error, feedback, delta_x)), found
 
-        # A parameter and its layer's B go down the net together, so that `repeat` hands each repetition its own.
-        fed = jax.tree.map(_Fed, params, state)
-        return visit_leaves(visit, leaf)((), net, fed, saved, delta)
+        return _walk(leaf, state)((), net, params, saved, delta)
 
 
-_HERE = 2
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Shapes(RuleMethod):
-    """A way back that finds, at the first parameter of each layer, zeros [2, k, i] for a B [k, i], elsewhere [1, 1, 1].
+    """A way back that notes the shape of the B of each layer that uses parameters."""
 
-    So `repeat` puts its axis in front, and where `tied` adds up what was found, a B and none make a B.
-    """
+    found: dict[str, _Shape]
 
     def walk_back(self, net: Layer, visit: Visit, params: Any, state: Any, saved: Any, delta: Any) -> tuple[Any, Any]:
+        """The net's own way back."""
         error = delta
 
-        def leaf(place: Place, layer: Layer, params: Any, saved: Any, delta: Any) -> tuple[Any, Any]:
-            delta_x, _ = visit(place, layer, params, saved, delta)
-            leaves, structure = jax.tree.flatten(params)
-            found = [jnp.zeros((1, 1, 1), delta.dtype) for _ in leaves]
-            if leaves and delta_x is not None:
-                shape = error.shape[1:], delta_x.shape[1:]
-                rows, columns = (s[-1:] if _same_positions(*shape) else s for s in shape)
-                found[0] = jnp.zeros((_HERE, math.prod(rows), math.prod(columns)), delta_x.dtype)
-            return delta_x, structure.unflatten(found)
+        def leaf(
+            place: Place, layer: Layer, params: Any, saved: Any, delta: Any, own: Any, repeats: Any
+        ) -> tuple[Any, Any]:
+            delta_x, found = visit(place, layer, params, saved, delta)
+            if jax.tree.leaves(params) and delta_x is not None:
+                shapes = error.shape[1:], delta_x.shape[1:]
+                rows, columns = (s[-1:] if _same_positions(*shapes) else s for s in shapes)
+                shape = (*repeats, math.prod(rows), math.prod(columns))
+                self.found[_dotted(place)] = _Shape(shape, str(delta_x.dtype))
+            return delta_x, found
 
-        return visit_leaves(visit, leaf)((), net, params, saved, delta)
+        return _walk(leaf, {})((), net, params, saved, delta)
 
 
 @register_dataclass
 @dataclass(frozen=True, eq=False)
 class _Fed:
-    """A parameter, and the B of its layer if it is the layer's first."""
+    """The parameters of a repetition, and the B's of its layers."""
 
-    param: Any
-    feedback: Any
+    params: Any
+    own: dict[str, Array]
 
 
-def _is_fed(node: Any) -> bool:
-    return isinstance(node, _Fed)
+def _walk(leaf: Callable[..., tuple[Any, Any]], own: dict[str, Array]) -> Visit:
+    """A visit that goes down through every combinator and calls, at each layer, `leaf(place, layer, params, saved,
+    delta, own, repeats)`: with its whole place, the B's by path, and how often each `repeat` around it repeats.
+
+    The B's go down beside the parameters and not among them, where `tied` would hand the owner's to the borrower;
+    only `repeat`, which hands each repetition its own part of what it holds, holds both.
+    """
+
+    def at(above: Place, own: dict[str, Array], repeats: tuple[int, ...]) -> Visit:
+        def visit(place: Place, layer: Layer, params: Any, saved: Any, delta: Any) -> tuple[Any, Any]:
+            here = above + place
+            if isinstance(layer, Repeat):
+                inside, n = {path: b for path, b in own.items() if _within(path, here)}, layer.n
+
+                def one(place: Place, layer: Layer, fed: _Fed, saved: Any, delta: Any) -> tuple[Any, Any]:
+                    return at(here, fed.own, (*repeats, n))(place, layer, fed.params, saved, delta)
+
+                return layer.walk_backward(one, _Fed(params, inside), saved, delta)
+            if isinstance(layer, Combinator):
+                return layer.walk_backward(at(here, own, repeats), params, saved, delta)
+            return leaf(here, layer, params, saved, delta, own, repeats)
+
+        return visit
+
+    return at((), own, ())
+
+
+def _dotted(place: Place) -> str:
+    return ".".join(map(str, place)) or "."
+
+
+def _within(path: str, place: Place) -> bool:
+    """Whether the layer at the dotted path is inside the one at `place`, or at it."""
+    return not place or f"{path}.".startswith(f"{_dotted(place)}.")
 
 
 def _same_positions(output: tuple[int, ...], h: tuple[int, ...]) -> bool:

@@ -15,6 +15,8 @@ NAMES: dict[str, Rule] = {
     "feedback_alignment": FeedbackAlignment(),
     "direct_feedback_alignment": DirectFeedbackAlignment(),
     "sign_symmetry": SignSymmetry(),
+    "sign_symmetry_batchwise": SignSymmetry("batchwise"),
+    "sign_symmetry_fixed": SignSymmetry("fixed"),
     "kolen_pollack": KolenPollack(),
 }
 

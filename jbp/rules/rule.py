@@ -15,7 +15,7 @@ import jax
 from jaxtyping import Array
 
 from jbp.backprop import Mask, backward, forward, value_grad_output
-from jbp.combine import Combinator, Place, Visit
+from jbp.combine import Combinator, Visit
 from jbp.layer import Layer
 from jbp.losses import Loss
 from jbp.method import Method
@@ -101,21 +101,6 @@ class Way(Combinator):
     def __repr__(self) -> str:
         """The net's, for messages."""
         return repr(self.net)
-
-
-def visit_leaves(visit: Visit, leaf: Visit) -> Visit:
-    """A visit that goes down through every combinator and calls `leaf(place, layer, params, saved, delta)` at each
-    layer, with its whole place: in between, δ goes where the combinators send it."""
-
-    def at(above: Place) -> Visit:
-        def inner(place: Place, layer: Layer, params: Any, saved: Any, delta: Any) -> tuple[Any, Any]:
-            if isinstance(layer, Combinator):
-                return layer.walk_backward(at(above + place), params, saved, delta)
-            return leaf(above + place, layer, params, saved, delta)
-
-        return inner
-
-    return at(())
 
 
 def depths_of(net: Layer, params: Any, x: Any) -> Depths:

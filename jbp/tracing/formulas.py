@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from jbp import layers
 from jbp.layer import Layer
+from jbp.layers.step import Step
 from jbp.losses import (
     CrossEntropy,
     L2Loss,
@@ -57,6 +58,10 @@ def of_layer(layer: Layer) -> tuple[str, str]:
             )
         case layers.Gelu():
             return "y = x∘Φ(x), Φ normal distribution", "δ_x = (Φ(x) + x∘φ(x))∘δ, φ normal density"
+        case Step(surrogate="straight_through"):
+            return "y = 1 where x > 0, else 0", "δ_x = δ, straight through"
+        case Step(surrogate=name, sharpness=a):
+            return "y = 1 where x > 0, else 0", f"δ_x = ψ(x)∘δ, ψ the surrogate {name} of sharpness {a:g}"
     return f"y = {layer!r} of x", "δ_x = (∂y/∂x)ᵀ δ"
 
 
