@@ -1,0 +1,159 @@
+"""What BackPACK and Opacus take for per-example quantities, in multiples of PyTorch's own plain step; prints JSON.
+
+A process of its own, so that PyTorch's threads are not in JAX's way. `python per_example_torch.py BATCH ROUNDS`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+WIDTHS = (784, 512, 512, 10)
+CLIP = 1.0
+
+
+def net() -> Any:
+    """784-512-512-10."""
+    torch.manual_seed(0)
+    layers = [part for i, o in pairwise(WIDTHS) for part in (torch.nn.Linear(i, o), torch.nn.ReLU())]
+    return torch.nn.Sequential(*layers[:-1])
+
+
+def of(model: Any) -> list[Any]:
+    """Its parameters, to which both libraries attach what they found."""
+    return list(model.parameters())
+
+
+def total(terms: Any) -> Any:
+    """Σ of tensors."""
+    return torch.stack(list(terms)).sum(0)
+
+
+def of_backpack(x: Any, y: Any) -> dict[str, Callable[[], Any]]:
+    """Batch ℓ²-norms, and the variance from the sum of squared gradients."""
+    from backpack import backpack, extend
+    from backpack.extensions import BatchGrad, BatchL2Grad, Variance
+
+    model, loss = extend(net()), extend(torch.nn.CrossEntropyLoss())
+
+    def with_extension(*extensions: Any) -> Any:
+        model.zero_grad()
+        with backpack(*extensions):
+            loss(model(x), y).backward()
+
+    def norms() -> Any:
+        with_extension(BatchL2Grad())
+        return total(p.batch_l2 for p in of(model)).sqrt() * len(x)
+
+    def clipped() -> Any:
+        with_extension(BatchGrad())
+        grads = [p.grad_batch * len(x) for p in of(model)]
+        square = total(g.flatten(1).square().sum(1) for g in grads)
+        c = (CLIP / square.sqrt()).clamp(max=1)
+        return [torch.tensordot(c, g, 1) for g in grads]
+
+    def variance() -> Any:
+        with_extension(Variance())
+        return [p.variance for p in of(model)]
+
+    return {"norms": norms, "clipped": clipped, "variance": variance}
+
+
+def of_opacus(x: Any, y: Any) -> dict[str, Callable[[], Any]]:
+    """Norms and clipping by ghost clipping (two passes), variance from its per-sample gradients."""
+    from opacus.grad_sample import GradSampleModule
+    from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import GradSampleModuleFastGradientClipping
+
+    how: Any = {"max_grad_norm": CLIP, "use_ghost_clipping": True, "loss_reduction": "sum"}
+    fast = GradSampleModuleFastGradientClipping(net(), **how)
+    each = GradSampleModule(net(), loss_reduction="sum")
+    loss = torch.nn.CrossEntropyLoss(reduction="none")
+
+    def norms() -> Any:
+        fast.zero_grad()
+        fast.enable_hooks()
+        loss(fast(x), y).sum().backward()
+        return fast.get_norm_sample()
+
+    def clipped() -> Any:
+        fast.zero_grad()
+        fast.enable_hooks()
+        errors = loss(fast(x), y)
+        errors.sum().backward(retain_graph=True)
+        c = fast.get_clipping_coef()
+        fast.zero_grad()
+        fast.disable_hooks()
+        (c * errors).sum().backward()
+        return [p.grad for p in fast.parameters()]
+
+    def variance() -> Any:
+        each.zero_grad()
+        loss(each(x), y).sum().backward()
+        return [p.grad_sample.var(0) for p in of(each)]
+
+    return {"norms": norms, "clipped": clipped, "variance": variance}
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    """Of one call."""
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def check(found: dict[str, dict[str, Callable[[], Any]]], x: Any, y: Any) -> None:
+    """The norms of both are those of autograd, example by example."""
+    model, loss = net(), torch.nn.CrossEntropyLoss()
+    for i in range(3):
+        model.zero_grad()
+        loss(model(x[i : i + 1]), y[i : i + 1]).backward()
+        norm = sum(p.grad.square().sum() for p in model.parameters()).sqrt()  # type: ignore[union-attr,misc]
+        for library, runs in found.items():
+            torch.testing.assert_close(runs["norms"]()[i], norm, rtol=1e-3, atol=1e-5, msg=library)
+
+
+def main(batch: int, rounds: int) -> dict[str, Any]:
+    """Ratios of each quantity to the plain step of the same round."""
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.randn(batch, WIDTHS[0], generator=generator), torch.arange(batch) % WIDTHS[-1]
+    model, loss = net(), torch.nn.CrossEntropyLoss()
+
+    def plain() -> None:
+        model.zero_grad()
+        loss(model(x), y).backward()
+
+    out: dict[str, Any] = {}
+    found = {}
+    for library, make in (("BackPACK", of_backpack), ("Opacus", of_opacus)):
+        try:
+            found[library] = make(x, y)
+        except ImportError:
+            out |= {f"{library} {quantity} why": "missing" for quantity in ("norms", "clipped", "variance")}
+    check(found, x, y)
+    speeds = {}
+    for threads in range(1, (torch.get_num_threads()) + 1):
+        torch.set_num_threads(threads)
+        speeds[threads] = sorted(seconds(plain) for _ in range(20))[10]
+    out["threads"] = min(speeds, key=lambda threads: speeds[threads])
+    torch.set_num_threads(out["threads"])
+    runs = {f"{library} {quantity}": run for library, of in found.items() for quantity, run in of.items()}
+    ratios: dict[str, list[float]] = {name: [] for name in runs}
+    for i in range(rounds + 3):
+        base = seconds(plain)
+        for name, run in runs.items():
+            took = seconds(run)
+            if i >= 3:
+                ratios[name].append(took / base)
+    return out | ratios
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    print(json.dumps(main(*map(int, sys.argv[1:3]))))

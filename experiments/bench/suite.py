@@ -1,0 +1,148 @@
+"""The benchmark: jbp beside what people would use instead, measured in one run.
+
+    python experiments/bench/suite.py [SECTION …] [--quick | --full] [--compare OLD.json]      `make bench`
+
+Each section writes experiments/results/bench_<section>.json and a picture, all of them experiments/bench/README.md.
+`--compare` prints what changed against an older result (a section's file), and ends with 1 if a counted figure lost
+more than 10 %. Peers come from the extra `bench`; one that is not installed is reported as missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+# Some machines force an old BLAS kernel on NumPy, which would make a straw man of it.
+for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
+    os.environ.pop(name, None)
+sys.path[:0] = [str(Path(__file__).resolve().parent)]
+
+import harness  # noqa: E402
+import matplotlib as mpl  # noqa: E402
+from harness import RESULTS, Row  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.markdown import Markdown  # noqa: E402
+
+mpl.use("agg")
+SECTIONS = ("step", "first_step", "memory", "per_example", "training", "limit", "growth")
+PAGE = harness.HERE / "README.md"
+
+
+def saved(section: str) -> Path:
+    """Where a section's result is."""
+    return RESULTS / f"bench_{section}.json"
+
+
+def measure(section: str, size: harness.Size) -> dict[str, Any]:
+    """Run a section."""
+    began = time.perf_counter()
+    rows = importlib.import_module(section).run(size)
+    return {
+        "section": section,
+        "size": size,
+        "date": datetime.date.today().isoformat(),
+        "seconds": round(time.perf_counter() - began, 1),
+        "machine": harness.machine(),
+        "rows": harness.to_json(rows),
+    }
+
+
+def draw(section: str, rows: list[Row]) -> None:
+    """The section's picture, as PNG and SVG."""
+    import matplotlib.pyplot as plt
+
+    mpl.rcParams.update(
+        {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": section}
+    )
+    figure = importlib.import_module(section).plot(rows)
+    if figure is None:
+        return
+    for kind in ("png", "svg"):
+        part = RESULTS / f".bench_{section}.part.{kind}"
+        metadata = {"Date": None} if kind == "svg" else {"Software": None}
+        figure.savefig(part, dpi=150, bbox_inches="tight", metadata=metadata)
+        part.replace(RESULTS / f"bench_{section}.{kind}")
+    plt.close(figure)
+
+
+def words(section: str, result: dict[str, Any]) -> str:
+    """A section of the page: its table and targets."""
+    module = importlib.import_module(section)
+    rows = harness.from_json(result["rows"])
+    text = [f"## {module.TITLE}", "", (module.__doc__ or "").split("\n\n    python")[0].split("\n\n", 1)[-1], ""]
+    if (RESULTS / f"bench_{section}.png").exists():
+        text += [f"![{module.TITLE}](../results/bench_{section}.png)", ""]
+    made = f"{result['date']}, {result['seconds']:.0f} s, `python experiments/bench/suite.py {section}`"
+    return "\n".join([*text, harness.markdown(rows), "", *harness.targets(rows), "", made, ""])
+
+
+def page() -> str:
+    """The page of all sections, from what is saved."""
+    results = {section: json.loads(saved(section).read_text()) for section in SECTIONS if saved(section).exists()}
+    where = next(iter(results.values()))["machine"] if results else harness.machine()
+    text = (
+        "# Benchmark\n\n<!-- Made by `make bench`; do not edit. -->\n\n"
+        "jbp beside what people would use instead, contenders in turn in one run, equal losses asserted first. Given "
+        "are medians with their 5 to 95 % range; ! marks a target that is missed, and below each table every target is "
+        f"listed with the cases that miss it. On {where['processor']}, {where['cores']} cores, Python {where['python']}, "
+        + ", ".join(f"{name} {version}" for name, version in where["versions"].items())
+        + ".\n\n"
+    )
+    return text + "\n".join(words(section, result) for section, result in results.items())
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run it; answers with the exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument(
+        "sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; all if none is named"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="small cases and few rounds, under a minute, nothing written"
+    )
+    parser.add_argument("--full", action="store_true", help="the full grid of training runs too, up to three hours")
+    parser.add_argument("--compare", type=Path, metavar="OLD.json", help="print what changed against an older result")
+    parser.add_argument("--page", action="store_true", help="write pictures and page from the saved results, and stop")
+    options = parser.parse_args(arguments)
+    unknown = [section for section in options.sections if section not in SECTIONS]
+    if unknown:
+        parser.error(f"unknown section {unknown[0]!r}: expected some of {', '.join(SECTIONS)}")
+    old = json.loads(options.compare.read_text()) if options.compare else None
+    chosen = options.sections or ([old["section"]] if old else list(SECTIONS))
+    size: harness.Size = "quick" if options.quick else "full" if options.full else "bench"
+    lost = False
+    for section in [] if options.page else chosen:
+        print(f"bench: {section}", file=sys.stderr, flush=True)
+        result = measure(section, size)
+        rows = harness.from_json(result["rows"])
+        Console(width=200).print(Markdown(f"## {importlib.import_module(section).TITLE}\n\n{harness.markdown(rows)}"))
+        print("\n".join(harness.targets(rows)), flush=True)
+        if old is not None and old["section"] == section:
+            lines = harness.changes(harness.from_json(old["rows"]), rows)
+            print("\n".join(lines) or "nothing changed beyond noise")
+            lost |= any(line.startswith("LOSS") for line in lines)
+        if size != "quick":
+            harness.claim.save(saved(section), json.dumps(result, indent=1) + "\n")
+            draw(section, rows)
+    if options.page:
+        for section in SECTIONS:
+            if saved(section).exists():
+                draw(section, harness.from_json(json.loads(saved(section).read_text())["rows"]))
+    if size != "quick" or options.page:
+        harness.claim.save(PAGE, page())
+    return int(lost)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("bench: interrupted; the sections that were finished are saved", file=sys.stderr)
+        sys.exit(130)
