@@ -35,7 +35,7 @@ def forward(
 
     `weights` [n] only reach layers that couple the examples, in whose averages a row of weight 0 must not count.
     """
-    _check_call(net, x, key)
+    _check_input(net, x, key)
 
     def visit(place: Place, layer: Layer, params: Any, x: Any, key: Any) -> tuple[Any, Any]:
         with located(place, layer):
@@ -138,8 +138,7 @@ def value_and_grad(net: Layer, loss: Loss, trainable: Any = None) -> Callable[..
         ValueError: if shapes do not fit (naming the layer), or a key is missing.
     """
     _check_net(net)
-    if not isinstance(loss, Loss):
-        raise ValueError(f"the loss must come from jbp.losses, or be an instance of a jbp.losses.Loss, but is {loss!r}")
+    _check_loss(loss)
     return _compiled(net, loss, Mask.of(trainable))
 
 
@@ -161,10 +160,9 @@ def value_and_pairs(
     it is the pass in evaluation, no dropout.
 
     Raises:
-        ValueError: if shapes do not fit (naming the layer).
+        ValueError: if shapes do not fit (naming the layer), the batch is empty, or the loss is none.
     """
-    _check_net(net)
-    _batch_size(x, y)
+    check_call(net, loss, x, y)
     output, saved = forward(net, params, x, key)
     # Stored here, as in `value_grad_output`.
     delta = lax.optimization_barrier(jax.vmap(loss.delta)(output, y))
@@ -225,13 +223,29 @@ def value_output_delta(
     return value, output, saved, lax.optimization_barrier(delta)
 
 
+def check_call(net: Any, loss: Any, x: Any, y: Any) -> int:
+    """N, for whatever takes a net, a loss and a batch, after refusing what would end in an error that names nothing.
+
+    Raises:
+        ValueError: if the net is no layer, the loss none, x or y no array, or the batch empty or of two sizes.
+    """
+    _check_input(net, x, None)
+    _check_loss(loss)
+    return _batch_size(x, y)
+
+
 def _check_net(net: Any) -> None:
     if not isinstance(net, Layer):
         raise ValueError(f"the net must be a layer, such as jbp.serial(...) makes, but is {net!r}")
     check_hashable(net)
 
 
-def _check_call(net: Any, x: Any, key: Any) -> None:
+def _check_loss(loss: Any) -> None:
+    if not isinstance(loss, Loss):
+        raise ValueError(f"the loss must come from jbp.losses, or be an instance of a jbp.losses.Loss, but is {loss!r}")
+
+
+def _check_input(net: Any, x: Any, key: Any) -> None:
     """Refuse what would end in an error that names nothing: no net, an input that is no array, a key that is none."""
     _check_net(net)
     if any(not hasattr(leaf, "shape") for leaf in jax.tree.leaves(x)):

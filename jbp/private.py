@@ -31,7 +31,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from jbp.backprop import Mask, backward, forward
+from jbp.backprop import Mask, backward, check_call, forward
 from jbp.layer import Layer, as_number
 from jbp.losses import Loss
 from jbp.method import Method
@@ -73,7 +73,7 @@ def clipped_sum(
     more or one less example of weight 1 moves the sum by at most C. Without a key it is the pass in evaluation.
 
     Raises:
-        ValueError: if shapes do not fit, or C is 0, negative or NaN.
+        ValueError: if shapes do not fit, the batch is empty, or C is 0, negative or NaN.
         NotImplementedError: for a net that couples the examples of a batch.
 
     Source: Abadi et al. 2016, arXiv:1607.00133, algorithm 1; `automatic`: Bu et al. 2023, arXiv:2206.07136.
@@ -96,9 +96,8 @@ def _clipped(
 ) -> tuple[Array, Array, Array, Any]:
     """The outputs, errors and norms, and the sum; norms and sum over the parameters that `mask` trains."""
     check_max_norm(max_norm, automatic)
+    check_weights(weights, check_call(net, loss, x, y))
     _check_uncoupled(net)
-    n = jnp.shape(y)[0]
-    check_weights(weights, n)
     if weights is not None:
         x = jax.tree.map(lambda a: _rows(weights != 0, a), x)
     output, saved = forward(net, params, x, key)

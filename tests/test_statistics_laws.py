@@ -1,6 +1,7 @@
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 """What statistics have to do with one another, with weights, with a user's layers; and what they refuse."""
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -305,6 +306,13 @@ B = jbp.Shift(jnp.ones((4, 1, 3)), (3,))
         bad(lambda p: stats.norms(jbp.Shift(jnp.ones((0, 1, 3)), (3,))), "the batch is empty"),
         bad(lambda p: stats.norms(p, "layers"), "per must be 'network', 'layer', 'parameter' or groups"),
         bad(lambda p: stats.norms(p, {"head": "9.*"}), "matches none of 0.bias, 0.weight"),
+        *(
+            bad(
+                lambda p, g=g: stats.norms(p, {"a": g}),
+                f"'a' must be a pattern of paths .* but is {re.escape(repr(g))}",
+            )
+            for g in (3, (), None, ("*.bias", 3))
+        ),
         bad(lambda p: stats.clip_weights(p, 1.0, {"a": "*.bias"}), "0.weight is in none"),
         bad(lambda p: stats.clip_weights(p, 1.0, {"a": "*", "b": "*.bias"}), r"0.bias is in \['a', 'b'\]"),
         bad(lambda p: stats.clip_weights(p, {"a": 1.0}, "layer"), "must have a bound for each of 0, 2.0, 3, 4"),
