@@ -38,7 +38,7 @@ from jbp.method import Method
 from jbp.pairs import Pair, Stack, Weights, check_weights, is_pair, weigh
 from jbp.sinks import keep
 from jbp.stats.clip import check_max_norm, clip_factor
-from jbp.stats.norms import network_norms, squared_norms
+from jbp.stats.norms import network_norms, squared_bounds
 
 SHARE = 0.999
 """Of δ, what goes into the account; the rest pays for batches that did not fit (`Private.epsilon`)."""
@@ -70,7 +70,9 @@ def clipped_sum(
     `repeat`, a third more work and much less memory. Both are equal to rounding.
 
     A row of weight 0 contributes exactly 0 whatever it holds, and so does an example whose gradient is not finite. One
-    more or one less example of weight 1 moves the sum by at most C. Without a key it is the pass in evaluation.
+    more or one less example of weight 1 moves the sum by at most C, up to rounding as in `jbp.stats.clipped`; where the
+    uses of a parameter cancel in an example, the norms are those that clip, not below the true ones. Without a key it is
+    the pass in evaluation.
 
     Raises:
         ValueError: if shapes do not fit, the batch is empty, or C is 0, negative or NaN.
@@ -102,8 +104,8 @@ def _clipped(
         x = jax.tree.map(lambda a: _rows(weights != 0, a), x)
     output, saved = forward(net, params, x, key)
     delta = lax.optimization_barrier(jax.vmap(loss.delta)(output, y))
-    _, found = backward(net, params, saved, delta, squared_norms if lean else keep)
-    norms = network_norms(mask(found if lean else squared_norms(found)))
+    _, found = backward(net, params, saved, delta, squared_bounds if lean else keep)
+    norms = network_norms(mask(found if lean else squared_bounds(found)))
     c = clip_factor(norms, max_norm, automatic)
     scale = weigh(weights, c)
     sound = jnp.isfinite(norms)

@@ -155,6 +155,84 @@ def test_no_clipped_gradient_exceeds_the_bound(pairs, per, automatic):
     assert max(changes) > 0.03
 
 
+def formed(pair: Any) -> np.ndarray:
+    """[n, size]: each example's gradient, in float64 whatever the pair is in."""
+    match jax.tree.map(lambda a: np.asarray(a, np.float64), pair):
+        case jbp.Outer(h, delta):
+            g = np.einsum("nti,nto->nio", h, delta)
+        case jbp.Shift(delta):
+            g = delta.sum(1)
+        case jbp.Scale(h, delta):
+            g = (h * delta).sum(1)
+        case jbp.Stack(inner):
+            depth = len(jax.tree.leaves(inner)[0])
+            return np.concatenate([formed(jax.tree.map(lambda a: a[k], inner)) for k in range(depth)], 1)  # noqa: B023
+        case jbp.Sum(members):
+            g = sum(map(formed, members))
+    return g.reshape(len(g), -1)
+
+
+def cancelling(t: int, i: int, o: int, size: float, rest: float) -> tuple[Any, Any]:
+    """h and δ in float32 with Σₜ hₜ ⊗ δₜ nearly 0: h the same at each use, of length `size`, and Σₜ δₜ about `rest`."""
+    rng = np.random.default_rng(t * i)
+    h = np.repeat(rng.normal(size=(500, 1, i)), t, 1) * size / i**0.5
+    delta = rng.normal(size=(500, t, o))
+    delta[:, -1] = rest * delta[:, -1] - delta[:, :-1].sum(1)
+    return jnp.asarray(h, jnp.float32), jnp.asarray(delta, jnp.float32)
+
+
+def outer(t: int, i: int, o: int, *how: float) -> Any:
+    return jbp.Outer(*cancelling(t, i, o, *how), (i, o))
+
+
+def several_kinds(size: float, rest: float) -> Any:
+    """h ⊗ δ with a table that takes nearly all of it away."""
+    h, delta = cancelling(1, 5, 7, size, 1.0)
+    table = jnp.einsum("nti,nto->ntio", h, delta).reshape(500, 1, 35)
+    return jbp.Sum((jbp.Outer(h, delta, (5, 7)), jbp.Shift((rest - 1) * table, (5, 7))))
+
+
+CANCELLING = {
+    "Gram matrices": lambda *how: outer(4, 37, 31, *how),
+    "one at a time": lambda *how: outer(31, 3, 5, *how),
+    "Shift": lambda size, rest: jbp.Shift(size * cancelling(7, 1, 5, 1.0, rest)[1], (5,)),
+    "Scale": lambda *how: jbp.Scale(*cancelling(7, 5, 5, *how), (5,)),
+    "Sum": several_kinds,
+    "Stack": lambda *how: jbp.Stack(jax.tree.map(lambda a: jnp.stack([a, -a]), outer(4, 37, 31, *how))),
+}
+
+
+@pytest.mark.parametrize("kind", CANCELLING)
+def test_in_float32_the_bound_holds_where_the_uses_of_an_example_cancel(kind):
+    """Of the true gradient of the same numbers, and of the clipped one as it is computed, one example at a time."""
+    rows = jnp.arange(500)
+    one = compiled(
+        lambda pair: jax.lax.map(lambda n: stats.clipped(pair, 1.0, weights=(rows == n).astype(jnp.float32)), rows)
+    )
+    for size in (1.0, 1e3, 1e7):
+        for rest in (0.0, 1e-7, 1e-4, 1e-2, 1.0):
+            pair = CANCELLING[kind](size, rest)
+            c, norms = map(np.asarray, (stats.clip_weights(pair, 1.0), stats.norms(pair)))
+            assert np.isfinite(norms).all()
+            true = np.linalg.norm(formed(pair), axis=1)
+            assert (c * true).max() <= 1 + 2e-4, (size, rest)
+            found = np.linalg.norm(np.asarray(one(pair), np.float64).reshape(500, -1), axis=1)
+            assert found.max() <= 1 + 1 / 64 + 1e-5, (size, rest)
+            if rest == 1.0:
+                np.testing.assert_allclose(c, np.minimum(1, 1 / true), rtol=2e-3)
+
+
+def test_norms_of_a_net_whose_errors_cancel_over_positions():
+    """Inputs alike and errors that add up to 0: the gradient is 0, in float32 the norms are next to it and not NaN."""
+    net = jbp.serial(jbp.Dense(31))
+    h, delta = cancelling(4, 37, 31, 6.0, 0.0)
+    params = jax.tree.map(lambda a: a.astype(jnp.float32), net.init(KEY, (4, 37))[0])
+    pairs = jbp.value_and_pairs(net, losses.l2_loss, params, h, jbp.apply(net, params, h) - delta)[1]
+    scale = np.linalg.norm(h, axis=2).sum(1).max() * np.linalg.norm(delta, axis=2).max()
+    assert stats.norms(pairs).max() < 4e-3 * scale
+    assert stats.noise_scale(pairs) >= 0
+
+
 def test_clipping_with_a_bound_for_each_group(pairs):
     groups, bounds = {"head": "4.*", "body": ("0.*", "2.*", "3.*")}, {"head": 0.3, "body": 0.4}
     c = stats.clip_weights(pairs, bounds, groups)
