@@ -151,7 +151,7 @@ def _compiled(net: Layer, loss: Loss, mask: Mask) -> Callable[..., tuple[Array, 
 
 
 def value_and_pairs(
-    net: Layer, loss: Loss, params: Any, x: Any, y: Any, key: Array | None = None
+    net: Layer, loss: Loss, params: Any, x: Any, y: Any, key: Array | None = None, weights: Weights = None
 ) -> tuple[Float[Array, " n"], Any]:
     """Steps 1 and 2: the error eₙ of every example, and the pairs, not contracted yet: what `jbp.stats` reads.
 
@@ -159,15 +159,21 @@ def value_and_pairs(
     gradient. Call it inside `jax.jit`, with what you read from the pairs: the rest is then not computed. Without a key
     it is the pass in evaluation, no dropout.
 
+    `weights` [n] say which rows take part: those of weight 0 come out with eₙ = 0, δ = 0 and a finite h, whatever x and y
+    hold there, even NaN. Nothing is multiplied by the others; hand the same weights to the statistics too.
+
     Raises:
-        ValueError: if shapes do not fit (naming the layer), the batch is empty, or the loss is none.
+        ValueError: if shapes do not fit (naming the layer), the batch is empty, the loss is none, or weights do not fit.
     """
-    check_call(net, loss, x, y)
-    output, saved = forward(net, params, x, key)
+    check_weights(weights, check_call(net, loss, x, y))
+    if weights is not None:
+        x = jax.tree.map(lambda a: _silence(weights, a), x)
+    output, saved = forward(net, params, x, key, weights)
+    errors, delta = jax.vmap(loss.value)(output, y), jax.vmap(loss.delta)(output, y)
+    if weights is not None:
+        errors, delta = _silence(weights, errors), _silence(weights, delta)
     # Stored here, as in `value_grad_output`.
-    delta = lax.optimization_barrier(jax.vmap(loss.delta)(output, y))
-    _, pairs = backward(net, params, saved, delta)
-    return jax.vmap(loss.value)(output, y), pairs
+    return errors, backward(net, params, saved, lax.optimization_barrier(delta))[1]
 
 
 @dataclass(frozen=True)

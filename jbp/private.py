@@ -71,8 +71,8 @@ def clipped_sum(
 
     A row of weight 0 contributes exactly 0 whatever it holds, and so does an example whose gradient is not finite. One
     more or one less example of weight 1 moves the sum by at most C, up to rounding as in `jbp.stats.clipped`; where the
-    uses of a parameter cancel in an example, the norms are those that clip, not below the true ones. Without a key it is
-    the pass in evaluation.
+    uses of a parameter cancel in an example, the norms are those that clip, not below the true ones. Without a key it
+    is the pass in evaluation.
 
     Raises:
         ValueError: if shapes do not fit, the batch is empty, or C is 0, negative or NaN.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import BATCH, Centre, Gain
-from oracles import assert_close, compiled
+from oracles import assert_close, assert_same, compiled
 
 import jbp
 from jbp import losses, sinks, stats
@@ -168,7 +168,9 @@ def formed(pair: Any) -> np.ndarray:
             depth = len(jax.tree.leaves(inner)[0])
             return np.concatenate([formed(jax.tree.map(lambda a: a[k], inner)) for k in range(depth)], 1)  # noqa: B023
         case jbp.Sum(members):
-            g = sum(map(formed, members))
+            g = np.asarray(sum(map(formed, members)))
+        case _:
+            raise AssertionError("a pair of another class")
     return g.reshape(len(g), -1)
 
 
@@ -415,10 +417,67 @@ def test_bad_input_is_refused(pairs, call, words, error):
         call(pairs)
 
 
-def test_nan_weights_show_as_nan_and_are_not_hidden(pairs):
-    """A weight that is NaN is a value, which compiled code cannot refuse; it makes every entry NaN."""
-    w = jnp.ones(BATCH).at[2].set(jnp.nan)
-    assert all(np.isnan(leaf).all() for leaf in leaves(stats.second_moment(pairs, w)))
+WEIGHTED = {
+    "contract": jbp.contract,
+    "second_moment": stats.second_moment,
+    "variance": stats.variance,
+    "snr": stats.snr,
+    "noise_scale": stats.noise_scale,
+    "clipped": lambda pairs, w: stats.clipped(pairs, 0.3, weights=w),
+}
+"""Every statistic that takes weights."""
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused_and_in_compiled_code_they_show(pairs, name, bad):
+    w = jnp.ones(BATCH).at[2].set(bad)
+    with pytest.raises(ValueError, match=rf"weights must be finite, but are {bad} at \[2\]: take 0"):
+        WEIGHTED[name](pairs, w)
+    shown = leaves(compiled(WEIGHTED[name])(pairs, w))
+    assert not any(np.isfinite(leaf).any() for leaf in shown)
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_a_row_of_weight_0_takes_no_part_whatever_x_and_y_hold(name):
+    """The weights go to the pass as well, so that h is finite: 0 times NaN is NaN."""
+    params, x, _ = drawn(shape=(7, 3))
+    y = jax.random.uniform(KEY, (BATCH, 7, 2))
+    w = jnp.ones(BATCH).at[jnp.array([2, 5])].set(0.0)
+
+    def read(x, y, w):
+        errors, pairs = jbp.value_and_pairs(NET, LOSS, params, x, y, weights=w)
+        return errors, WEIGHTED[name](pairs, w)
+
+    errors, clean = compiled(read)(x, y, w)
+    assert errors[2] == errors[5] == 0
+    bad = x.at[2].set(jnp.nan).at[5, 0].set(jnp.inf), y.at[5].set(jnp.nan)
+    assert_same(compiled(read)(*bad, w), (errors, clean))
+    some = np.asarray(w) != 0
+    chosen, pairs = jbp.value_and_pairs(NET, LOSS, params, x[some], y[some])
+    assert_close(errors[some], chosen, "net")
+    for a, b in zip(leaves(clean), leaves(WEIGHTED[name](pairs, jnp.ones(BATCH - 2))), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-13)
+
+
+def test_value_and_pairs_takes_weights_of_the_batch_only():
+    with pytest.raises(ValueError, match="each of the 11 examples"):
+        jbp.value_and_pairs(NET, LOSS, *drawn(), weights=jnp.ones(3))
+
+
+def test_too_few_examples_of_a_weight_that_is_not_0(pairs):
+    none, one = jnp.zeros(BATCH), jnp.zeros(BATCH).at[3].set(2.0)
+    for w in (none, one):
+        for statistic in (stats.variance, stats.snr):
+            with pytest.raises(ValueError, match=r"at least two examples|add up to 0"):
+                statistic(pairs, w)
+        assert np.isnan(leaves(compiled(stats.variance)(pairs, w))[0]).all()
+        assert jnp.isnan(compiled(stats.noise_scale)(pairs, w))
+    for w in (none, jnp.ones(BATCH).at[0].set(1.0 - BATCH)):
+        for statistic in (stats.noise_scale, stats.noise_and_signal):
+            with pytest.raises(ValueError, match="add up to 0"):
+                statistic(pairs, w)
+    assert jnp.isnan(stats.noise_scale(pairs, one))
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,8 @@ def clipped(
     Sensitivity: adding or taking away one example changes it by at most C in norm (times its wₙ, by default 1); with
     bounds Cᵢ per group by √(Σ Cᵢ²). Up to rounding: a factor 1 + (i + o)·eps, i and o the widths of the largest layer,
     and 1 + 1/64 at the very worst where the uses of a parameter cancel in an example (1.00001 at most in the tests).
+    A row of weight 0 contributes exactly 0, whatever its δ holds; give `jbp.value_and_pairs` the weights too, so that
+    its h is finite.
 
     Raises:
         ValueError, NotImplementedError: as `clip_weights`.
