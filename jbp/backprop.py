@@ -159,11 +159,12 @@ def value_and_pairs(
     gradient. Call it inside `jax.jit`, with what you read from the pairs: the rest is then not computed. Without a key
     it is the pass in evaluation, no dropout.
 
-    `weights` [n] say which rows take part: those of weight 0 come out with eₙ = 0, δ = 0 and a finite h, whatever x and y
-    hold there, even NaN. Nothing is multiplied by the others; hand the same weights to the statistics too.
+    `weights` [n] say which rows take part: those of weight 0 come out with eₙ = 0, δ = 0 and a finite h, whatever x and
+    y hold there, even NaN. Nothing is multiplied by the others; hand the same weights to the statistics too.
 
     Raises:
-        ValueError: if shapes do not fit (naming the layer), the batch is empty, the loss is none, or weights do not fit.
+        ValueError: if shapes do not fit (naming the layer), the batch is empty, the loss is none, or weights do not
+            fit.
     """
     check_weights(weights, check_call(net, loss, x, y))
     if weights is not None:

@@ -166,12 +166,12 @@ def formed(pair: Any) -> np.ndarray:
             g = (h * delta).sum(1)
         case jbp.Stack(inner):
             depth = len(jax.tree.leaves(inner)[0])
-            return np.concatenate([formed(jax.tree.map(lambda a: a[k], inner)) for k in range(depth)], 1)  # noqa: B023
+            g = np.concatenate([formed(jax.tree.map(lambda a: a[k], inner)) for k in range(depth)], 1)  # noqa: B023
         case jbp.Sum(members):
-            g = np.asarray(sum(map(formed, members)))
+            g = sum(map(formed, members[1:]), formed(members[0]))
         case _:
             raise AssertionError("a pair of another class")
-    return g.reshape(len(g), -1)
+    return np.asarray(g).reshape(len(g), -1)
 
 
 def cancelling(t: int, i: int, o: int, size: float, rest: float) -> tuple[Any, Any]:
@@ -251,32 +251,35 @@ def test_an_infinite_bound_clips_nothing_and_a_gradient_not_finite_takes_no_part
     np.testing.assert_array_equal(stats.clip_weights(jbp.Shift(0 * delta[:1], (1,)), 2.0), [1.0])
 
 
-def test_kronecker_factors_by_naive_loops():
+@pytest.mark.parametrize("weighted", [False, True])
+def test_kronecker_factors_by_naive_loops(weighted):
     net = jbp.serial(jbp.Dense(5), jbp.tanh, jbp.repeat(jbp.serial(jbp.Dense(5), jbp.relu), 2), Gain(), jbp.Dense(2))
     pairs = pairs_of(*drawn(net=net, shape=(7, 3)), net=net)
     n, t = BATCH, 7
+    weights = jnp.asarray(np.random.default_rng(3).uniform(-0.5, 2, n)) if weighted else None
+    w = np.asarray(weights) if weighted else np.full(n, 1 / n)
     for sharing in ("expand", "reduce"):
-        found = stats.kronecker(pairs, sharing)
+        found = stats.kronecker(pairs, sharing, weights)
         for path in ((0,), (4,)):
             pair = pairs[path[0]]["weight"]
             a, g = np.zeros((pair.h.shape[-1],) * 2), np.zeros((pair.delta.shape[-1],) * 2)
-            for h, d in zip(np.asarray(pair.h), np.asarray(pair.delta), strict=True):
+            for c, h, d in zip(w, np.asarray(pair.h), np.asarray(pair.delta), strict=True):
                 if sharing == "expand":
                     for u in range(t):
-                        a += np.outer(h[u], h[u]) / (n * t)
-                        g += np.outer(d[u], d[u]) / n
+                        a += c * np.outer(h[u], h[u]) / t
+                        g += c * np.outer(d[u], d[u])
                 else:
-                    a += np.outer(h.mean(0), h.mean(0)) / n
-                    g += np.outer(d.sum(0), d.sum(0)) / n
+                    a += c * np.outer(h.mean(0), h.mean(0))
+                    g += c * np.outer(d.sum(0), d.sum(0))
             np.testing.assert_allclose(found[path[0]]["weight"].a, a, rtol=1e-12, atol=1e-15)
             np.testing.assert_allclose(found[path[0]]["weight"].g, g, rtol=1e-12, atol=1e-15)
             bias = found[path[0]]["bias"]
             np.testing.assert_allclose(bias.g, g, rtol=1e-12, atol=1e-15)
-            np.testing.assert_array_equal(bias.a, [[1]])
+            np.testing.assert_allclose(bias.a, [[w.sum()]], rtol=1e-14)
         gain = np.asarray(stats.per_example(pairs)[3]["gain"]).reshape(n, -1)  # one use in an example
-        np.testing.assert_allclose(found[3]["gain"].g, gain.T @ gain / n, rtol=1e-12, atol=1e-15)
+        np.testing.assert_allclose(found[3]["gain"].g, gain.T * w @ gain, rtol=1e-12, atol=1e-15)
         stack, first = found[2][0]["weight"], jax.tree.map(lambda a: a[0], pairs[2][0]["weight"].pair)
-        np.testing.assert_allclose(stack.a[0], stats.kronecker(first, sharing).a, rtol=1e-12)
+        np.testing.assert_allclose(stack.a[0], stats.kronecker(first, sharing, weights).a, rtol=1e-12)
 
 
 def test_of_one_example_and_one_use_the_factors_are_the_gradient_squared():
@@ -325,6 +328,30 @@ def test_records(pairs):
     record = stats.records(jbp.Outer(units, jnp.ones((2, 1, 3)), (4, 3)))["."]
     assert (record.dead, record.saturated) == (0.25, 0.375)
     assert jnp.isnan(found["0.bias"].dead)
+
+
+def test_records_of_a_parameter_whose_uses_differ_in_kind_and_with_weights():
+    h, gain, delta = (
+        jax.random.normal(jax.random.fold_in(KEY, k), (4, t, o)) for k, t, o in ((1, 3, 2), (2, 1, 6), (3, 1, 6))
+    )
+    h, gain = h.at[:, :, 0].set(0.0), gain.at[0].set(0.0)
+    outer, scale, shift = jbp.Outer(h, h[..., :1], (2, 1)), jbp.Scale(gain, delta, (2, 1)), jbp.Shift(delta, (2, 1))
+    w = jnp.asarray([2.0, 0.0, 0.0, 0.0])
+    for weights, p in ((None, np.full(4, 0.25)), (w, np.asarray(w) / 2), (jnp.arange(4.0), np.arange(4) / 6)):
+        found = stats.records(jbp.Sum((outer, scale, shift)), weights)["."]
+        inputs = np.concatenate([np.reshape(a, (4, -1)) for a in (h, gain)], 1)
+        deltas = np.concatenate([np.reshape(a, (4, -1)) for a in (h[..., :1], delta, delta)], 1)
+        np.testing.assert_allclose(found.h, np.sqrt(p @ np.square(inputs).mean(1)), rtol=1e-13)
+        np.testing.assert_allclose(found.delta, np.sqrt(p @ np.square(deltas).mean(1)), rtol=1e-13)
+        np.testing.assert_allclose(found.saturated, p @ (np.abs(inputs) >= 0.99).mean(1), rtol=1e-13)
+        assert found.dead == pytest.approx(7 / 8 if weights is w else 1 / 8)
+    assert jnp.isnan(stats.records(shift)["."].h)
+
+
+def test_kronecker_factors_of_a_parameter_whose_uses_differ_in_kind_are_those_of_each_kind():
+    scale = jbp.Scale(2 * B.delta, B.delta, (3,))
+    for found, pair in zip(stats.kronecker({"b": jbp.Sum((B, scale))})["b"], (B, scale), strict=True):
+        assert_same((found.a, found.g), tuple(jax.tree.leaves(stats.kronecker(pair))))
 
 
 COUPLED = jbp.serial(
@@ -377,6 +404,10 @@ def bad(call: Any, words: str, error: type[Exception] = ValueError) -> Any:
 B = jbp.Shift(jnp.ones((4, 1, 3)), (3,))
 
 
+def stacked(pair: Any, depth: int) -> Any:
+    return jbp.Stack(jax.tree.map(lambda a: jnp.stack([a] * depth), pair))
+
+
 @pytest.mark.parametrize(
     ("call", "words", "error"),
     [
@@ -408,8 +439,13 @@ B = jbp.Shift(jnp.ones((4, 1, 3)), (3,))
         bad(lambda p: stats.variance(jbp.Shift(jnp.ones((1, 1, 3)), (3,))), "at least two examples"),
         bad(lambda p: stats.gram(p, pairs_of(*drawn(net=COUPLED), net=COUPLED)[2]), "different networks"),
         bad(lambda p: stats.gram(B, jbp.Shift(jnp.ones((4, 1, 5)), (5,))), "different networks"),
+        bad(lambda p: stats.gram(outer(1, 4, 6, 1, 1), outer(1, 6, 4, 1, 1)), r"has shape \(4, 6\) and \(6, 4\)"),
+        bad(lambda p: stats.gram(outer(1, 4, 6, 1, 1), outer(1, 4, 6, 1, 1).delta), "takes the pairs"),
+        bad(lambda p: stats.gram(stacked(B, 3), stacked(B, 2)), r"has shape \(3, 3\) and \(2, 3\)"),
+        bad(lambda p: stats.gram(stacked(B, 3), jbp.Shift(jnp.ones((4, 1, 9)), (9,))), r"\(3, 3\) and \(9,\)"),
         bad(lambda p: stats.kronecker(p, "both"), "sharing must be 'expand' or 'reduce'"),
-        bad(lambda p: stats.kronecker(jbp.Sum((B, jbp.Scale(B.delta, B.delta, (3,))))), "Sum", NotImplementedError),
+        bad(lambda p: stats.kronecker(p, weights=jnp.ones(3)), "one number for each of the 11 examples"),
+        bad(lambda p: stats.records(p, jnp.ones(3)), "one number for each of the 11 examples"),
     ],
 )
 def test_bad_input_is_refused(pairs, call, words, error):
@@ -424,8 +460,11 @@ WEIGHTED = {
     "snr": stats.snr,
     "noise_scale": stats.noise_scale,
     "clipped": lambda pairs, w: stats.clipped(pairs, 0.3, weights=w),
+    "kronecker": lambda pairs, w: stats.kronecker(pairs, weights=w),
+    "kronecker, reduce": lambda pairs, w: stats.kronecker(pairs, "reduce", w),
+    "records": lambda pairs, w: {path: record._replace(dead=()) for path, record in stats.records(pairs, w).items()},
 }
-"""Every statistic that takes weights."""
+"""Every statistic that takes weights; of records what is an average."""
 
 
 @pytest.mark.parametrize("name", WEIGHTED)

@@ -32,7 +32,7 @@ def second_moment(pairs: Any, weights: Weights = None) -> Any:
         NotImplementedError: below a layer that couples examples.
     """
     if weights is None:  # 1/N goes into δ², of which there is less than of the result
-        weights = _proportions(pairs, None)[0]
+        weights = proportions(pairs, None)[0]
     return map_pairs(lambda pair: squares(pair, weights), pairs, weights)
 
 
@@ -50,7 +50,7 @@ def variance(pairs: Any, weights: Weights = None) -> Any:
     n = batch(pairs) if weights is None or isinstance(weights, Tracer) else _taking_part(pairs, weights)
     if n < 2:
         raise ValueError(f"the variance of the gradient needs at least two examples, but {n or 'none'} takes part")
-    p, concentration = _proportions(pairs, weights)
+    p, concentration = proportions(pairs, weights)
     mean, moment = contract(pairs, p), second_moment(pairs, p)
     return jax.tree.map(lambda m, g: (m - jnp.square(g)) / (1 - concentration).astype(m.dtype), moment, mean)
 
@@ -63,7 +63,7 @@ def snr(pairs: Any, weights: Weights = None) -> Any:
     Raises:
         ValueError: as for `variance`, with one example too (where `noise_scale`, a single number, is NaN).
     """
-    p, _ = _proportions(pairs, weights)
+    p, _ = proportions(pairs, weights)
     return jax.tree.map(lambda g, v: jnp.square(g) / v, contract(pairs, p), variance(pairs, weights))
 
 
@@ -92,7 +92,7 @@ def noise_and_signal(pairs: Any, weights: Weights = None) -> tuple[Float[Array, 
     Raises:
         ValueError: as `noise_scale`.
     """
-    p, concentration = _proportions(pairs, weights)
+    p, concentration = proportions(pairs, weights)
     squared = reduce(jnp.add, [over_stacks(square(pair)) for pair in leaves(pairs).values()])
     mean = reduce(jnp.add, [jnp.square(leaf).sum() for leaf in jax.tree.leaves(contract(pairs, p))])
     concentration = concentration.astype(squared.dtype)
@@ -105,7 +105,7 @@ def _taking_part(pairs: Any, weights: Array) -> int:
     return int(jnp.count_nonzero(weights))
 
 
-def _proportions(pairs: Any, weights: Weights) -> tuple[Array, Array]:
+def proportions(pairs: Any, weights: Weights) -> tuple[Array, Array]:
     """pₙ = wₙ/Σw, and Σ pₙ²."""
     n = batch(pairs)
     map_pairs(lambda pair: None, pairs, weights)
