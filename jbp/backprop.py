@@ -35,7 +35,7 @@ def forward(
 
     `weights` [n] only reach layers that couple the examples, in whose averages a row of weight 0 must not count.
     """
-    _check_call(net, x, key)
+    _check_input(net, x, key)
 
     def visit(place: Place, layer: Layer, params: Any, x: Any, key: Any) -> tuple[Any, Any]:
         with located(place, layer):
@@ -138,8 +138,7 @@ def value_and_grad(net: Layer, loss: Loss, trainable: Any = None) -> Callable[..
         ValueError: if shapes do not fit (naming the layer), or a key is missing.
     """
     _check_net(net)
-    if not isinstance(loss, Loss):
-        raise ValueError(f"the loss must come from jbp.losses, or be an instance of a jbp.losses.Loss, but is {loss!r}")
+    _check_loss(loss)
     return _compiled(net, loss, Mask.of(trainable))
 
 
@@ -152,7 +151,7 @@ def _compiled(net: Layer, loss: Loss, mask: Mask) -> Callable[..., tuple[Array, 
 
 
 def value_and_pairs(
-    net: Layer, loss: Loss, params: Any, x: Any, y: Any, key: Array | None = None
+    net: Layer, loss: Loss, params: Any, x: Any, y: Any, key: Array | None = None, weights: Weights = None
 ) -> tuple[Float[Array, " n"], Any]:
     """Steps 1 and 2: the error eₙ of every example, and the pairs, not contracted yet: what `jbp.stats` reads.
 
@@ -160,16 +159,22 @@ def value_and_pairs(
     gradient. Call it inside `jax.jit`, with what you read from the pairs: the rest is then not computed. Without a key
     it is the pass in evaluation, no dropout.
 
+    `weights` [n] say which rows take part: those of weight 0 come out with eₙ = 0, δ = 0 and a finite h, whatever x and
+    y hold there, even NaN. Nothing is multiplied by the others; hand the same weights to the statistics too.
+
     Raises:
-        ValueError: if shapes do not fit (naming the layer).
+        ValueError: if shapes do not fit (naming the layer), the batch is empty, the loss is none, or weights do not
+            fit.
     """
-    _check_net(net)
-    _batch_size(x, y)
-    output, saved = forward(net, params, x, key)
+    check_weights(weights, check_call(net, loss, x, y))
+    if weights is not None:
+        x = jax.tree.map(lambda a: _silence(weights, a), x)
+    output, saved = forward(net, params, x, key, weights)
+    errors, delta = jax.vmap(loss.value)(output, y), jax.vmap(loss.delta)(output, y)
+    if weights is not None:
+        errors, delta = _silence(weights, errors), _silence(weights, delta)
     # Stored here, as in `value_grad_output`.
-    delta = lax.optimization_barrier(jax.vmap(loss.delta)(output, y))
-    _, pairs = backward(net, params, saved, delta)
-    return jax.vmap(loss.value)(output, y), pairs
+    return errors, backward(net, params, saved, lax.optimization_barrier(delta))[1]
 
 
 @dataclass(frozen=True)
@@ -225,13 +230,29 @@ def value_output_delta(
     return value, output, saved, lax.optimization_barrier(delta)
 
 
+def check_call(net: Any, loss: Any, x: Any, y: Any) -> int:
+    """N, for whatever takes a net, a loss and a batch, after refusing what would end in an error that names nothing.
+
+    Raises:
+        ValueError: if the net is no layer, the loss none, x or y no array, or the batch empty or of two sizes.
+    """
+    _check_input(net, x, None)
+    _check_loss(loss)
+    return _batch_size(x, y)
+
+
 def _check_net(net: Any) -> None:
     if not isinstance(net, Layer):
         raise ValueError(f"the net must be a layer, such as jbp.serial(...) makes, but is {net!r}")
     check_hashable(net)
 
 
-def _check_call(net: Any, x: Any, key: Any) -> None:
+def _check_loss(loss: Any) -> None:
+    if not isinstance(loss, Loss):
+        raise ValueError(f"the loss must come from jbp.losses, or be an instance of a jbp.losses.Loss, but is {loss!r}")
+
+
+def _check_input(net: Any, x: Any, key: Any) -> None:
     """Refuse what would end in an error that names nothing: no net, an input that is no array, a key that is none."""
     _check_net(net)
     if any(not hasattr(leaf, "shape") for leaf in jax.tree.leaves(x)):

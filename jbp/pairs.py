@@ -18,7 +18,9 @@ from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jax.tree_util import register_dataclass
 from jaxtyping import Array, Float
 
@@ -208,10 +210,11 @@ def contract(pairs: Any, weights: Weights = None) -> Any:
 
     `pairs` is the tree that `jbp.backward` returns; the result is the tree of the parameters.
     With `weights` [n] it is Σₙ wₙ gₙ, not renormalised; without, the mean 1/N Σₙ gₙ.
-    A row of weight 0 takes no part, whatever its δ holds.
+    A row of weight 0 takes no part, whatever its δ holds; its h must be finite, as 0·NaN is NaN: give the weights to
+    `jbp.value_and_pairs` too, which sees to it.
 
     Raises:
-        ValueError: if `weights` has not one entry per example.
+        ValueError: if `weights` has not one finite entry per example.
     """
     leaves = jax.tree.leaves(pairs, is_leaf=is_pair)
     strangers = [leaf for leaf in leaves if not is_pair(leaf)]
@@ -227,7 +230,12 @@ def contract(pairs: Any, weights: Weights = None) -> Any:
 
 
 def check_weights(weights: Weights, n: int) -> None:
-    """Refuse example weights that are not one number for each of the n examples."""
+    """Refuse example weights that are not one finite number for each of the n examples; traced ones are not read."""
     if weights is not None and (not hasattr(weights, "shape") or weights.shape != (n,)):
         found = f"shape {weights.shape}" if hasattr(weights, "shape") else f"type {type(weights).__name__}"
         raise ValueError(f"weights must be an array of one number for each of the {n} examples, but have {found}")
+    if weights is not None and not isinstance(weights, Tracer) and not np.isfinite(weights).all():
+        bad = np.flatnonzero(~np.isfinite(weights))
+        raise ValueError(
+            f"weights must be finite, but are {weights[bad[0]]} at {bad.tolist()}: take 0 for a row to leave out"
+        )

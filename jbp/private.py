@@ -31,14 +31,14 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from jbp.backprop import Mask, backward, forward
+from jbp.backprop import Mask, backward, check_call, forward
 from jbp.layer import Layer, as_number
 from jbp.losses import Loss
 from jbp.method import Method
 from jbp.pairs import Pair, Stack, Weights, check_weights, is_pair, weigh
 from jbp.sinks import keep
 from jbp.stats.clip import check_max_norm, clip_factor
-from jbp.stats.norms import network_norms, squared_norms
+from jbp.stats.norms import network_norms, squared_bounds
 
 SHARE = 0.999
 """Of δ, what goes into the account; the rest pays for batches that did not fit (`Private.epsilon`)."""
@@ -70,10 +70,12 @@ def clipped_sum(
     `repeat`, a third more work and much less memory. Both are equal to rounding.
 
     A row of weight 0 contributes exactly 0 whatever it holds, and so does an example whose gradient is not finite. One
-    more or one less example of weight 1 moves the sum by at most C. Without a key it is the pass in evaluation.
+    more or one less example of weight 1 moves the sum by at most C, up to rounding as in `jbp.stats.clipped`; where the
+    uses of a parameter cancel in an example, the norms are those that clip, not below the true ones. Without a key it
+    is the pass in evaluation.
 
     Raises:
-        ValueError: if shapes do not fit, or C is 0, negative or NaN.
+        ValueError: if shapes do not fit, the batch is empty, or C is 0, negative or NaN.
         NotImplementedError: for a net that couples the examples of a batch.
 
     Source: Abadi et al. 2016, arXiv:1607.00133, algorithm 1; `automatic`: Bu et al. 2023, arXiv:2206.07136.
@@ -96,15 +98,14 @@ def _clipped(
 ) -> tuple[Array, Array, Array, Any]:
     """The outputs, errors and norms, and the sum; norms and sum over the parameters that `mask` trains."""
     check_max_norm(max_norm, automatic)
+    check_weights(weights, check_call(net, loss, x, y))
     _check_uncoupled(net)
-    n = jnp.shape(y)[0]
-    check_weights(weights, n)
     if weights is not None:
         x = jax.tree.map(lambda a: _rows(weights != 0, a), x)
     output, saved = forward(net, params, x, key)
     delta = lax.optimization_barrier(jax.vmap(loss.delta)(output, y))
-    _, found = backward(net, params, saved, delta, squared_norms if lean else keep)
-    norms = network_norms(mask(found if lean else squared_norms(found)))
+    _, found = backward(net, params, saved, delta, squared_bounds if lean else keep)
+    norms = network_norms(mask(found if lean else squared_bounds(found)))
     c = clip_factor(norms, max_norm, automatic)
     scale = weigh(weights, c)
     sound = jnp.isfinite(norms)

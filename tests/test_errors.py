@@ -54,6 +54,10 @@ class Unhashable(Layer):
 NESTED = (*params()[:2], (params()[2][0], (params()[2][1][0], (), {"weight": jnp.ones((6, 3)), "bias": jnp.ones(3)})))
 DEEP = jbp.serial(jbp.repeat(jbp.serial(jbp.Dense(2)), 3))
 DROPS = jbp.serial(jbp.Dense(3), jbp.Dropout(0.5))
+BY_HAND: dict[str, Any] = {
+    "value_and_pairs": loose.value_and_pairs,
+    "clipped_sum": lambda *arguments: loose.private.clipped_sum(*arguments, 1.0),
+}
 
 WRONG: dict[str, tuple[Any, str]] = {
     # shapes that do not fit a layer, with its path
@@ -149,6 +153,16 @@ WRONG: dict[str, tuple[Any, str]] = {
     "lengths": (lambda: run(y=Y[:3]), r"same number of examples.*\(4, 2\).*\(3, 3\)"),
     "no examples": (lambda: run(x=X[:0], y=Y[:0]), r"at least one.*\(0, 2\)"),
     "scalar x": (lambda: run(x=1.0), "same number of examples"),
+    **{
+        f"{what}, {name}": (lambda call=call, x=x, y=y, loss=loss: call(NET, loss, params(), x, y), words)
+        for name, call in BY_HAND.items()
+        for what, x, y, loss, words in (
+            ("lengths", X, Y[:3], losses.l2_loss, r"same number of examples.*\(4, 2\).*\(3, 3\)"),
+            ("no examples", X[:0], Y[:0], losses.l2_loss, r"at least one.*\(0, 2\)"),
+            ("a loss by name", X, Y, "l2_loss", "loss must come from jbp.losses.*'l2_loss'"),
+            ("x as a list", [[1.0, 2.0]], Y[:1], losses.l2_loss, "x must be an array"),
+        )
+    },
     "too few weights": (lambda: run(weights=jnp.ones(3)), r"one number for each of the 4 examples.*\(3,\)"),
     "weights as a column": (lambda: run(weights=jnp.ones((4, 1))), r"each of the 4 examples.*\(4, 1\)"),
     "one weight": (lambda: run(weights=1.0), r"each of the 4 examples.*\(\)"),

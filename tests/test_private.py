@@ -114,6 +114,23 @@ def test_one_example_moves_the_sum_by_at_most_the_bound(automatic):
     assert moved.max() > 0.95 * BOUND, "and somebody does"
 
 
+@pytest.mark.parametrize("lean", [False, True])
+def test_the_bound_holds_in_float32_for_an_example_whose_positions_cancel(lean):
+    net, rng = jbp.serial(jbp.Dense(31)), random("cancelling")
+    params = jax.tree.map(lambda a: a.astype(jnp.float32), net.init(jax.random.key(0), (4, 37))[0])
+    x = jnp.full((1, 4, 37), 1e3 / 37**0.5, jnp.float32)
+
+    @jax.jit
+    def contribution(y: Any) -> Any:
+        total = clipped_sum(net, LOSS, params, x, y, 1.0, lean=lean)[2]
+        return jnp.sqrt(sum(jnp.square(a).sum() for a in jax.tree.leaves(total)))
+
+    delta = rng.normal(size=(200, 1, 4, 31)) * 120
+    delta[:, :, 3] = 0.01 - delta[:, :, :3].sum(2)
+    targets = jbp.apply(net, params, x)[None] - jnp.asarray(delta, jnp.float32)
+    assert jax.lax.map(contribution, targets).max() <= 1 + 1 / 64 + 1e-5
+
+
 def test_a_net_that_couples_examples_is_refused_even_if_nothing_lies_below_the_coupling():
     net = jbp.serial(Centre(), jbp.Dense(K))
     params, _ = net.init(jax.random.key(0), (WIDTH,))

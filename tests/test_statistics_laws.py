@@ -1,6 +1,7 @@
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 """What statistics have to do with one another, with weights, with a user's layers; and what they refuse."""
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import BATCH, Centre, Gain
-from oracles import assert_close, compiled
+from oracles import assert_close, assert_same, compiled
 
 import jbp
 from jbp import losses, sinks, stats
@@ -154,6 +155,86 @@ def test_no_clipped_gradient_exceeds_the_bound(pairs, per, automatic):
     assert max(changes) > 0.03
 
 
+def formed(pair: Any) -> np.ndarray:
+    """[n, size]: each example's gradient, in float64 whatever the pair is in."""
+    match jax.tree.map(lambda a: np.asarray(a, np.float64), pair):
+        case jbp.Outer(h, delta):
+            g = np.einsum("nti,nto->nio", h, delta)
+        case jbp.Shift(delta):
+            g = delta.sum(1)
+        case jbp.Scale(h, delta):
+            g = (h * delta).sum(1)
+        case jbp.Stack(inner):
+            depth = len(jax.tree.leaves(inner)[0])
+            g = np.concatenate([formed(jax.tree.map(lambda a: a[k], inner)) for k in range(depth)], 1)  # noqa: B023
+        case jbp.Sum(members):
+            g = sum(map(formed, members[1:]), formed(members[0]))
+        case _:
+            raise AssertionError("a pair of another class")
+    return np.asarray(g).reshape(len(g), -1)
+
+
+def cancelling(t: int, i: int, o: int, size: float, rest: float) -> tuple[Any, Any]:
+    """h and δ in float32 with Σₜ hₜ ⊗ δₜ nearly 0: h the same at each use, of length `size`, and Σₜ δₜ about `rest`."""
+    rng = np.random.default_rng(t * i)
+    h = np.repeat(rng.normal(size=(500, 1, i)), t, 1) * size / i**0.5
+    delta = rng.normal(size=(500, t, o))
+    delta[:, -1] = rest * delta[:, -1] - delta[:, :-1].sum(1)
+    return jnp.asarray(h, jnp.float32), jnp.asarray(delta, jnp.float32)
+
+
+def outer(t: int, i: int, o: int, *how: float) -> Any:
+    return jbp.Outer(*cancelling(t, i, o, *how), (i, o))
+
+
+def several_kinds(size: float, rest: float) -> Any:
+    """h ⊗ δ with a table that takes nearly all of it away."""
+    h, delta = cancelling(1, 5, 7, size, 1.0)
+    table = jnp.einsum("nti,nto->ntio", h, delta).reshape(500, 1, 35)
+    return jbp.Sum((jbp.Outer(h, delta, (5, 7)), jbp.Shift((rest - 1) * table, (5, 7))))
+
+
+CANCELLING = {
+    "Gram matrices": lambda *how: outer(4, 37, 31, *how),
+    "one at a time": lambda *how: outer(31, 3, 5, *how),
+    "Shift": lambda size, rest: jbp.Shift(size * cancelling(7, 1, 5, 1.0, rest)[1], (5,)),
+    "Scale": lambda *how: jbp.Scale(*cancelling(7, 5, 5, *how), (5,)),
+    "Sum": several_kinds,
+    "Stack": lambda *how: jbp.Stack(jax.tree.map(lambda a: jnp.stack([a, -a]), outer(4, 37, 31, *how))),
+}
+
+
+@pytest.mark.parametrize("kind", CANCELLING)
+def test_in_float32_the_bound_holds_where_the_uses_of_an_example_cancel(kind):
+    """Of the true gradient of the same numbers, and of the clipped one as it is computed, one example at a time."""
+    rows = jnp.arange(500)
+    one = compiled(
+        lambda pair: jax.lax.map(lambda n: stats.clipped(pair, 1.0, weights=(rows == n).astype(jnp.float32)), rows)
+    )
+    for size in (1.0, 1e3, 1e7):
+        for rest in (0.0, 1e-7, 1e-4, 1e-2, 1.0):
+            pair = CANCELLING[kind](size, rest)
+            c, norms = map(np.asarray, (stats.clip_weights(pair, 1.0), stats.norms(pair)))
+            assert np.isfinite(norms).all()
+            true = np.linalg.norm(formed(pair), axis=1)
+            assert (c * true).max() <= 1 + 2e-4, (size, rest)
+            found = np.linalg.norm(np.asarray(one(pair), np.float64).reshape(500, -1), axis=1)
+            assert found.max() <= 1 + 1 / 64 + 1e-5, (size, rest)
+            if rest == 1.0:
+                np.testing.assert_allclose(c, np.minimum(1, 1 / true), rtol=2e-3)
+
+
+def test_norms_of_a_net_whose_errors_cancel_over_positions():
+    """Inputs alike and errors that add up to 0: the gradient is 0, in float32 the norms are next to it and not NaN."""
+    net = jbp.serial(jbp.Dense(31))
+    h, delta = cancelling(4, 37, 31, 6.0, 0.0)
+    params = jax.tree.map(lambda a: a.astype(jnp.float32), net.init(KEY, (4, 37))[0])
+    pairs = jbp.value_and_pairs(net, losses.l2_loss, params, h, jbp.apply(net, params, h) - delta)[1]
+    scale = np.linalg.norm(h, axis=2).sum(1).max() * np.linalg.norm(delta, axis=2).max()
+    assert stats.norms(pairs).max() < 4e-3 * scale
+    assert stats.noise_scale(pairs) >= 0
+
+
 def test_clipping_with_a_bound_for_each_group(pairs):
     groups, bounds = {"head": "4.*", "body": ("0.*", "2.*", "3.*")}, {"head": 0.3, "body": 0.4}
     c = stats.clip_weights(pairs, bounds, groups)
@@ -170,32 +251,35 @@ def test_an_infinite_bound_clips_nothing_and_a_gradient_not_finite_takes_no_part
     np.testing.assert_array_equal(stats.clip_weights(jbp.Shift(0 * delta[:1], (1,)), 2.0), [1.0])
 
 
-def test_kronecker_factors_by_naive_loops():
+@pytest.mark.parametrize("weighted", [False, True])
+def test_kronecker_factors_by_naive_loops(weighted):
     net = jbp.serial(jbp.Dense(5), jbp.tanh, jbp.repeat(jbp.serial(jbp.Dense(5), jbp.relu), 2), Gain(), jbp.Dense(2))
     pairs = pairs_of(*drawn(net=net, shape=(7, 3)), net=net)
     n, t = BATCH, 7
+    weights = jnp.asarray(np.random.default_rng(3).uniform(-0.5, 2, n)) if weighted else None
+    w = np.asarray(weights) if weighted else np.full(n, 1 / n)
     for sharing in ("expand", "reduce"):
-        found = stats.kronecker(pairs, sharing)
+        found = stats.kronecker(pairs, sharing, weights)
         for path in ((0,), (4,)):
             pair = pairs[path[0]]["weight"]
             a, g = np.zeros((pair.h.shape[-1],) * 2), np.zeros((pair.delta.shape[-1],) * 2)
-            for h, d in zip(np.asarray(pair.h), np.asarray(pair.delta), strict=True):
+            for c, h, d in zip(w, np.asarray(pair.h), np.asarray(pair.delta), strict=True):
                 if sharing == "expand":
                     for u in range(t):
-                        a += np.outer(h[u], h[u]) / (n * t)
-                        g += np.outer(d[u], d[u]) / n
+                        a += c * np.outer(h[u], h[u]) / t
+                        g += c * np.outer(d[u], d[u])
                 else:
-                    a += np.outer(h.mean(0), h.mean(0)) / n
-                    g += np.outer(d.sum(0), d.sum(0)) / n
+                    a += c * np.outer(h.mean(0), h.mean(0))
+                    g += c * np.outer(d.sum(0), d.sum(0))
             np.testing.assert_allclose(found[path[0]]["weight"].a, a, rtol=1e-12, atol=1e-15)
             np.testing.assert_allclose(found[path[0]]["weight"].g, g, rtol=1e-12, atol=1e-15)
             bias = found[path[0]]["bias"]
             np.testing.assert_allclose(bias.g, g, rtol=1e-12, atol=1e-15)
-            np.testing.assert_array_equal(bias.a, [[1]])
+            np.testing.assert_allclose(bias.a, [[w.sum()]], rtol=1e-14)
         gain = np.asarray(stats.per_example(pairs)[3]["gain"]).reshape(n, -1)  # one use in an example
-        np.testing.assert_allclose(found[3]["gain"].g, gain.T @ gain / n, rtol=1e-12, atol=1e-15)
+        np.testing.assert_allclose(found[3]["gain"].g, gain.T * w @ gain, rtol=1e-12, atol=1e-15)
         stack, first = found[2][0]["weight"], jax.tree.map(lambda a: a[0], pairs[2][0]["weight"].pair)
-        np.testing.assert_allclose(stack.a[0], stats.kronecker(first, sharing).a, rtol=1e-12)
+        np.testing.assert_allclose(stack.a[0], stats.kronecker(first, sharing, weights).a, rtol=1e-12)
 
 
 def test_of_one_example_and_one_use_the_factors_are_the_gradient_squared():
@@ -244,6 +328,30 @@ def test_records(pairs):
     record = stats.records(jbp.Outer(units, jnp.ones((2, 1, 3)), (4, 3)))["."]
     assert (record.dead, record.saturated) == (0.25, 0.375)
     assert jnp.isnan(found["0.bias"].dead)
+
+
+def test_records_of_a_parameter_whose_uses_differ_in_kind_and_with_weights():
+    h, gain, delta = (
+        jax.random.normal(jax.random.fold_in(KEY, k), (4, t, o)) for k, t, o in ((1, 3, 2), (2, 1, 6), (3, 1, 6))
+    )
+    h, gain = h.at[:, :, 0].set(0.0), gain.at[0].set(0.0)
+    outer, scale, shift = jbp.Outer(h, h[..., :1], (2, 1)), jbp.Scale(gain, delta, (2, 1)), jbp.Shift(delta, (2, 1))
+    w = jnp.asarray([2.0, 0.0, 0.0, 0.0])
+    for weights, p in ((None, np.full(4, 0.25)), (w, np.asarray(w) / 2), (jnp.arange(4.0), np.arange(4) / 6)):
+        found = stats.records(jbp.Sum((outer, scale, shift)), weights)["."]
+        inputs = np.concatenate([np.reshape(a, (4, -1)) for a in (h, gain)], 1)
+        deltas = np.concatenate([np.reshape(a, (4, -1)) for a in (h[..., :1], delta, delta)], 1)
+        np.testing.assert_allclose(found.h, np.sqrt(p @ np.square(inputs).mean(1)), rtol=1e-13)
+        np.testing.assert_allclose(found.delta, np.sqrt(p @ np.square(deltas).mean(1)), rtol=1e-13)
+        np.testing.assert_allclose(found.saturated, p @ (np.abs(inputs) >= 0.99).mean(1), rtol=1e-13)
+        assert found.dead == pytest.approx(7 / 8 if weights is w else 1 / 8)
+    assert jnp.isnan(stats.records(shift)["."].h)
+
+
+def test_kronecker_factors_of_a_parameter_whose_uses_differ_in_kind_are_those_of_each_kind():
+    scale = jbp.Scale(2 * B.delta, B.delta, (3,))
+    for found, pair in zip(stats.kronecker({"b": jbp.Sum((B, scale))})["b"], (B, scale), strict=True):
+        assert_same((found.a, found.g), tuple(jax.tree.leaves(stats.kronecker(pair))))
 
 
 COUPLED = jbp.serial(
@@ -296,6 +404,10 @@ def bad(call: Any, words: str, error: type[Exception] = ValueError) -> Any:
 B = jbp.Shift(jnp.ones((4, 1, 3)), (3,))
 
 
+def stacked(pair: Any, depth: int) -> Any:
+    return jbp.Stack(jax.tree.map(lambda a: jnp.stack([a] * depth), pair))
+
+
 @pytest.mark.parametrize(
     ("call", "words", "error"),
     [
@@ -305,6 +417,13 @@ B = jbp.Shift(jnp.ones((4, 1, 3)), (3,))
         bad(lambda p: stats.norms(jbp.Shift(jnp.ones((0, 1, 3)), (3,))), "the batch is empty"),
         bad(lambda p: stats.norms(p, "layers"), "per must be 'network', 'layer', 'parameter' or groups"),
         bad(lambda p: stats.norms(p, {"head": "9.*"}), "matches none of 0.bias, 0.weight"),
+        *(
+            bad(
+                lambda p, g=g: stats.norms(p, {"a": g}),
+                f"'a' must be a pattern of paths .* but is {re.escape(repr(g))}",
+            )
+            for g in (3, (), None, ("*.bias", 3))
+        ),
         bad(lambda p: stats.clip_weights(p, 1.0, {"a": "*.bias"}), "0.weight is in none"),
         bad(lambda p: stats.clip_weights(p, 1.0, {"a": "*", "b": "*.bias"}), r"0.bias is in \['a', 'b'\]"),
         bad(lambda p: stats.clip_weights(p, {"a": 1.0}, "layer"), "must have a bound for each of 0, 2.0, 3, 4"),
@@ -320,8 +439,13 @@ B = jbp.Shift(jnp.ones((4, 1, 3)), (3,))
         bad(lambda p: stats.variance(jbp.Shift(jnp.ones((1, 1, 3)), (3,))), "at least two examples"),
         bad(lambda p: stats.gram(p, pairs_of(*drawn(net=COUPLED), net=COUPLED)[2]), "different networks"),
         bad(lambda p: stats.gram(B, jbp.Shift(jnp.ones((4, 1, 5)), (5,))), "different networks"),
+        bad(lambda p: stats.gram(outer(1, 4, 6, 1, 1), outer(1, 6, 4, 1, 1)), r"has shape \(4, 6\) and \(6, 4\)"),
+        bad(lambda p: stats.gram(outer(1, 4, 6, 1, 1), outer(1, 4, 6, 1, 1).delta), "takes the pairs"),
+        bad(lambda p: stats.gram(stacked(B, 3), stacked(B, 2)), r"has shape \(3, 3\) and \(2, 3\)"),
+        bad(lambda p: stats.gram(stacked(B, 3), jbp.Shift(jnp.ones((4, 1, 9)), (9,))), r"\(3, 3\) and \(9,\)"),
         bad(lambda p: stats.kronecker(p, "both"), "sharing must be 'expand' or 'reduce'"),
-        bad(lambda p: stats.kronecker(jbp.Sum((B, jbp.Scale(B.delta, B.delta, (3,))))), "Sum", NotImplementedError),
+        bad(lambda p: stats.kronecker(p, weights=jnp.ones(3)), "one number for each of the 11 examples"),
+        bad(lambda p: stats.records(p, jnp.ones(3)), "one number for each of the 11 examples"),
     ],
 )
 def test_bad_input_is_refused(pairs, call, words, error):
@@ -329,10 +453,70 @@ def test_bad_input_is_refused(pairs, call, words, error):
         call(pairs)
 
 
-def test_nan_weights_show_as_nan_and_are_not_hidden(pairs):
-    """A weight that is NaN is a value, which compiled code cannot refuse; it makes every entry NaN."""
-    w = jnp.ones(BATCH).at[2].set(jnp.nan)
-    assert all(np.isnan(leaf).all() for leaf in leaves(stats.second_moment(pairs, w)))
+WEIGHTED = {
+    "contract": jbp.contract,
+    "second_moment": stats.second_moment,
+    "variance": stats.variance,
+    "snr": stats.snr,
+    "noise_scale": stats.noise_scale,
+    "clipped": lambda pairs, w: stats.clipped(pairs, 0.3, weights=w),
+    "kronecker": lambda pairs, w: stats.kronecker(pairs, weights=w),
+    "kronecker, reduce": lambda pairs, w: stats.kronecker(pairs, "reduce", w),
+    "records": lambda pairs, w: {path: record._replace(dead=()) for path, record in stats.records(pairs, w).items()},
+}
+"""Every statistic that takes weights; of records what is an average."""
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused_and_in_compiled_code_they_show(pairs, name, bad):
+    w = jnp.ones(BATCH).at[2].set(bad)
+    with pytest.raises(ValueError, match=rf"weights must be finite, but are {bad} at \[2\]: take 0"):
+        WEIGHTED[name](pairs, w)
+    shown = leaves(compiled(WEIGHTED[name])(pairs, w))
+    assert not any(np.isfinite(leaf).any() for leaf in shown)
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_a_row_of_weight_0_takes_no_part_whatever_x_and_y_hold(name):
+    """The weights go to the pass as well, so that h is finite: 0 times NaN is NaN."""
+    params, x, _ = drawn(shape=(7, 3))
+    y = jax.random.uniform(KEY, (BATCH, 7, 2))
+    w = jnp.ones(BATCH).at[jnp.array([2, 5])].set(0.0)
+
+    def read(x, y, w):
+        errors, pairs = jbp.value_and_pairs(NET, LOSS, params, x, y, weights=w)
+        return errors, WEIGHTED[name](pairs, w)
+
+    errors, clean = compiled(read)(x, y, w)
+    assert errors[2] == errors[5] == 0
+    bad = x.at[2].set(jnp.nan).at[5, 0].set(jnp.inf), y.at[5].set(jnp.nan)
+    assert_same(compiled(read)(*bad, w), (errors, clean))
+    some = np.asarray(w) != 0
+    chosen, pairs = jbp.value_and_pairs(NET, LOSS, params, x[some], y[some])
+    assert_close(errors[some], chosen, "net")
+    for a, b in zip(leaves(clean), leaves(WEIGHTED[name](pairs, jnp.ones(BATCH - 2))), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-13)
+
+
+def test_value_and_pairs_takes_weights_of_the_batch_only():
+    with pytest.raises(ValueError, match="each of the 11 examples"):
+        jbp.value_and_pairs(NET, LOSS, *drawn(), weights=jnp.ones(3))
+
+
+def test_too_few_examples_of_a_weight_that_is_not_0(pairs):
+    none, one = jnp.zeros(BATCH), jnp.zeros(BATCH).at[3].set(2.0)
+    for w in (none, one):
+        for statistic in (stats.variance, stats.snr):
+            with pytest.raises(ValueError, match=r"at least two examples|add up to 0"):
+                statistic(pairs, w)
+        assert np.isnan(leaves(compiled(stats.variance)(pairs, w))[0]).all()
+        assert jnp.isnan(compiled(stats.noise_scale)(pairs, w))
+    for w in (none, jnp.ones(BATCH).at[0].set(1.0 - BATCH)):
+        for statistic in (stats.noise_scale, stats.noise_and_signal):
+            with pytest.raises(ValueError, match="add up to 0"):
+                statistic(pairs, w)
+    assert jnp.isnan(stats.noise_scale(pairs, one))
 
 
 @pytest.mark.parametrize(

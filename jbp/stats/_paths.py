@@ -96,7 +96,7 @@ def groups_of(pairs: Any, per: Per, disjoint: bool = False) -> dict[str, list[st
         )
     chosen = {}
     for name, patterns in per.items():
-        patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+        patterns = _patterns(name, patterns)
         chosen[name] = [path for path in paths if any(fnmatchcase(path, pattern) for pattern in patterns)]
         if not chosen[name]:
             raise ValueError(f"the group {name!r} ({', '.join(patterns)}) matches none of {', '.join(paths)}")
@@ -106,6 +106,15 @@ def groups_of(pairs: Any, per: Per, disjoint: bool = False) -> dict[str, list[st
             if len(owners) != 1:
                 raise ValueError(f"each parameter must be in one group, but {path} is in {owners or 'none'}")
     return chosen
+
+
+def _patterns(name: Any, patterns: Any) -> tuple[str, ...]:
+    found = (patterns,) if isinstance(patterns, str) else patterns
+    if not isinstance(found, tuple | list) or not found or not all(isinstance(pattern, str) for pattern in found):
+        raise ValueError(
+            f"the group {name!r} must be a pattern of paths such as '2.*', or several, but is {patterns!r}"
+        )
+    return tuple(found)
 
 
 def over_stacks(values: Array) -> Float[Array, " n"]:

@@ -48,5 +48,5 @@ def _rule(pair: Pair) -> tuple[str, str, str]:
             return shown, f"‖{product}‖²", f"({product})²"
         case Sum():
             inner = " + ".join(_rule(member)[0] for member in pair.pairs)
-            return f"Sum({inner})", "members and their inner products", "gradients formed, then squared"
+            return f"Sum({inner})", "one example at a time", "gradients formed, then squared"
     return type(pair).__name__, "registered by its author", "registered by its author"

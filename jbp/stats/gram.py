@@ -32,9 +32,19 @@ def gram(pairs: Any, others: Any = None, per: Per = "network") -> Any:
     ours, theirs = leaves(pairs), leaves(others)
     if list(ours) != list(theirs):
         raise ValueError(f"the two passes are of different networks: {', '.join(ours)} and {', '.join(theirs)}")
+    for path, pair in ours.items():
+        if _shape(pair) != _shape(theirs[path]):
+            raise ValueError(
+                f"the two passes are of different networks: {path} has shape {_shape(pair)} and {_shape(theirs[path])}"
+            )
     products = {path: product(pair, theirs[path]) for path, pair in ours.items()}
     found = {name: sum(products[path] for path in members) for name, members in groups.items()}
     return found["network"] if per == "network" else found
+
+
+def _shape(pair: Pair) -> tuple[int, ...]:
+    """The parameter's own shape, with the l of its stacks in front."""
+    return jax.eval_shape(each, pair).shape[1:]
 
 
 @singledispatch

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 from jaxtyping import Array, Float
 
-from jbp.pairs import Outer, Pair, Scale, Shift, Stack
+from jbp.pairs import Outer, Pair, Scale, Shift, Stack, Sum, Weights, weigh
 from jbp.stats._paths import map_pairs
 
 Sharing = Literal["expand", "reduce"]
@@ -26,53 +26,76 @@ class Factors:
     g: Float[Array, "*l o o"]
 
 
-def kronecker(pairs: Any, sharing: Sharing = "expand") -> Any:
+def kronecker(pairs: Any, sharing: Sharing = "expand", weights: Weights = None) -> Any:
     """The `Factors` of every parameter, in the tree of the parameters: A from what came in, G from the δ.
 
     A weight used once in an example: A = 1/N Σₙ h hᵀ, G = 1/N Σₙ δ δᵀ. Used T times: "expand" takes each use for an
-    example of its own, A = 1/(NT) Σₙₜ h hᵀ, G = 1/N Σₙₜ δ δᵀ; "reduce" takes the uses together, with the mean of h over
-    t and the sum of δ. A parameter that is added has A = [[1]]; a gain has it too, with h∘δ in the place of δ.
+    example of its own, A = 1/(NT) Σₙₜ h hᵀ, G = 1/N Σₙₜ δ δᵀ; "reduce" takes the uses together, with the mean of h
+    over t and the sum of δ. A parameter that is added has A = [[1]]; a gain has it too, with h∘δ in the place of δ. One
+    whose uses differ in kind has a tuple, the `Factors` of each kind's uses: there are no cross terms between kinds, as
+    between uses under "expand", and Σ A ⊗ G is the curvature.
+
+    With `weights` [n] every 1/N Σₙ is Σₙ wₙ, not renormalised, and [[1]] is [[Σ wₙ]]: let them add up to 1, or their
+    sum is in both factors. A row of weight 0 takes no part whatever it holds.
 
     Which curvature they approximate the δ decides: see `jbp.curvature.kronecker_factors`.
 
     Raises:
-        ValueError: for another `sharing`, or pairs that are not of one backward pass.
-        NotImplementedError: below a layer that couples examples, and for a parameter whose uses differ in kind.
+        ValueError: for another `sharing`, weights that do not fit, or pairs that are not of one backward pass.
+        NotImplementedError: below a layer that couples examples.
 
     Source: Martens, Grosse 2015, arXiv:1503.05671; expand and reduce: Eschenhagen et al. 2023, arXiv:2311.00636.
     """
     if sharing not in ("expand", "reduce"):
         raise ValueError(f"sharing must be 'expand' or 'reduce', but is {sharing!r}")
-    return map_pairs(lambda pair: factors(pair, sharing), pairs)
+    return map_pairs(lambda pair: factors(pair, sharing, weights), pairs, weights)
 
 
 @singledispatch
-def factors(pair: Pair, sharing: Sharing) -> Factors:
-    """A and G of one parameter."""
-    raise NotImplementedError(f"a parameter whose pair is a {type(pair).__name__} has no Kronecker factors")
+def factors(pair: Pair, sharing: Sharing, weights: Weights = None) -> Any:
+    """A and G of one parameter; for a `Sum` of each member."""
+    raise NotImplementedError(
+        f"a parameter whose pair is a {type(pair).__name__} has no Kronecker factors: "
+        "register them with factors.register"
+    )
 
 
 @factors.register
-def _(pair: Outer, sharing: Sharing) -> Factors:
-    n, t = pair.h.shape[:2]
-    if sharing == "reduce" and t > 1:
-        return factors(Outer(pair.h.mean(1, keepdims=True), pair.delta.sum(1, keepdims=True), pair.shape), "expand")
-    h, delta = (a.reshape(n * t, -1) for a in (pair.h, pair.delta))
-    return Factors(h.T @ h / (n * t), delta.T @ delta / n)
+def _(pair: Outer, sharing: Sharing, weights: Weights = None) -> Factors:
+    h, delta = pair.h, pair.delta
+    if sharing == "reduce":
+        h, delta = h.mean(1, keepdims=True), delta.sum(1, keepdims=True)
+    return Factors(_moment(h, weights) / h.shape[1], _moment(delta, weights))
 
 
 @factors.register
-def _(pair: Shift, sharing: Sharing) -> Factors:
-    n = pair.delta.shape[0]
-    delta = (pair.delta if sharing == "expand" else pair.delta.sum(1, keepdims=True)).reshape(-1, pair.delta.shape[-1])
-    return Factors(jnp.ones((1, 1), delta.dtype), delta.T @ delta / n)
+def _(pair: Shift, sharing: Sharing, weights: Weights = None) -> Factors:
+    delta = pair.delta if sharing == "expand" else pair.delta.sum(1, keepdims=True)
+    once = jnp.ones((pair.batch, 1, 1), delta.dtype)
+    return Factors(
+        jnp.ones((1, 1), delta.dtype) if weights is None else _moment(once, weights), _moment(delta, weights)
+    )
 
 
 @factors.register
-def _(pair: Scale, sharing: Sharing) -> Factors:
-    return factors(Shift(pair.h * pair.delta, pair.shape), sharing)
+def _(pair: Scale, sharing: Sharing, weights: Weights = None) -> Factors:
+    return factors(Shift(pair.h * pair.delta, pair.shape), sharing, weights)
 
 
 @factors.register
-def _(pair: Stack, sharing: Sharing) -> Factors:
-    return jax.vmap(lambda inner: factors(inner, sharing))(pair.pair)
+def _(pair: Sum, sharing: Sharing, weights: Weights = None) -> tuple[Factors, ...]:
+    return tuple(factors(member, sharing, weights) for member in pair.pairs)
+
+
+@factors.register
+def _(pair: Stack, sharing: Sharing, weights: Weights = None) -> Any:
+    return jax.vmap(lambda inner: factors(inner, sharing, weights))(pair.pair)
+
+
+def _moment(a: Float[Array, "n t i"], weights: Weights) -> Float[Array, "i i"]:
+    """Σₙₜ wₙ a[n,t] a[n,t]ᵀ; None means wₙ = 1/N. A row of weight 0 is silenced on both sides: 0·NaN is NaN."""
+    rows = a.reshape(-1, a.shape[-1])
+    if weights is None:
+        return rows.T @ rows / len(a)
+    left, right = (weigh(w, a).reshape(rows.shape) for w in (weights, weights != 0))
+    return left.T @ right

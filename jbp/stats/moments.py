@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from jbp.pairs import Outer, Pair, Scale, Shift, Stack, Sum, Weights, contract, weigh
@@ -23,14 +24,15 @@ from jbp.stats.per_example import each
 def second_moment(pairs: Any, weights: Weights = None) -> Any:
     """1/N Σₙ gₙ², entry by entry, in the tree of the parameters; with `weights` [n] Σₙ wₙ gₙ², not renormalised.
 
-    gₙ is the gradient of eₙ alone. A row of weight 0 takes no part, whatever it holds.
+    gₙ is the gradient of eₙ alone. A row of weight 0 takes no part, whatever its δ holds; for its h to be finite, give
+    `jbp.value_and_pairs` the weights too.
 
     Raises:
         ValueError: if these are not the pairs of one backward pass, the batch is empty, or weights do not fit.
         NotImplementedError: below a layer that couples examples.
     """
     if weights is None:  # 1/N goes into δ², of which there is less than of the result
-        weights = _proportions(pairs, None)[0]
+        weights = proportions(pairs, None)[0]
     return map_pairs(lambda pair: squares(pair, weights), pairs, weights)
 
 
@@ -42,19 +44,26 @@ def variance(pairs: Any, weights: Weights = None) -> Any:
     numbers: where the gradients hardly differ it may come out a little below 0.
 
     Raises:
-        ValueError: with fewer than two examples; as for `second_moment`.
+        ValueError: with fewer than two examples (of weight not 0); as for `second_moment`. In compiled code weights
+            cannot be read: there fewer than two that are not 0 make NaN.
     """
-    n = batch(pairs)
+    n = batch(pairs) if weights is None or isinstance(weights, Tracer) else _taking_part(pairs, weights)
     if n < 2:
-        raise ValueError("the variance of the gradient needs at least two examples, but the batch has one")
-    p, concentration = _proportions(pairs, weights)
+        raise ValueError(f"the variance of the gradient needs at least two examples, but {n or 'none'} takes part")
+    p, concentration = proportions(pairs, weights)
     mean, moment = contract(pairs, p), second_moment(pairs, p)
     return jax.tree.map(lambda m, g: (m - jnp.square(g)) / (1 - concentration).astype(m.dtype), moment, mean)
 
 
 def snr(pairs: Any, weights: Weights = None) -> Any:
-    """The signal-to-noise ratio ḡ²/variance of one example's gradient, entry by entry; NaN where both are 0."""
-    p, _ = _proportions(pairs, weights)
+    """The signal-to-noise ratio ḡ²/variance of one example's gradient, entry by entry; NaN where both are 0.
+
+    Weights as for `variance`.
+
+    Raises:
+        ValueError: as for `variance`, with one example too (where `noise_scale`, a single number, is NaN).
+    """
+    p, _ = proportions(pairs, weights)
     return jax.tree.map(lambda g, v: jnp.square(g) / v, contract(pairs, p), variance(pairs, weights))
 
 
@@ -62,8 +71,12 @@ def noise_scale(pairs: Any, weights: Weights = None) -> Float[Array, ""]:
     """tr Σ/‖G‖²: the batch size at which the noise of the mean gradient is as large as the gradient itself.
 
     Both parts are corrected for the batch being small: tr Σ = N/(N−1)·(1/N Σ ‖gₙ‖² − ‖ḡ‖²) and ‖G‖² = ‖ḡ‖² − tr Σ/N,
-    each unbiased (their ratio is not). NaN for one example; inf where ‖G‖² comes out at 0 or below, that is, where
-    the batch cannot tell the gradient from noise. Weights as for `variance`.
+    each unbiased (their ratio is not). NaN where one example alone takes part (`variance` and `snr` raise); inf where
+    ‖G‖² comes out at 0 or below, that is, where the batch cannot tell the gradient from noise. Weights as for
+    `variance`.
+
+    Raises:
+        ValueError: if the weights add up to 0 (in compiled code NaN); as for `second_moment`.
 
     Source: McCandlish, Kaplan, Amodei 2018, arXiv:1812.06162, equation 2.9 and appendix A.1 (with batches of 1 and N).
     """
@@ -74,8 +87,12 @@ def noise_scale(pairs: Any, weights: Weights = None) -> Float[Array, ""]:
 
 
 def noise_and_signal(pairs: Any, weights: Weights = None) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """(tr Σ, ‖G‖²), the two unbiased parts of `noise_scale`: average them over several batches before dividing."""
-    p, concentration = _proportions(pairs, weights)
+    """(tr Σ, ‖G‖²), the two unbiased parts of `noise_scale`: average them over several batches before dividing.
+
+    Raises:
+        ValueError: as `noise_scale`.
+    """
+    p, concentration = proportions(pairs, weights)
     squared = reduce(jnp.add, [over_stacks(square(pair)) for pair in leaves(pairs).values()])
     mean = reduce(jnp.add, [jnp.square(leaf).sum() for leaf in jax.tree.leaves(contract(pairs, p))])
     concentration = concentration.astype(squared.dtype)
@@ -83,11 +100,18 @@ def noise_and_signal(pairs: Any, weights: Weights = None) -> tuple[Float[Array, 
     return trace, mean - concentration * trace
 
 
-def _proportions(pairs: Any, weights: Weights) -> tuple[Array, Array]:
+def _taking_part(pairs: Any, weights: Array) -> int:
+    leaves(pairs, weights)
+    return int(jnp.count_nonzero(weights))
+
+
+def proportions(pairs: Any, weights: Weights) -> tuple[Array, Array]:
     """pₙ = wₙ/Σw, and Σ pₙ²."""
     n = batch(pairs)
     map_pairs(lambda pair: None, pairs, weights)
     dtype = jnp.result_type(*jax.tree.leaves(pairs))
+    if weights is not None and not isinstance(weights, Tracer) and weights.sum() == 0:
+        raise ValueError("only the weights' proportions count here, so they must not add up to 0, but they do")
     p = jnp.full(n, 1 / n, dtype) if weights is None else (weights / weights.sum()).astype(dtype)
     return p, jnp.square(p).sum()
 

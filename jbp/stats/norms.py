@@ -3,10 +3,16 @@
 Of a weight used once in an example, ‖h ⊗ δ‖² = ‖h‖²‖δ‖² (Goodfellow 2015, arXiv:1510.01799). Used T times,
 ‖Σₜ hₜ ⊗ δₜ‖² = Σₜₛ ⟨hₜ, hₛ⟩⟨δₜ, δₛ⟩: either those two T × T Gram matrices, T²(i + o) products, or one example's
 gradient at a time, T·i·o; the cheaper by shape.
+
+Where uses cancel, rounding shows. Let S = Σₜ ‖hₜ‖‖δₜ‖, the norm if none did. A gradient formed is off by at most T·u·S
+in norm (u = eps/2), as any sum of T terms is; what the Gram matrices give is a difference of squares, off by
+(i + o + 2T)·u·S². `most` adds what rounding may hide, for clipping. Used once, nothing can cancel: each entry is one
+product, and the squares are only added.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import reduce, singledispatch
 from typing import Any
 
@@ -28,19 +34,23 @@ def norms(pairs: Any, per: Per = "network") -> Any:
     (as a shell's) of dotted paths, a dict likewise. All layers of a `repeat` count as one layer; for the norm of each
     repetition take `squared_norms`.
 
+    Range: squares are taken, so in float32 a norm above 1.8e19 is inf and one below about 1e-23 is 0. Of a parameter
+    used T times whose uses cancel, the norm is right to about eps·T·S, or √((i + o + 2T)·eps/2)·S by Gram matrices,
+    where S is the norm without cancelling; `stats.explain` says which.
+
     Raises:
         ValueError: if these are not the pairs of one backward pass, the batch is empty, or a group matches nothing.
         NotImplementedError: below a layer that couples examples.
     """
-    found = group_norms(pairs, groups_of(pairs, per))
+    found = group_norms(pairs, groups_of(pairs, per), square)
     if per == "parameter":
         return jax.tree.unflatten(jax.tree.structure(pairs, is_leaf=is_pair), list(found.values()))
     return found["network"] if per == "network" else found
 
 
-def group_norms(pairs: Any, groups: dict[str, list[str]]) -> dict[str, Float[Array, " n"]]:
-    """‖gₙ‖ over the parameters of each group."""
-    squares = {path: over_stacks(square(pair)) for path, pair in leaves(pairs).items()}
+def group_norms(pairs: Any, groups: dict[str, list[str]], of: Callable[[Pair], Array]) -> dict[str, Float[Array, " n"]]:
+    """‖gₙ‖ over the parameters of each group, from the `square` of each pair, or no less than that from `most`."""
+    squares = {path: over_stacks(of(pair)) for path, pair in leaves(pairs).items()}
     return {name: jnp.sqrt(sum(squares[path] for path in members)) for name, members in groups.items()}
 
 
@@ -49,8 +59,13 @@ def squared_norms(pairs: Any) -> Any:
     return map_pairs(square, pairs) if jax.tree.leaves(pairs) else pairs
 
 
+def squared_bounds(pairs: Any) -> Any:
+    """`most` for each parameter: where clipping reads `squared_norms`. Also a sink."""
+    return map_pairs(most, pairs) if jax.tree.leaves(pairs) else pairs
+
+
 def network_norms(squares: Any) -> Float[Array, " n"]:
-    """‖gₙ‖ over the network, from what `squared_norms` answered."""
+    """‖gₙ‖ over the network, from what `squared_norms` or `squared_bounds` answered."""
     return jnp.sqrt(sum(over_stacks(square) for square in jax.tree.leaves(squares)))
 
 
@@ -70,10 +85,13 @@ def square(pair: Pair) -> Array:
 def _(pair: Outer) -> Array:
     if pair.h.shape[1] == 1:
         return jnp.square(pair.h).sum((1, 2)) * jnp.square(pair.delta).sum((1, 2))
-    if by_gram(pair):
+    with jax.default_matmul_precision("highest"):  # accelerators otherwise take fewer bits than `most` counts on
+        if not by_gram(pair):
+            return lax.map(lambda row: _sum_of_squares(row[0].T @ row[1]), (pair.h, pair.delta))
         hs, deltas = (jnp.einsum("nti,nsi->nts", a, a) for a in (pair.h, pair.delta))
-        return (hs * deltas).sum((1, 2))
-    return lax.map(lambda row: jnp.square(row[0].T @ row[1]).sum(), (pair.h, pair.delta))
+        # Over s and then over t, which XLA would make one sum of T² terms and round as such. Never below 0: a
+        # difference of squares may come out so. `maximum` keeps NaN.
+        return jnp.maximum(lax.optimization_barrier((hs * deltas).sum(2)).sum(1), 0)
 
 
 @square.register
@@ -88,10 +106,13 @@ def _(pair: Scale) -> Array:
 
 @square.register
 def _(pair: Sum) -> Array:
-    # ‖a + b‖² = ‖a‖² + ‖b‖² + 2⟨a, b⟩
-    own = [square(member) for member in pair.pairs]
-    cross = [2 * inner(a, b) for k, a in enumerate(pair.pairs) for b in pair.pairs[k + 1 :]]
-    return reduce(jnp.add, own + cross)
+    # Not ‖a‖² + ‖b‖² + 2⟨a, b⟩, a difference of squares where members cancel.
+    def one(row: Sum) -> Array:
+        g = each(jax.tree.map(lambda a: a[None], row))
+        return _sum_of_squares(g.reshape(-1, g.shape[-1]))
+
+    with jax.default_matmul_precision("highest"):
+        return lax.map(one, pair)
 
 
 @square.register
@@ -99,12 +120,52 @@ def _(pair: Stack) -> Array:
     return jax.vmap(square)(pair.pair)
 
 
-def inner(a: Pair, b: Pair) -> Float[Array, " n"]:
-    """⟨aₙ, bₙ⟩ for two pairs of different kinds and one shape."""
-    if isinstance(b, Outer):
-        a, b = b, a
-    other = each(b).reshape(b.batch, -1)
-    if not isinstance(a, Outer):
-        return (each(a).reshape(a.batch, -1) * other).sum(1)
-    weight = other.reshape(-1, a.h.shape[-1], a.delta.shape[-1])
-    return jnp.einsum("nto,nto->n", jnp.einsum("nti,nio->nto", a.h, weight), a.delta)
+def most(pair: Pair) -> Array:
+    """[n], or [l, n]: no less than ‖gₙ‖², whatever rounding hid: `square` + (32·T·eps·S)² + [Gram] (i + o + 2T)·u·S².
+
+    The second term bounds the error of a gradient that is formed, and more: scaled to a norm of C by this, an example's
+    terms are so small that adding them up is off by C/64 at most. Far below eps where the uses do not cancel.
+    """
+    if isinstance(pair, Stack):
+        return jax.vmap(most)(pair.pair)
+    t = uses(pair)
+    if t == 1:
+        return square(pair)
+    eps = float(jnp.finfo(jnp.result_type(*jax.tree.leaves(pair))).eps)
+    share = (32 * t * eps) ** 2
+    if isinstance(pair, Outer) and by_gram(pair):
+        share += (pair.h.shape[-1] + pair.delta.shape[-1] + 2 * t) * eps / 2
+    return square(pair) + jnp.square(share**0.5 * reach(pair))
+
+
+def uses(pair: Pair) -> int:
+    """T, of how many terms the gradient of one example is the sum; 1 for a class of pair that is not known."""
+    match pair:
+        case Sum():
+            return sum(map(uses, pair.pairs))
+        case Outer() | Shift() | Scale():
+            return pair.delta.shape[1]
+    return 1
+
+
+def reach(pair: Pair) -> Float[Array, " n"]:
+    """S = Σₜ ‖hₜ‖‖δₜ‖ [n]: what ‖gₙ‖ would be if no use cancelled another."""
+    match pair:
+        case Outer():
+            return (_lengths(pair.h) * _lengths(pair.delta)).sum(1)
+        case Shift():
+            return _lengths(pair.delta).sum(1)
+        case Scale():
+            return _lengths(pair.h * pair.delta).sum(1)
+        case Sum():
+            return reduce(jnp.add, map(reach, pair.pairs))
+    return jnp.sqrt(square(pair))
+
+
+def _lengths(rows: Float[Array, "n t i"]) -> Float[Array, "n t"]:
+    return jnp.sqrt(jnp.square(rows).sum(2))
+
+
+def _sum_of_squares(g: Float[Array, "i o"]) -> Float[Array, ""]:
+    """‖g‖², by rows and then over them: i + o roundings and not i·o."""
+    return lax.optimization_barrier(jnp.square(g).sum(1)).sum()

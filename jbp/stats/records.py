@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jbp.pairs import Outer, Pair, Scale, Shift, Stack
+from jbp.pairs import Outer, Pair, Scale, Shift, Stack, Sum, Weights, weigh
 from jbp.stats._paths import leaves
+from jbp.stats.moments import proportions
 
 
 class Record(NamedTuple):
@@ -25,29 +27,50 @@ class Record(NamedTuple):
     """The share of entries of h with |h| ≥ 0.99, where tanh and (at its upper end) sigmoid hardly respond."""
 
 
-def records(pairs: Any) -> dict[str, Record]:
+def records(pairs: Any, weights: Weights = None) -> dict[str, Record]:
     """A `Record` for each parameter, by dotted path. A weight's h is the output of the layer below, where units live.
 
+    Of a parameter whose uses differ in kind, what came in and δ are those of all uses together. Of `weights` [n], of
+    any sum, the proportions wₙ/Σw take the place of 1/N. A row of weight 0 takes no part whatever it holds.
+
     Raises:
-        ValueError: if these are not the pairs of one backward pass, or the batch is empty.
+        ValueError: if these are not the pairs of one backward pass, the batch is empty, or weights do not fit.
         NotImplementedError: below a layer that couples examples.
     """
-    return {path: _record(pair) for path, pair in leaves(pairs).items()}
+    p, _ = proportions(pairs, weights)
+    return {path: _record(pair, p) for path, pair in leaves(pairs).items()}
 
 
-def _record(pair: Pair) -> Record:
+def _record(pair: Pair, p: Float[Array, " n"]) -> Record:
+    if isinstance(pair, Stack):
+        return jax.vmap(partial(_record, p=p))(pair.pair)
+    hs, deltas = _both(pair)
+    dead = [(weigh(p != 0, h) == 0).all((0, 1), keepdims=True).astype(h.dtype) for h in hs]
+    saturated = [(jnp.abs(h) >= 0.99).astype(h.dtype) for h in hs]
+    one = jnp.ones(1, p.dtype)
+    return Record(_rms(hs, p), _rms(deltas, p), _mean(dead, one), _mean(saturated, p))
+
+
+def _both(pair: Pair) -> tuple[list[Array], list[Array]]:
+    """Every h [n,t,i] and every δ [n,t,o] of a pair."""
     match pair:
-        case Stack():
-            return jax.vmap(_record)(pair.pair)
         case Outer() | Scale():
-            h = pair.h
-            dead = (h == 0).all((0, 1)).mean(dtype=h.dtype)
-            return Record(_rms(h), _rms(pair.delta), dead, (jnp.abs(h) >= 0.99).mean(dtype=h.dtype))
+            return [pair.h], [pair.delta]
         case Shift():
-            nothing = jnp.full((), jnp.nan, pair.delta.dtype)
-            return Record(nothing, _rms(pair.delta), nothing, nothing)
+            return [], [pair.delta]
+        case Sum():
+            parts = [_both(member) for member in pair.pairs]
+            return [h for hs, _ in parts for h in hs], [delta for _, deltas in parts for delta in deltas]
     raise NotImplementedError(f"there is no record of a {type(pair).__name__}")
 
 
-def _rms(a: Array) -> Array:
-    return jnp.sqrt(jnp.square(a).mean())
+def _rms(arrays: list[Array], p: Float[Array, " n"]) -> Float[Array, ""]:
+    return jnp.sqrt(_mean([jnp.square(a) for a in arrays], p))
+
+
+def _mean(arrays: list[Array], p: Float[Array, " n"]) -> Float[Array, ""]:
+    """Σₙ pₙ of example n's mean over all entries [t,i] of all arrays; NaN if there are none."""
+    if not arrays:
+        return jnp.full((), jnp.nan, p.dtype)
+    sums = [weigh(p, a.sum((1, 2))).sum() for a in arrays]
+    return reduce(jnp.add, sums) / sum(a[0].size for a in arrays)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jbp.backprop import _backward_leaf, _check_call, _forward_leaf
+from jbp.backprop import _backward_leaf, _check_input, _forward_leaf
 from jbp.combine import Branch, Combinator, Repeat, Residual, located
 from jbp.layer import Layer
 from jbp.losses import Loss
@@ -43,7 +43,7 @@ def trace(net: Layer, params: Any, x: Float[Array, "..."], y: Any, loss: Loss) -
     Source: lecture A, the three steps; lecture D, every factor by hand.
     """
     x = jnp.asarray(x)[None]
-    _check_call(net, x, None)
+    _check_input(net, x, None)
     if not isinstance(loss, Loss):
         raise ValueError(f"the loss must come from jbp.losses, or be an instance of a jbp.losses.Loss, but is {loss!r}")
     target = jnp.asarray(y)[None]
