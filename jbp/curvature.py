@@ -14,7 +14,6 @@ Source: Schraudolph 2002, "Fast curvature matrix-vector products for second-orde
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -22,15 +21,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 from scipy.sparse.linalg import LinearOperator
 
-from jbp.backprop import backward, forward
-from jbp.layer import Layer, as_count, check_hashable, leaf_shapes
+from jbp.backprop import backward, check_call, forward
+from jbp.layer import Layer, as_count, leaf_shapes
 from jbp.losses import Loss
-from jbp.pairs import Outer, Pair, Scale, Shift, Stack, Sum, Weights, check_weights, is_pair, weigh
+from jbp.pairs import Outer, Pair, Scale, Shift, Stack, Weights, check_weights, is_pair, weigh
 from jbp.sinks import total
 from jbp.stats._paths import map_pairs
 from jbp.stats.kronecker import Factors, Sharing, kronecker
@@ -103,26 +101,24 @@ def kronecker_factors(
     block (of the mean error), or with `delta="true"` its empirical Fisher. Arguments as in `gauss_newton_diagonal`;
     for `sharing` see `jbp.stats.kronecker`, which reads the same from pairs that you have.
 
-    With `weights` [n], none below 0, A = Σ pₙ hhᵀ with the proportions pₙ = wₙ/Σw and G = Σ wₙ δδᵀ: so A ⊗ G
-    approximates the block of Σ wₙ eₙ. Were both weighted by wₙ, it would be Σw times that. NaN if all weights are 0.
+    With `weights` [n] A = Σ pₙ hhᵀ with the proportions pₙ = wₙ/Σw and G = Σ wₙ δδᵀ: so A ⊗ G approximates the block
+    of Σ wₙ eₙ. Were both weighted by wₙ, it would be Σw times that. NaN if the weights add up to 0.
 
     Raises:
         ValueError, NotImplementedError: as `gauss_newton_diagonal`, and for a parameter with uses of several kinds.
     """
     columns, back = _columns(net, loss, params, x, y, delta, key, samples, weights)
-    roots_a, roots_g = _roots(weights)
-    columns = jax.vmap(partial(weigh, roots_g))(columns)
 
     def g(column: Array) -> Any:
-        return jax.tree.map(lambda f: f.g, kronecker(back(column), sharing), is_leaf=_is_factors)
+        return jax.tree.map(lambda f: f.g, kronecker(back(column), sharing, weights), is_leaf=_is_factors)
 
     def add(sums: Any, column: Array) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, sums, g(column)), None
 
     start = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(g, columns[0]))
     sums, _ = lax.scan(add, start, columns)
-    pairs = jax.tree.map(partial(_with_h, roots_a), back(columns[0]), is_leaf=is_pair)
-    once = kronecker(pairs, sharing)  # for A, which is the same for every column
+    proportions = None if weights is None else weights / weights.sum()
+    once = kronecker(back(columns[0]), sharing, proportions)  # for A, which is the same for every column
     return jax.tree.map(lambda f, g: Factors(f.a, g), once, sums, is_leaf=_is_factors)
 
 
@@ -323,48 +319,12 @@ def _check_delta(delta: Any, key: Any, samples: Any) -> None:
 
 def _silenced(net: Layer, loss: Loss, x: Any, y: Any, weights: Weights) -> Any:
     """`x` with zeros in the rows of weight 0, which may hold anything, once the whole call has been looked at."""
-    check_weights(weights, _check_call(net, loss, x, y))
+    check_weights(weights, check_call(net, loss, x, y))
     return x if weights is None else jax.tree.map(partial(weigh, weights != 0), x)
-
-
-def _check_call(net: Any, loss: Any, x: Any, y: Any) -> int:
-    """N, if there is a net, a loss, and as many inputs as targets."""
-    if not isinstance(net, Layer):
-        raise ValueError(f"the net must be a layer, such as jbp.serial(...) makes, but is {net!r}")
-    check_hashable(net)
-    if not isinstance(loss, Loss):
-        raise ValueError(f"the loss must come from jbp.losses, or be an instance of a jbp.losses.Loss, but is {loss!r}")
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves((x, y))]
-    sizes = {shape[:1] for shape in shapes}
-    if len(sizes) != 1 or sizes <= {(), (0,)}:
-        raise ValueError(f"x and y must hold the same number of examples, at least one, but have shapes {shapes}")
-    return sizes.pop()[0]
 
 
 def _has_root(loss: Loss) -> bool:
     return type(loss).sqrt_hessian is not Loss.sqrt_hessian
-
-
-def _roots(weights: Weights) -> tuple[Weights, Weights]:
-    """√(N pₙ) and √(N wₙ): what to multiply h and δ by, so that the means 1/N Σ hhᵀ and 1/N Σ δδᵀ are weighted."""
-    if weights is None:
-        return None, None
-    if not isinstance(weights, Tracer) and (np.asarray(weights) < 0).any():
-        raise ValueError(f"the weights of Kronecker factors must not be below 0, but are {weights}")
-    n = len(weights)
-    return jnp.sqrt(n * (weights / weights.sum())), jnp.sqrt(n * jnp.asarray(weights))
-
-
-def _with_h(roots: Weights, pair: Pair) -> Pair:
-    """`pair` with rₙ hₙ in the place of the hₙ that A is made of."""
-    match pair:
-        case Stack():
-            return Stack(jax.vmap(partial(_with_h, roots))(pair.pair))
-        case Sum():
-            return Sum(tuple(_with_h(roots, member) for member in pair.pairs))
-        case Outer():
-            return replace(pair, h=weigh(roots, pair.h))
-    return pair
 
 
 def _like_params(params: Any, v: Any) -> Any:

@@ -324,11 +324,6 @@ def test_weights_of_1_over_n_are_the_mean():
         (lambda *a: curvature.hessian_product(*a)(()), "a tree like the parameters", ValueError),
         (lambda *a: curvature.gauss_newton_product(*a)(a[2][:1]), "a tree like the parameters", ValueError),
         (lambda n, _, *a: curvature.gauss_newton_diagonal(n, Quartic(), *a), "no sqrt_hessian", NotImplementedError),
-        (
-            lambda *a: curvature.kronecker_factors(*a, weights=-jnp.ones(BATCH)),
-            "the weights of Kronecker factors must not be below 0",
-            ValueError,
-        ),
     ],
 )
 def test_bad_input_is_refused(call, words, error):
