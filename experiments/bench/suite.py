@@ -91,7 +91,8 @@ def page() -> str:
         "# Benchmark\n\n<!-- Made by `make bench`; do not edit. -->\n\n"
         "jbp beside what people would use instead, contenders in turn in one run, equal losses asserted first. Given "
         "are medians with their 5 to 95 % range; ! marks a target that is missed, and below each table every target is "
-        f"listed with the cases that miss it. On {where['processor']}, {where['cores']} cores, Python {where['python']}, "
+        f"listed with the cases that miss it. On {where['processor']}, {where['cores']} cores, "
+        f"Python {where['python']}, "
         + ", ".join(f"{name} {version}" for name, version in where["versions"].items())
         + ".\n\n"
     )
