@@ -7,7 +7,7 @@ CASES ?= 2000
 BIN := $(VENV)/bin
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 
-.PHONY: help train test test-accelerator fuzz mutants peers lint types format docs experiments measurements bench build clean
+.PHONY: help train test test-accelerator fuzz mutants peers lint types format docs experiments measurements bench bench-full build clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 22
@@ -52,8 +52,11 @@ measurements: $(VENV)/.installed-plots  ## the other runs behind the numbers (AR
 	@for script in digits mnist what_to_save one_backward_pass learning_rules private_mnist calibrate_tolerance \
 	  check_grads_blindness; do echo "$$script"; $(BIN)/python experiments/$$script.py $(ARGS) || exit 1; done
 
-bench: $(VENV)/.installed-plots  ## time a gradient step beside autodiff (ARGS=--quick: in seconds)
-	$(BIN)/python experiments/bench/step.py $(ARGS)
+bench: $(VENV)/.installed-bench  ## time jbp beside what one would use instead (ARGS=--quick: in a minute)
+	$(BIN)/python experiments/bench/suite.py $(ARGS)
+
+bench-full: $(VENV)/.installed-bench  ## the same with every batch size and data set, hours
+	$(BIN)/python experiments/bench/suite.py --full $(ARGS)
 
 build: $(VENV)/.installed-dev  ## make a wheel in dist/
 	$(BIN)/python -m build --wheel

@@ -24,7 +24,7 @@ from jaxtyping import Array
 
 from jbp import private as privacy
 from jbp import program, rules
-from jbp.backprop import Mask, apply
+from jbp.backprop import Mask
 from jbp.layer import Layer, as_count, as_number
 from jbp.losses import Loss
 from jbp.method import Method
@@ -212,9 +212,10 @@ def fit(
 
     with _ctrl_c() as interrupted:
         for epoch in range(1, epochs + 1):
+            order = program.order_of(run_key, epoch, sampling, batch_size, n)  # type: ignore[arg-type]
             for first, last in chunks:
                 began = time.perf_counter()
-                state = jax.block_until_ready(take(state, x, y, run_key, epoch, first, last))
+                state = jax.block_until_ready(take(state, x, y, run_key, epoch, first, last, order))
                 chunks.took(last - first, time.perf_counter() - began)
                 taken = (epoch - 1) * steps + last
                 bad = record.see(state, last, private is not None)
@@ -426,8 +427,7 @@ def _check_data(name: str, net: Layer, loss: Loss, params: Any, data: tuple[Arra
         if jnp.issubdtype(values.dtype, jnp.floating) and not bool(jnp.isfinite(values).all()):
             where = np.argwhere(~np.isfinite(np.asarray(values)))[0].tolist()
             raise ValueError(f"{what} of {name} must be finite, but is not in row {where[0]}, at {where[1:]}")
-    output = jax.eval_shape(lambda p, x: apply(net, p, x), params, x[:1])
-    jax.eval_shape(lambda o, y: jax.vmap(loss.value)(o, y), output, y[:1])
+    output = program.shape_of(net, loss, params, x, y)
     if jnp.issubdtype(y.dtype, jnp.integer) and y.shape[1:] == output.shape[1:-1]:
         classes = output.shape[-1]
         outside = np.argwhere((np.asarray(y) < 0) | (np.asarray(y) >= classes))

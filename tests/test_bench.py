@@ -1,22 +1,34 @@
-"""The benchmark: what it compares, what it calls a loss, and that it says so where there is no checkout."""
+"""The benchmark: what counts as met and as a loss, that every section runs, and that it says so without a checkout."""
 
-import copy
+import importlib
 import json
 import runpy
+import sys
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
 from jbp import cli
 from jbp.cli import bench
 
-STEP = Path(__file__).parents[1] / "experiments" / "bench" / "step.py"
+SUITE = Path(__file__).parents[1] / "experiments" / "bench" / "suite.py"
 
 
 @pytest.fixture(scope="module")
-def step():
-    return runpy.run_path(str(STEP))
+def suite():
+    before = list(sys.path)
+    found = runpy.run_path(str(SUITE))
+    importlib.import_module("step")
+    yield found
+    sys.path[:] = before
+
+
+@pytest.fixture(scope="module")
+def harness(suite):
+    return suite["harness"]
 
 
 @pytest.fixture
@@ -25,49 +37,91 @@ def as_users_run_it():
         yield
 
 
-def test_a_net_is_measured(step, as_users_run_it):
-    row = step["measure"](step["mlp"]((7, 5, 3), 11), rounds=3, compiles=1)
-    assert row["flops"] <= 1.01
-    low, high = row["time_range"]
-    assert 0 < low <= row["time"] <= high
+def test_a_target_is_met_by_the_median_or_where_it_says_so_by_the_range(harness):
+    values = np.array([0.9] * 2 + [1.1] * 17 + [1.2] * 2)
+    assert harness.timed("time", values, 1.0).met
+    assert not harness.timed("time", values, 1.0, reaches=False).met
+    assert not harness.timed("time", values, 1.5, "higher").met
+    assert harness.timed("time", values).met is None
+    assert harness.counted("FLOPs", 1.0051, 1.005).met is False
+    assert harness.missing("PyTorch").met is None, "a peer that is missing is no win"
+    assert str(harness.missing("PyTorch")) == "missing"
+    assert str(harness.counted("FLOPs", 1.01, 1.005)) == "1.01 !"
 
 
-def test_every_case_of_the_issue_is_there(step):
-    names = [case().name for case in step["CASES"]]
+def test_contenders_run_in_turn(harness):
+    order: list[str] = []
+    times = harness.in_turn({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=4, warm=1)
+    assert {name: len(values) for name, values in times.items()} == {"a": 4, "b": 4}
+    first_of_rounds = [name for name, before in zip(order[2:], order[1:], strict=False) if name != before]
+    assert len(first_of_rounds) >= 4
+
+
+def rows(harness: Any, **figures: float) -> list[Any]:
+    made = [harness.counted("FLOPs", figures.get("flops", 1.0)),
+            harness.counted("bytes", figures.get("bytes", 100.0), 10.0, "higher"),
+            harness.timed("time", figures.get("time", 1.0) * np.linspace(0.9, 1.1, 30))]  # fmt: skip
+    return [harness.Row("a", tuple(made))]
+
+
+def test_only_a_counted_loss_of_over_ten_percent_counts(harness):
+    def changed(**figures: float) -> list[str]:
+        return harness.changes(rows(harness), rows(harness, **figures))
+
+    assert changed() == []
+    assert changed(flops=1.05) == ["a, FLOPs: 1 -> 1.05"]
+    assert changed(flops=1.2) == ["LOSS a, FLOPs: 1 -> 1.2"]
+    assert changed(flops=0.5) == ["a, FLOPs: 1 -> 0.5"]
+    assert changed(bytes=50) == ["LOSS a, bytes: 100 -> 50"]  # of which more is better
+    assert changed(bytes=150) == ["a, bytes: 100 -> 150"]
+    assert changed(time=1.1) == []  # within noise
+    assert changed(time=3.0) == ["a, time: 1 -> 3"]
+
+
+def test_rows_survive_json_and_show_what_is_missed(harness):
+    row = harness.Row("a", (harness.counted("FLOPs", 2, 1.005), harness.missing("PyTorch")), {"rounds": 3})
+    again = harness.from_json(json.loads(json.dumps(harness.to_json([row]))))
+    assert again == [row]
+    assert harness.markdown(again).splitlines()[-1] == "| a | 2 ! | missing |"
+    assert harness.targets(again) == ["- FLOPs ≤ 1.005: 0 of 1; missed: a: 2"]
+
+
+def test_the_saved_results_are_of_every_section_and_of_this_tree(suite, harness):
+    for section in suite["SECTIONS"]:
+        result = json.loads(suite["saved"](section).read_text())
+        assert result["section"] == section and result["size"] in ("bench", "full")
+        assert harness.from_json(result["rows"])
+    assert suite["SECTIONS"] == bench.SECTIONS
+    assert suite["page"]() == suite["PAGE"].read_text(), "make bench ARGS=--page"
+
+
+def test_every_net_of_the_step_is_there(suite):
+    names = [make().name for make in sys.modules["models"].STEPS]
     assert len(set(names)) == len(names) == 11
     assert any("repeat of 64" in name for name in names)
 
 
-def test_only_a_deterministic_loss_of_over_ten_percent_counts(step):
-    row = {
-        "net": "a", "flops": 1.0, "temporary_bytes": 1.0, "temporary_bytes_jbp": 1000, "time": 1.0,
-        "time_range": [0.9, 1.1],
-    }  # fmt: skip
-    old = {"rows": [row]}
-
-    def changed(**figures):
-        new = copy.deepcopy(old)
-        new["rows"][0] |= figures
-        return step["compare"](old, new)
-
-    assert changed() == []
-    assert changed(flops=1.05) == ["a: flops 1 -> 1.05"]
-    assert changed(flops=1.2) == ["LOSS a: flops 1 -> 1.2"]
-    assert changed(temporary_bytes_jbp=1200) == ["LOSS a: temporary_bytes_jbp 1000 -> 1200"]
-    assert changed(time=1.3, time_range=[1.0, 1.5]) == []  # within noise
-    assert changed(time=3.0, time_range=[2.9, 3.1]) == ["a: time 1.00 -> 3.00"]
+def test_contenders_that_do_not_compute_the_same_are_refused(harness):
+    with pytest.raises(AssertionError, match="not the same loss"):
+        harness.same(1.0, 1.01, "a net")
 
 
-def test_the_command(step, tmp_path, monkeypatch, capsys, as_users_run_it):
-    worse = {"rows": [{"net": "64-32-10 relu, batch 32", "flops": 0.1, "temporary_bytes": 9.0,
-                       "temporary_bytes_jbp": 10**9, "time": 1.0, "time_range": [0.0, 99.0]}]}  # fmt: skip
-    (tmp_path / "old.json").write_text(json.dumps(worse))
-    assert cli.main(["bench", "--quick", "--compare", str(tmp_path / "old.json")]) == 1
+def test_the_command(tmp_path, monkeypatch, capsys, suite, harness, as_users_run_it):
+    step = sys.modules["step"]
+    row = step.measure(step.STEPS[0](), 1)
+    old = {"section": "step", "rows": harness.to_json([harness.Row(row.name, (harness.counted("FLOPs", 0.1),))])}
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    monkeypatch.setattr(step, "STEPS", step.STEPS[:1])
+    assert cli.main(["bench", "step", "--quick", "--compare", str(tmp_path / "old.json")]) == 1
     out, err = capsys.readouterr()
-    assert "784-512-512-10 relu, batch 128" in out
-    assert "LOSS 64-32-10 relu, batch 32: flops" in out
-    assert err == "jbp: error: a deterministic figure became worse by more than 10 %\n"
+    assert "64-32-10 relu" in out
+    assert "LOSS 64-32-10 relu, batch 32, FLOPs: 0.1 -> 1" in out
+    assert err.endswith("jbp: error: a counted figure became worse by more than 10 %\n")
+    assert cli.main(["bench", "steps"]) == 2
+    assert "did you mean" in capsys.readouterr().err.lower()
     assert cli.main(["bench", "--compare", "nothing.json"]) == 2
+    assert cli.main(["bench", "--quick", "--full"]) == 2
+    capsys.readouterr()
     monkeypatch.setattr(bench, "__file__", str(tmp_path / "a" / "b" / "c.py"))
     assert cli.main(["bench"]) == 2
     assert "from a checkout" in capsys.readouterr().err

@@ -67,8 +67,8 @@ def measure_statistics(at: int, rounds: int) -> Row:
 
 def slope(rows: list[Row], name: str) -> float:
     """The exponent over the upper half of the sizes."""
-    upper = rows[len(rows) // 2 :]
-    return float(np.polyfit(np.log([r.facts["at"] for r in upper]), np.log([r[name].value for r in upper]), 1)[0])
+    upper = [(row.facts["at"], row[name].value or 0.0) for row in rows[len(rows) // 2 :]]
+    return float(np.polyfit(*np.log(np.array(upper, float)).T, 1)[0])
 
 
 def exponents(rows: list[Row]) -> list[Row]:
@@ -90,7 +90,7 @@ def run(size: Size) -> list[Row]:
     cases = [("batch", n, mlp((784, 512, 512, 10), n)) for n in BATCHES]
     cases += [("width", width, mlp((width, width, width, 10), 64)) for width in WIDTHS]
     cases += [("depth", depth, mlp((128,) * (depth + 1) + (10,), 64)) for depth in DEPTHS]
-    rows = [measure(*case, 30) for case in harness.progress(cases, TITLE)]
+    rows = [measure(kind, at, case, 30) for kind, at, case in harness.progress(cases, TITLE)]
     rows += [measure_statistics(n, 30) for n in harness.progress(BATCHES, "statistics")]
     return rows + exponents(rows)
 

@@ -111,13 +111,13 @@ def in_turn(contenders: dict[str, Callable[[], Any]], rounds: int, warm: int = 3
 
     What is faster than 2 ms is called so often that a sample lasts that long.
     """
-    calls = {}
+    calls, out, took = {}, None, 0.0
     for name, run in contenders.items():
         for _ in range(max(1, warm)):
             began = time.perf_counter()
             jax.block_until_ready(run())
             took = time.perf_counter() - began
-        calls[name] = max(1, min(100, int(2e-3 / took)))
+        calls[name] = max(1, min(100, int(2e-3 / max(took, 1e-9))))
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for i in range(rounds):
         for name in list(contenders)[:: 1 if i % 2 else -1]:

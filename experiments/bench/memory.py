@@ -132,8 +132,8 @@ def plot(rows: list[Row]) -> Any:
         axes.barh([i + 0.25 * (j - 1) for i in range(len(rows))], [row[name].value or 0 for row in rows], 0.22,
                   label=name.removesuffix(", temporary MB"))  # fmt: skip
     for i, row in enumerate(rows):
-        axes.plot([row["activations + two layers, MB"].value] * 2, [i - 0.4, i + 0.4], "k:", lw=1.5,
-                  label=None if i else "activations + two layers")  # fmt: skip
+        at = row["activations + two layers, MB"].value or 0.0
+        axes.plot([at, at], [i - 0.4, i + 0.4], "k:", lw=1.5, label=None if i else "activations + two layers")
     axes.set_yticks(range(len(rows)), [row.name for row in rows])
     axes.invert_yaxis()
     axes.set_xlabel("temporaries of one training step, MB")

@@ -4,7 +4,8 @@ Every contender has a process of its own, starts from the same parameters, goes 
 order with momentum SGD, and must end with the same training loss and test accuracy: only then is anything timed. Rounds
 run the contenders one after the other, each from the start. PyTorch: tensors in memory, no loader; Flax NNX and Equinox
 with optax as their tutorials write the step; plain JAX with the epoch in one scan; scikit-learn's MLPClassifier given
-the order. PyTorch and scikit-learn run with the number of threads that is best for them, which is stated.
+the order. Each draws an order for every epoch, jbp and plain JAX the common one, the others one that they throw away.
+PyTorch and scikit-learn run with the number of threads that is best for them, which is stated.
 
 Targets: against each peer the range of the ratio reaches 1.00; against PyTorch eager 6, 3, 2 and 1.5 times on the four
 cells; 4 times scikit-learn on the first.

@@ -34,7 +34,8 @@ class Cell(NamedTuple):
     momentum: float
 
     def batches(self, order: Any) -> Any:
-        """The indices of each step of an epoch."""
+        """The indices of each step of an epoch; the time it takes to draw some is spent, and the common ones taken."""
+        np.random.default_rng().permutation(len(order))
         return order.reshape(-1, self.batch)
 
 
@@ -92,8 +93,13 @@ def with_plain_jax(cell: Cell) -> Train:
     optimizer = optax.sgd(cell.rate, momentum=cell.momentum)
     x, y = jnp.asarray(cell.x), jnp.asarray(cell.y)
 
+    _, run_key = jax.random.split(jax.random.key(0))  # which makes the common order
+
     @partial(jax.jit, donate_argnums=(0, 1))
-    def epoch(params: Any, state: Any, chosen: Any) -> Any:
+    def epoch(params: Any, state: Any, key: Any, i: Any) -> Any:
+        order = jax.random.permutation(jax.random.split(jax.random.fold_in(key, i))[0], len(x))
+        chosen = order.reshape(-1, cell.batch)
+
         def step(carry: Any, rows: Any) -> Any:
             params, state = carry
             value, grads = jax.value_and_grad(jax_loss)(params, x[rows], y[rows])
@@ -106,8 +112,8 @@ def with_plain_jax(cell: Cell) -> Train:
     def train() -> Any:
         params = [(jnp.array(w), jnp.array(b)) for w, b in cell.params]
         state, value = optimizer.init(params), np.nan
-        for order in cell.orders:
-            params, state, value = epoch(params, state, cell.batches(order))
+        for i in range(len(cell.orders)):
+            params, state, value = epoch(params, state, run_key, i + 1)
         return float(value), params
 
     return train
@@ -274,29 +280,27 @@ def accuracy(cell: Cell, params: Any) -> float:
 
 def best_threads(name: str, train: Train) -> int | None:
     """The number of threads with which PyTorch or scikit-learn is fastest, and sets it."""
+    limit: Callable[[int], Any]
     if name.startswith("PyTorch"):
         import torch
 
-        get_num_threads, set_num_threads = torch.get_num_threads, torch.set_num_threads
+        most, limit = torch.get_num_threads(), torch.set_num_threads
     elif name == "scikit-learn":
         from threadpoolctl import threadpool_info, threadpool_limits
 
-        def get_num_threads() -> int:
-            return max((pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"), default=1)
-
-        def set_num_threads(count: int) -> Any:
-            return threadpool_limits(count)
+        most = max((pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"), default=1)
+        limit = threadpool_limits
     else:
         return None
     took = {}
-    for count in range(1, get_num_threads() + 1):
-        set_num_threads(count)
+    for count in range(1, most + 1):
+        limit(count)
         train()
         began = time.perf_counter()
         train()
         took[count] = time.perf_counter() - began
     best = min(took, key=lambda count: took[count])
-    set_num_threads(best)
+    limit(best)
     return best
 
 

@@ -1,7 +1,8 @@
 """The scalars of every method, learning rate η and momentum β: checked when given, cast where used."""
 
 from collections.abc import Callable
-from typing import Any
+from functools import lru_cache, wraps
+from typing import Any, ParamSpec
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,26 @@ from jax import Array
 from jax.typing import ArrayLike
 
 Rate = ArrayLike | optax.Schedule
+P = ParamSpec("P")
+Method = optax.GradientTransformationExtraArgs
+
+
+def memoised(build: Callable[P, Method]) -> Callable[P, Method]:
+    """`build`, giving the same object for the same numbers, so that `fit` finds the program it has compiled.
+
+    Arrays, whose values may change or not be known, are no key: with them it builds anew.
+    """
+    known = lru_cache(maxsize=256, typed=True)(build)
+
+    @wraps(build)
+    def built(*args: P.args, **kwargs: P.kwargs) -> Method:
+        try:
+            hash((*args, *kwargs.values()))
+        except TypeError:
+            return build(*args, **kwargs)
+        return known(*args, **kwargs)
+
+    return built
 
 
 def check_learning_rate(learning_rate: Any) -> None:

@@ -9,7 +9,7 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
-from jbp.optim._scalars import Rate, check_learning_rate, check_momentum, following, like, rate_at
+from jbp.optim._scalars import Rate, check_learning_rate, check_momentum, following, like, memoised, rate_at
 
 
 class MomentumState(NamedTuple):
@@ -19,6 +19,7 @@ class MomentumState(NamedTuple):
     velocity: optax.Params
 
 
+@memoised
 def heavy_ball(learning_rate: Rate, momentum: ArrayLike = 0.9) -> optax.GradientTransformationExtraArgs:
     """Gradient descent with an undamped velocity, which a constant gradient drives to g / (1 − β).
 
@@ -41,6 +42,7 @@ def heavy_ball(learning_rate: Rate, momentum: ArrayLike = 0.9) -> optax.Gradient
     return _descend(learning_rate, momentum, lambda beta, g, v: v)
 
 
+@memoised
 def nesterov(learning_rate: Rate, momentum: ArrayLike = 0.9) -> optax.GradientTransformationExtraArgs:
     """Momentum whose every step is taken from one step of velocity ahead.
 

@@ -9,7 +9,7 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
-from jbp.optim._scalars import Rate, check_learning_rate, check_momentum, following, like, rate_at
+from jbp.optim._scalars import Rate, check_learning_rate, check_momentum, following, like, memoised, rate_at
 from jbp.optim.momentum import heavy_ball
 from jbp.optim.momentum import nesterov as nesterov_momentum
 
@@ -20,6 +20,7 @@ class SgdState(NamedTuple):
     steps: Array  # [] int32
 
 
+@memoised
 def sgd(
     learning_rate: Rate, momentum: ArrayLike | None = 0.0, nesterov: bool = False
 ) -> optax.GradientTransformationExtraArgs:
