@@ -215,6 +215,31 @@ def test_a_row_of_padding_on_a_kink_is_no_mistake():
     assert "kink" in report.entries[0].note
 
 
+class WrongAtZero(type(jbp.relu)):
+    """A rectifier whose δ is 5 times too large wherever an example holds a 0."""
+
+    def backward(self, params, saved, delta):
+        right, pairs = super().backward(params, saved, delta)
+        return jnp.where((saved.array == 0).all(), 5 * delta, right), pairs
+
+
+@pytest.mark.usefixtures("hurry")
+def test_a_row_of_padding_on_a_kink_is_no_excuse():
+    net = jbp.serial(jbp.Dense(3), WrongAtZero())
+    params, _ = net.init(jax.random.key(0), (7,))
+    assert jbp.check.gradient(net, CE, params, X, Y, differences=False).passed
+    report = jbp.check.gradient(net, CE, params, X.at[0].set(0), Y, differences=False)
+    assert {(e.law, e.path) for e in report.failures} == {("at the kink", "params[0]['bias']")}, str(report)
+
+
+@pytest.mark.usefixtures("hurry")
+def test_many_rows_and_layers_of_padding_on_kinks_are_no_mistake():
+    net = jbp.serial(jbp.Dense(11), jbp.relu, jbp.Dense(11), jbp.relu, jbp.Dense(3))
+    params, _ = net.init(jax.random.key(0), (7,))
+    x, y = jnp.concatenate([X, jnp.zeros((50, 7))]), jnp.concatenate([Y, jnp.zeros((50,), int)])
+    assert "kink" in jbp.check.gradient(net, CE, params, x, y, differences=False).raise_if_failed().entries[0].note
+
+
 class BatchSum(MeanSquaredError):
     """Its δ is 6 times what it should be, as if the mean over the batch were missing."""
 
@@ -348,6 +373,23 @@ def test_static_arguments():
     assert {"autodiff of the primal", "finite differences", "complex step"} <= {e.oracle for e in report.failures}
     with pytest.raises(ValueError, match="static_argnums"):
         jbp.check.vjp(power, fwd, bwd, x, "sum", 3)
+
+
+def test_a_kink_is_no_excuse_for_nan_or_for_what_no_side_of_it_has():
+    def ramp(x):
+        return jnp.maximum(x, jnp.zeros_like(x))
+
+    def wrong(x, delta):
+        return (jnp.where((x == 0).any(), 5 * delta, jnp.where(x > 0, delta, jnp.zeros_like(delta))),)
+
+    x = jnp.arange(5.0) - 2
+    for bwd in (lambda x, delta: (delta * ramp(x) / x,), wrong):
+        assert jbp.check.vjp(ramp, lambda x: (ramp(x), x), bwd, x + 0.5, differences=False).passed
+        assert not jbp.check.vjp(ramp, lambda x: (ramp(x), x), bwd, x, differences=False).passed
+    # Any number between the slopes is a convention.
+    for at_zero in (-1.0, 0.0, 1.0, 1.5):
+        rule = lambda x, delta, c=at_zero: (delta * jnp.where(x == 0, c, jnp.sign(x)),)  # noqa: E731
+        assert jbp.check.vjp(jnp.abs, lambda x: (abs(x), x), rule, x, differences=False).passed == (at_zero <= 1)
 
 
 def loop(x: Any) -> Any:

@@ -381,6 +381,38 @@ def test_a_kink_is_moved_away_from_or_reported_never_passed_over():
     assert [e.diagnosis for e in report.failures if e.oracle == "finite differences"] == ["kink"]
 
 
+@dataclass(frozen=True)
+class MyRelu(Layer):
+    """A rectifier that is right away from 0, with a choice of mistakes at it."""
+
+    mistake: str = ""
+    uses_key = False
+
+    def init(self, key, shape):
+        return (), shape
+
+    def forward(self, params, x, key):
+        return jnp.maximum(x, jnp.zeros_like(x)), x
+
+    def backward(self, params, saved, delta):
+        x, right = saved, jnp.where(saved > 0, delta, jnp.zeros_like(delta))
+        return {
+            "": right,
+            "0/0": delta * jnp.maximum(x, jnp.zeros_like(x)) / x,
+            "huge slope": jnp.where(x == 0, 1e6 * delta, right),
+            "all wrong": jnp.where((x == 0).any(), 3 * delta, right),
+        }[self.mistake], ()
+
+
+@pytest.mark.parametrize("mistake", ["0/0", "huge slope", "all wrong"])
+def test_a_kink_is_no_excuse_for_nan_or_for_what_no_side_of_it_has(mistake):
+    x = jax.random.normal(jax.random.key(0), (3, 5)).at[:2, 0].set(0.0)
+    jbp.check.layer(MyRelu(), x=x, differences=False).raise_if_failed()
+    report = jbp.check.layer(MyRelu(mistake), x=x, differences=False)
+    assert report.failures and all(e.law != "point" for e in report.failures), str(report)
+    assert jbp.check.layer(MyRelu(mistake), (5,), differences=False).passed  # nothing shows elsewhere
+
+
 # -- integer input, bad input -----------------------------------------------------------------------------------------
 
 

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from jbp.backprop import forward
-from jbp.check.compare import called, explain, problem
+from jbp.check.compare import PRECISION, called, explain, largest, problem
+from jbp.check.compiled import compiled
 from jbp.check.complex_step import complex_step
 from jbp.check.eager import eager, keyless
 from jbp.check.finite_differences import finite_differences
-from jbp.check.kinks import after_moving, at_kink, moved
-from jbp.check.laws import couples, gradients_of, laws
+from jbp.check.kinks import after_moving, at_kink, moved, no_excuse, outside, spans
+from jbp.check.laws import by_hand, couples, gradients_of, laws, output_of
 from jbp.check.protocol import protocol
 from jbp.check.report import Entry, Report
 from jbp.check.tolerance import DEEP, MATMUL, Level
@@ -83,10 +84,11 @@ def layer(
     report = _run(layer, params, x, out_shape, run_key, seed, level, differences, subject)
     failed = any(entry.law.startswith(("= vjp", "adjoint")) for entry in report.failures)
     if failed and at_kink(*_output_slope(layer, params, x, None, seed), seed):
+        kept = [*no_excuse(report.entries), *_outside(layer, params, x, seed)]
         leaves, rebuild = split((params, x))
         params, x = rebuild(moved(leaves, seed))
         report = _run(layer, params, x, out_shape, run_key, seed, level, differences, subject)
-        return after_moving(report, "(params, x)")
+        return after_moving(report, "(params, x)", kept)
     return report
 
 
@@ -133,6 +135,36 @@ def _output_slope(layer: Layer, params: Any, x: Any, key: Any, seed: Any) -> tup
         return terms.sum(), terms
 
     return function, leaves, (delta, key)
+
+
+def _outside(layer: Layer, params: Any, x: Any, seed: Any) -> list[Entry]:
+    """The gradients in evaluation, each example's, that lie outside the span of the slopes around a kink."""
+    _, leaves, extra = _output_slope(layer, params, x, None, seed)
+    _, rebuild = split((params, x))
+
+    def found(params: Any, x: Any, delta: Any) -> Any:
+        _, saved = forward(layer, params, x)
+        return by_hand(layer, params, x, saved, delta)
+
+    def slopes(leaves: Any, extra: Any) -> Any:
+        delta, (params, x) = extra[0], rebuild(leaves)
+        _, output = output_of(layer, params, x, None)
+        pull = jax.vjp(output, leaves)[1]
+        totals = pull(delta)[0]
+        if couples(layer):
+            return totals
+        rows = jax.vmap(lambda w: delta * w.reshape(-1, *(1,) * (delta.ndim - 1)))(jnp.eye(len(x), dtype=delta.dtype))
+        each = jax.lax.map(lambda row: pull(row)[0], rows)
+        return [*each[:-1], totals[-1]] if is_float(x) else each
+
+    names = [p for p, a in zip(paths(params, "params"), jax.tree.leaves(params), strict=True) if is_float(a)]
+    kind = jax.eval_shape(lambda p, x: forward(layer, p, x)[0], params, x).dtype
+    delta = extra[0].astype(kind)
+    with jax.default_matmul_precision(PRECISION):
+        r = compiled(found)(params, x, delta)
+    gradients = [*r["total" if couples(layer) else "each"], *([r["delta_x"]] if is_float(x) else [])]
+    allowed = spans(slopes, leaves, (delta, None), seed)
+    return outside([*names, "delta_x"], gradients, allowed, source=largest(delta))
 
 
 def _slopes(layer: Layer, params: Any, x: Any, key: Any, seed: Any, mode: str) -> list[Entry]:

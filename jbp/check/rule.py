@@ -14,7 +14,7 @@ from jbp.check.compare import PRECISION, compare, explain, fact, largest, proble
 from jbp.check.compiled import compiled
 from jbp.check.complex_step import complex_step
 from jbp.check.finite_differences import finite_differences
-from jbp.check.kinks import after_moving, at_kink, moved
+from jbp.check.kinks import after_moving, at_kink, moved, no_excuse, outside, spans
 from jbp.check.report import Entry, Report
 from jbp.check.tolerance import EXACT, Level
 from jbp.check.trees import as_key, dtype_of, entropy, is_float, paths
@@ -91,10 +91,11 @@ def check_rule(
     failed = any(entry.law == "= vjp" and entry.verdict == "fail" for entry in derivative)
     if failed and not is_moved and at_kink(_slope_of(plain, arguments), arguments.floats, deltas[0], seed):
         beside = replace(arguments, floats=moved(arguments.floats, seed))
+        kept = [*no_excuse(entries), *_outside(plain, arguments, found, deltas[0], seed)]
         report = check_rule(
             subject, primal, by_hand, beside, reference, key, level, differences, autodiff, is_moved=True
         )
-        return after_moving(report, "args")
+        return after_moving(report, "args", kept)
     if differences or not any(e.compared for e in derivative):
         entries += _slopes(plain, by_hand, arguments, deltas[0], seed)
     return Report(subject, tuple(entries))
@@ -207,6 +208,17 @@ def _slopes(plain: Any, by_hand: Any, arguments: Arguments, delta: Any, seed: An
 
     entries = finite_differences(function, gradient, arguments.floats, delta, arguments.names, seed)
     return entries + complex_step(function, gradient, arguments.floats, delta, arguments.names, seed)
+
+
+def _outside(plain: Any, arguments: Arguments, found: Any, delta: Any, seed: Any) -> list[Entry]:
+    """The cotangents that lie outside the span of the slopes around a kink."""
+    function = _slope_of(plain, arguments)
+
+    def slopes(floats: Any, delta: Any) -> Any:
+        return jax.grad(lambda p: function(p, delta)[0])(floats)
+
+    allowed = spans(slopes, arguments.floats, delta, seed)
+    return outside(arguments.names, found, allowed, source=max(largest(d) for d in delta))
 
 
 def _outputs(found: Any, expected: Any, whose: str, level: Level) -> list[Entry]:
