@@ -3,8 +3,8 @@
 At a kink (a rectifier at 0, which padding and zero biases reach) autodiff gives one number between the two slopes and
 a backward pass by hand may give another: jnp.maximum 1/2, `jax.nn.relu` and jbp 0. Neither is wrong, so such a point
 decides nothing between them. The report says that the point was moved. What no convention allows fails all the same:
-NaN, and entries that lie outside the span of the slopes on all sides, which is a single number where the kink is not felt.
-At the kink itself a layer of jbp is held to its own convention.
+NaN, and entries outside the span of the slopes on all sides, which is one number where the kink is not felt. At the
+kink itself a layer of jbp is held to its own convention.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _DECIDED_BESIDE = {
     "vmap = loop",
     "jax.vjp(f) = the rule",
 }
-"""The laws in which the two sides of a kink may differ, because another convention or another rounding picks the side."""
+"""The laws in which the two sides of a kink may differ, for another convention or another rounding picks the side."""
 
 
 class Span(NamedTuple):
@@ -84,7 +84,7 @@ def no_excuse(entries: Iterable[Entry]) -> list[Entry]:
 
 
 def spans(slopes: Callable[[Leaves, Any], Leaves], point: Leaves, extra: Any, seed: Any) -> list[Span]:
-    """The span of each array of `slopes`, by autodiff, at the point and on many sides of it; none if it cannot be run."""
+    """The span of each array of `slopes`, by autodiff, at the point and on many sides; none if it cannot be run."""
     with jax.enable_x64(True), jax.default_matmul_precision(PRECISION):
         point, extra = [cast(leaf, jnp.float64) for leaf in point], cast(extra, jnp.float64)
 
