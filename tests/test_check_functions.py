@@ -99,6 +99,59 @@ def test_a_wrong_loss_is_caught(loss, law, words):
     assert words is None or any(words in (e.diagnosis or "") for e in report.failures), str(report)
 
 
+@dataclass(frozen=True, repr=False)
+class ZeroLogZero(Loss):
+    """Where the target is 0 and the probability too, its term is 0 · log 0."""
+
+    def value(self, output, target):
+        return -(target * jnp.log(output)).sum()
+
+    def delta(self, output, target):
+        return -target / output
+
+
+@dataclass(frozen=True, repr=False)
+class CutDelta(SoftmaxCrossEntropy):
+    """No δ at large logits: finite, and wrong."""
+
+    def delta(self, output, target):
+        right = super().delta(output, target)
+        return jnp.where(jnp.abs(output) > 30, jnp.zeros_like(right), right)
+
+
+@pytest.mark.usefixtures("hurry")
+def test_a_probability_of_0_meets_a_target_of_0():
+    for kinds in ("distribution", ("distribution", "masses")):
+        report = jbp.check.loss(ZeroLogZero(), (7,), target=kinds, differences=False)
+        assert {e.law for e in report.failures} == {"no NaN at probability 0"}, str(report)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.usefixtures("hurry")
+def test_delta_is_checked_at_large_logits(dtype):
+    report = jbp.check.loss(CutDelta(), (7,), dtype=dtype, target="distribution", differences=False)
+    assert {e.law for e in report.failures} == {"= derivative"} and "output·" in report.failures[0].path, str(report)
+
+
+class Tiny(SquaredError):
+    """10⁻⁶ of the squared error, with the other sign in float32."""
+
+    def value(self, output, target):
+        return 1e-6 * super().value(output, target)
+
+    def delta(self, output, target):
+        return (-1e-6 if output.dtype == jnp.float32 else 1e-6) * super().delta(output, target)
+
+    def sqrt_hessian(self, output, target):
+        return 1e-3 * super().sqrt_hessian(output, target)
+
+
+@pytest.mark.usefixtures("hurry")
+def test_a_small_loss_is_held_to_its_own_size():
+    assert jbp.check.loss(Tiny(), (7,), target="values", differences=False).passed
+    assert not jbp.check.loss(Tiny(), (7,), target="values", dtype="float32", differences=False).passed
+
+
 @pytest.mark.usefixtures("hurry")
 def test_a_loss_without_a_root_skips_it():
     class Linear(Loss):
@@ -215,6 +268,31 @@ def test_a_row_of_padding_on_a_kink_is_no_mistake():
     assert "kink" in report.entries[0].note
 
 
+class WrongAtZero(type(jbp.relu)):
+    """A rectifier whose δ is 5 times too large wherever an example holds a 0."""
+
+    def backward(self, params, saved, delta):
+        right, pairs = super().backward(params, saved, delta)
+        return jnp.where((saved.array == 0).all(), 5 * delta, right), pairs
+
+
+@pytest.mark.usefixtures("hurry")
+def test_a_row_of_padding_on_a_kink_is_no_excuse():
+    net = jbp.serial(jbp.Dense(3), WrongAtZero())
+    params, _ = net.init(jax.random.key(0), (7,))
+    assert jbp.check.gradient(net, CE, params, X, Y, differences=False).passed
+    report = jbp.check.gradient(net, CE, params, X.at[0].set(0), Y, differences=False)
+    assert {(e.law, e.path) for e in report.failures} == {("at the kink", "params[0]['bias']")}, str(report)
+
+
+@pytest.mark.usefixtures("hurry")
+def test_many_rows_and_layers_of_padding_on_kinks_are_no_mistake():
+    net = jbp.serial(jbp.Dense(11), jbp.relu, jbp.Dense(11), jbp.relu, jbp.Dense(3))
+    params, _ = net.init(jax.random.key(0), (7,))
+    x, y = jnp.concatenate([X, jnp.zeros((50, 7))]), jnp.concatenate([Y, jnp.zeros((50,), int)])
+    assert "kink" in jbp.check.gradient(net, CE, params, x, y, differences=False).raise_if_failed().entries[0].note
+
+
 class BatchSum(MeanSquaredError):
     """Its δ is 6 times what it should be, as if the mean over the batch were missing."""
 
@@ -230,7 +308,7 @@ def test_a_missing_mean_over_the_batch_is_named():
     assert {"autodiff", "finite differences"} <= {e.oracle for e in report.failures}
 
 
-WRONG_KIND: Any = ("ce", SquaredError, "sgd")
+WRONG_KIND: Any = ("ce", SquaredError, "sgd", 3)
 BAD_NETS = [
     (lambda: jbp.check.gradient(NET, CE, PARAMS, X.at[0, 0].set(jnp.inf), Y), "x must be finite"),
     (lambda: jbp.check.gradient(NET, CE, PARAMS, X[:0], Y[:0]), "at least one"),
@@ -247,6 +325,12 @@ BAD_NETS = [
     (lambda: jbp.check.loss(jbp.losses.l2_loss, target="labels"), "one or more of"),
     (lambda: jbp.check.optimizer(optax.sgd(0.1), WRONG_KIND[2]), "GradientTransformation"),
     (lambda: jbp.check.optimizer(optax.sgd(0.1), optax.sgd(0.1), params={}), "at least one"),
+    (lambda: jbp.check.optimizer(optax.sgd(0.1), optax.sgd(0.1), params={"a": jnp.ones((0, 3))}), "is empty"),
+    (lambda: jbp.check.loss(CE, output=X, target=jnp.full((6,), 9)), "target must hold classes 0…6"),
+    (lambda: jbp.check.loss(CE, output=jnp.ones((6, 7), int)), "output must be of floats"),
+    (lambda: jbp.check.loss(CE, dtype="junk"), "such as 'float32'"),
+    (lambda: jbp.check.loss(CE, level=WRONG_KIND[3]), "level must be one of"),
+    (lambda: jbp.check.gradient(NET, CE, PARAMS, X, Y + 7), "y must hold classes 0…2"),
     (lambda: jbp.check.optimizer(optax.sgd(0.1), optax.sgd(0.1), steps=1), "at least 3"),
 ]
 
@@ -328,6 +412,44 @@ def test_a_wrong_rule_in_bfloat16_is_caught():
     assert not report.passed and "factor 2" in (report.diagnosis or "")
 
 
+@pytest.mark.parametrize("how", ["right", "sign", "zero"])
+def test_a_small_gradient_in_bfloat16_is_held_to_its_own_size(how):
+    def f(x):
+        x = x.astype(jnp.bfloat16)
+        return (x * x).astype(jnp.float32).mean().astype(jnp.bfloat16)
+
+    def bwd(x, delta):
+        factor = {"right": 2.0, "sign": -2.0, "zero": 0.0}[how] / x.size
+        return ((factor * x.astype(jnp.float32) * delta.astype(jnp.float32)).astype(x.dtype),)
+
+    x = jax.random.normal(jax.random.key(0), (16, 32), jnp.bfloat16)
+    report = jbp.check.vjp(f, lambda x: (f(x), x), bwd, x, differences=False)
+    assert report.passed == (how == "right"), str(report)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_softmax_of_many_classes_in_bfloat16_needs_its_sign(right):
+    def bwd(y, delta):
+        delta_x = y * (delta - (y * delta).sum(-1, keepdims=True))
+        return (delta_x if right else -delta_x,)
+
+    x = jax.random.normal(jax.random.key(0), (4, 64), jnp.bfloat16)
+    f = jax.nn.softmax
+    assert jbp.check.vjp(f, lambda x: (f(x), f(x)), bwd, x, differences=False).passed == right
+
+
+def test_rules_that_autodiff_takes_on_trust_are_named():
+    inner = jax.custom_vjp(jnp.sin)
+    inner.defvjp(lambda x: (jnp.sin(x), x), lambda x, d: (1.5 * jnp.cos(x) * d,))
+    f = lambda x: 2 * inner(x)  # noqa: E731
+    rule = f, lambda x: (f(x), x), lambda x, d: (3 * jnp.cos(x) * d,)
+    report = jbp.check.vjp(*rule, jnp.ones(3), differences=False)
+    assert ["sin" in e.note for e in report.entries if e.verdict == "skip"] == [True], str(report)
+    assert not jbp.check.vjp(*rule, jnp.ones(3)).passed
+    report = jbp.check.vjp(*SINE, jnp.ones(3), differences=False)
+    assert all(e.verdict == "pass" for e in report.entries)
+
+
 def power(x, kind, n):
     return jnp.sum(x**n, axis=-1) if kind == "sum" else x**n
 
@@ -348,6 +470,23 @@ def test_static_arguments():
     assert {"autodiff of the primal", "finite differences", "complex step"} <= {e.oracle for e in report.failures}
     with pytest.raises(ValueError, match="static_argnums"):
         jbp.check.vjp(power, fwd, bwd, x, "sum", 3)
+
+
+def test_a_kink_is_no_excuse_for_nan_or_for_what_no_side_of_it_has():
+    def ramp(x):
+        return jnp.maximum(x, jnp.zeros_like(x))
+
+    def wrong(x, delta):
+        return (jnp.where((x == 0).any(), 5 * delta, jnp.where(x > 0, delta, jnp.zeros_like(delta))),)
+
+    x = jnp.arange(5.0) - 2
+    for bwd in (lambda x, delta: (delta * ramp(x) / x,), wrong):
+        assert jbp.check.vjp(ramp, lambda x: (ramp(x), x), bwd, x + 0.5, differences=False).passed
+        assert not jbp.check.vjp(ramp, lambda x: (ramp(x), x), bwd, x, differences=False).passed
+    # Any number between the slopes is a convention.
+    for at_zero in (-1.0, 0.0, 1.0, 1.5):
+        rule = lambda x, delta, c=at_zero: (delta * jnp.where(x == 0, c, jnp.sign(x)),)  # noqa: E731
+        assert jbp.check.vjp(jnp.abs, lambda x: (abs(x), x), rule, x, differences=False).passed == (at_zero <= 1)
 
 
 def loop(x: Any) -> Any:
@@ -435,6 +574,11 @@ BAD_FUNCTIONS = [
     (lambda: jbp.check.vjp(*SINE[:2], lambda x, d: (None,), jnp.ones(3)).raise_if_failed(), "zero"),
     (lambda: jbp.check.vjp(*SINE[:2], lambda x, d: (d,), jnp.ones(3)).raise_if_failed(), "passed through"),
     (lambda: jbp.check.custom_vjp(BARE, jnp.ones(3)), "defvjp"),
+    (lambda: jbp.check.vjp(*SINE, jnp.ones(3, complex)), "complex is not supported"),
+    (lambda: jbp.check.vjp(jnp.fft.fft, *SINE[1:], jnp.ones(3)), "complex is not supported"),
+    (lambda: jbp.check.vjp(*SINE, jnp.ones(3), nondiff_argnums=WRONG_KIND[3]), "tuple of numbers"),
+    (lambda: jbp.check.vjp(*SINE, jnp.ones(3), level=WRONG_KIND[3]), "level must be one of"),
+    (lambda: jbp.check.vjp(lambda x: x[:0], lambda x: (x[:0], x), SINE[2], jnp.ones(3)), "is empty"),
 ]
 
 
@@ -529,9 +673,9 @@ def test_the_first_wrong_step_is_named():
 def test_a_gradient_none_and_empty_subtrees():
     """Frozen parameters have None in optax, parameterless layers () in jbp: what the reference takes, ours must."""
     plain, reference = momentum(lambda g, v: (-0.1 * g, v)), optax.sgd(0.1)  # its tree.map fails on None
-    report = jbp.check.optimizer(plain, reference)
+    report = jbp.check.optimizer(plain, reference, nones=True)
     assert [(e.law, e.path) for e in report.failures] == [("gradient None", "updates['bias']")]
-    jbp.check.optimizer(plain, reference, nones=False).raise_if_failed()
+    jbp.check.optimizer(plain, reference).raise_if_failed()
 
     def zero(updates, state, params=None):
         there = jax.tree.map(lambda g, p: 0 * p if g is None and p is not None else g, updates, params,
@@ -539,7 +683,7 @@ def test_a_gradient_none_and_empty_subtrees():
         there = jax.tree.map(lambda g: -0.1 * g, there)
         return there, state
 
-    filled = jbp.check.optimizer(optax.GradientTransformation(lambda params: (), zero), reference)
+    filled = jbp.check.optimizer(optax.GradientTransformation(lambda params: (), zero), reference, nones=True)
     assert {e.law for e in filled.failures} == {"gradient None"} and "have the tree" in filled.failures[0].note
 
     def dropping(updates, state, params=None):
@@ -576,6 +720,29 @@ def test_finite_differences_in_float32_stay_below_half_of_their_level():
             )
             errors += [e.error if e.compared else math.inf for e in found]
     assert len(errors) == 18 and max(errors) < NATIVE_DIFFERENCE.units / 2
+
+
+def reset(when, to):
+    """Momentum that is changed to `to` of itself at one update, or always."""
+
+    def update(updates, state, params=None):
+        m, t = state
+        m = jax.tree.map(lambda m, g: 0.9 * m + g, m, updates)  # as one writes it: it does not take None
+        m = jax.tree.map(lambda m: jnp.where(when is None or t == when, to(m), m), m)
+        return jax.tree.map(lambda m: -0.1 * m, m), (m, t + 1)
+
+    def init(params):
+        return jax.tree.map(jnp.zeros_like, params), jnp.zeros((), jnp.int32)
+
+    return optax.GradientTransformation(init, update)
+
+
+@pytest.mark.usefixtures("hurry")
+def test_a_trace_that_is_reset_late_or_cut_is_caught():
+    reference = optax.sgd(0.1, 0.9)
+    jbp.check.optimizer(reset(12, lambda m: m), reference).raise_if_failed()
+    for wrong in (reset(12, jnp.zeros_like), reset(None, lambda m: jnp.clip(m, -60, 60))):
+        assert not jbp.check.optimizer(wrong, reference).passed
 
 
 def test_levels_are_ordered_and_low_precision_is_kept_low():

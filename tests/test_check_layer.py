@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import Centre
 from jax.test_util import check_jvp
 
 import jbp
@@ -381,6 +382,128 @@ def test_a_kink_is_moved_away_from_or_reported_never_passed_over():
     assert [e.diagnosis for e in report.failures if e.oracle == "finite differences"] == ["kink"]
 
 
+@dataclass(frozen=True)
+class MyRelu(Layer):
+    """A rectifier that is right away from 0, with a choice of mistakes at it."""
+
+    mistake: str = ""
+    uses_key = False
+
+    def init(self, key, shape):
+        return (), shape
+
+    def forward(self, params, x, key):
+        return jnp.maximum(x, jnp.zeros_like(x)), x
+
+    def backward(self, params, saved, delta):
+        x, right = saved, jnp.where(saved > 0, delta, jnp.zeros_like(delta))
+        return {
+            "": right,
+            "0/0": delta * jnp.maximum(x, jnp.zeros_like(x)) / x,
+            "huge slope": jnp.where(x == 0, 1e6 * delta, right),
+            "all wrong": jnp.where((x == 0).any(), 3 * delta, right),
+        }[self.mistake], ()
+
+
+@pytest.mark.parametrize("mistake", ["0/0", "huge slope", "all wrong"])
+def test_a_kink_is_no_excuse_for_nan_or_for_what_no_side_of_it_has(mistake):
+    x = jax.random.normal(jax.random.key(0), (3, 5)).at[:2, 0].set(0.0)
+    jbp.check.layer(MyRelu(), x=x, differences=False).raise_if_failed()
+    report = jbp.check.layer(MyRelu(mistake), x=x, differences=False)
+    assert report.failures and all(e.law != "point" for e in report.failures), str(report)
+    assert jbp.check.layer(MyRelu(mistake), (5,), differences=False).passed  # nothing shows elsewhere
+
+
+# -- what normals alone do not reach: small gradients, large inputs, weights ------------------------------------------
+
+
+@dataclass(frozen=True)
+class Small(Layer):
+    """c tanh(x), whose backward has the other sign in one dtype."""
+
+    factor: float
+    wrong: str = ""
+    uses_key = False
+
+    def init(self, key, shape):
+        return (), shape
+
+    def forward(self, params, x, key):
+        return self.factor * jnp.tanh(x), x
+
+    def backward(self, params, saved, delta):
+        factor = -self.factor if saved.dtype == self.wrong else self.factor
+        return factor * delta * (1 - jnp.tanh(saved) ** 2), ()
+
+
+@pytest.mark.parametrize(("factor", "dtype"), [(1e-7, "float32"), (0.05, "bfloat16")])
+def test_a_gradient_small_beside_its_delta_is_held_to_its_own_size(factor, dtype):
+    for wrong in ("", dtype):
+        report = jbp.check.layer(Small(factor, wrong), (3, 5), dtype=dtype, differences=False)
+        assert report.passed == (wrong == ""), str(report)
+
+
+@dataclass(frozen=True)
+class IntoSoftmax(MyDense):
+    """Dense and softmax in one, without keeping anything apart: the bias's gradient adds up to 0 but for rounding."""
+
+    def forward(self, params, x, key):
+        y = jax.nn.softmax(x @ params["W"] + params["b"].sum(keepdims=True))
+        return y, (x, y)
+
+    def backward(self, params, saved, delta):
+        x, y = saved
+        delta_s = y * (delta - (y * delta).sum(-1, keepdims=True))
+        pairs = {"W": Outer(x[None], delta_s[None], params["W"].shape)}
+        total = jnp.broadcast_to(delta_s.sum(), (1, self.width))
+        return delta_s @ params["W"].T, pairs | {"b": Shift(total, (self.width,))}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_gradient_of_rounding_alone_is_not(dtype):
+    jbp.check.layer(IntoSoftmax(3), (7,), dtype=dtype, differences=False).raise_if_failed()
+
+
+@dataclass(frozen=True)
+class Far(Layer):
+    """Right at normal inputs only: exp overflows in its backward, or it gives nothing beyond 4."""
+
+    how: str
+    uses_key = False
+
+    def init(self, key, shape):
+        return (), shape
+
+    def forward(self, params, x, key):
+        return jax.nn.sigmoid(x), x
+
+    def backward(self, params, saved, delta):
+        e = jnp.exp(-saved if self.how == "overflows" else -jnp.abs(saved))
+        right = delta * e / (1 + e) ** 2
+        return jnp.where(jnp.abs(saved) > 4, jnp.zeros_like(delta), right) if self.how == "cut" else right, ()
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_inputs_are_large_too(dtype):
+    for how in ("", "overflows", "cut"):
+        report = jbp.check.layer(Far(how), (3, 5), dtype=dtype, differences=False)
+        assert report.passed == (how == ""), str(report)
+
+
+@dataclass(frozen=True)
+class WrongCentre(Centre):
+    """Right without weights only."""
+
+    def backward(self, params, saved, delta):
+        return delta - jnp.broadcast_to(delta.mean(0), delta.shape), ()
+
+
+def test_a_layer_that_couples_the_batch_is_given_weights():
+    jbp.check.layer(Centre(), (5,), differences=False).raise_if_failed()
+    report = jbp.check.layer(WrongCentre(), (5,), differences=False)
+    assert {e.law for e in report.failures} == {"= vjp, with weights"}, str(report)
+
+
 # -- integer input, bad input -----------------------------------------------------------------------------------------
 
 
@@ -456,7 +579,17 @@ class Unbounded(Layer):
         return delta / saved, ()
 
 
-WRONG: Any = (jbp.Dense, "Dense")
+@dataclass(frozen=True)
+class OutOfShape(Unbounded):
+    """Its y is a pair of arrays, or of integers."""
+
+    how: str = "pair"
+
+    def forward(self, params, x, key):
+        return {"pair": (x, x), "integers": x.astype(jnp.int32), "NaN": x * jnp.nan}[self.how], x
+
+
+WRONG: Any = (jbp.Dense, "Dense", "junk", 3)
 BAD = [
     (lambda: jbp.check.layer(jbp.Dense(3), (7,), x=jnp.full((2, 7), jnp.nan)), "x must be finite"),
     (lambda: jbp.check.layer(jbp.Dense(3), (7,), x=jnp.zeros((0, 7))), "at least one example"),
@@ -477,6 +610,12 @@ BAD = [
     (lambda: jbp.check.layer(Unbounded(), (7,)).raise_if_failed(), "NaN or inf of finite input"),
     (lambda: jbp.check.layer(jbp.Dense(3), (7,), x=jnp.ones((4, 7), jnp.int32)).raise_if_failed(), "floating"),
     (lambda: jbp.check.layer(jbp.residual(jbp.Dense(3)), (7,)).raise_if_failed(), "residual"),
+    (lambda: jbp.check.layer(OutOfShape(), (7,)).raise_if_failed(), "y must be one array"),
+    (lambda: jbp.check.layer(OutOfShape("integers"), (7,)).raise_if_failed(), "y must be of real floats"),
+    (lambda: jbp.check.layer(jbp.Dense(3), (7,), dtype="junk"), "such as 'float32'"),
+    (lambda: jbp.check.layer(jbp.Dense(3), (7,), key=WRONG[2]), "key must be a seed"),
+    (lambda: jbp.check.layer(jbp.Dense(3), (7,), level=WRONG[3]), "level must be one of"),
+    (lambda: jbp.check.layer(jbp.tanh, x=jnp.ones((2, 7), complex)), "complex is not supported"),
 ]
 
 
@@ -484,6 +623,12 @@ BAD = [
 def test_bad_input_is_refused_with_what_and_where(call, words):
     with pytest.raises((ValueError, CheckFailed), match=words):
         call()
+
+
+def test_nan_is_not_taken_for_a_key_that_is_looked_at():
+    report = jbp.check.layer(OutOfShape("NaN"), (7,), differences=False)
+    failed = {e.law for e in report.failures}
+    assert "finite" in failed and "key" not in failed and "uses_key" not in str(report)
 
 
 # -- the traps --------------------------------------------------------------------------------------------------------

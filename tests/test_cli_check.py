@@ -3,6 +3,7 @@
 import inspect
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,32 @@ def test_wrong_use_is_one_line_and_status_2(words: list[str], message: str, file
     out, err = capsys.readouterr()
     assert out == ""
     assert re.fullmatch(f"jbp: error: .*{message}.*\n", err), err
+
+
+def test_a_layer_that_breaks_the_protocol_fails_and_does_not_crash(file: Path, capsys: Any):
+    file.write_text(
+        LAYER.format(factor="3.0").replace("return 3 * x, ()", "return (x, x), ()") + "\nGain.uses_key = False"
+    )
+    assert cli.main(["check", f"{file}:Gain", "--shape", "7", "--dtype", "float64"]) == 1
+    assert "y must be one array" in capsys.readouterr().out
+
+
+def test_a_file_may_import_what_lies_beside_it_and_have_any_name(tmp_path: Path):
+    (tmp_path / "sibling_of_numpy.py").write_text("FACTOR = 3.0\n")
+    path = tmp_path / "numpy.py"
+    path.write_text(
+        LAYER.format(factor="FACTOR").replace("import jbp", "import jbp\nfrom sibling_of_numpy import FACTOR")
+    )
+    before = sys.modules["numpy"], list(sys.path)
+    assert cli.main(["check", f"{path}:Gain", "--shape", "7", "--dtype", "float32"]) == 0
+    assert (sys.modules["numpy"], sys.path) == before
+
+
+def test_a_file_that_exits_says_so(tmp_path: Path, capsys: Any):
+    path = tmp_path / "leaves.py"
+    path.write_text("raise SystemExit(3)\n")
+    assert cli.main(["check", f"{path}:Gain", "--shape", "3"]) == 2
+    assert "could not be imported: SystemExit: 3" in capsys.readouterr().err
 
 
 def test_a_file_that_does_not_import_says_so(tmp_path: Path, capsys: Any):

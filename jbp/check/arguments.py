@@ -12,7 +12,7 @@ import numpy as np
 
 from jbp.check.compare import fact, problem
 from jbp.check.report import Entry
-from jbp.check.trees import Leaves, check_finite, dtype_of, is_float, is_number, normal, paths, split
+from jbp.check.trees import Leaves, check_finite, dtype_of, is_float, is_number, normal, paths, refuse_complex, split
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Arguments:
         """
         args, n = tuple(args), len(args)
         for what, numbers in (("nondiff_argnums", nondiff), ("static_argnums", static)):
+            check_numbers(what, numbers)
             if any(not -n <= i < n for i in numbers):
                 raise ValueError(f"{what} must be numbers of the {n} arguments, but are {tuple(numbers)}")
         nondiff = tuple(sorted(i % n for i in nondiff))
@@ -51,6 +52,7 @@ class Arguments:
                     )
                 if np.size(leaf) == 0:
                     raise ValueError(f"{path} is empty, of shape {np.shape(leaf)}: there would be nothing to check")
+            refuse_complex(f"args[{i}]", args[i])
         tree = tuple(args[i] for i in active)
         floats, rebuild = split(tree)
         if not floats:
@@ -133,6 +135,16 @@ class Arguments:
             else:
                 whole.append(jax.tree.unflatten(structure, [next(at) if is_float(leaf) else None for leaf in leaves]))
         return tuple(whole)
+
+
+def check_numbers(what: str, numbers: Any) -> None:
+    """Refuse argument numbers that are no tuple of whole numbers.
+
+    Raises:
+        ValueError: naming `what`.
+    """
+    if not isinstance(numbers, tuple | list) or not all(isinstance(i, (int, np.integer)) for i in numbers):
+        raise ValueError(f"{what} must be a tuple of numbers of arguments, such as (1,), but is {numbers!r}")
 
 
 def cotangent_like(out: Any, delta: Leaves) -> Any:

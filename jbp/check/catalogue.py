@@ -194,7 +194,7 @@ def _fading(steps: Any) -> Any:
 
 
 def _of_optimizer(name: str, ours: Any, theirs: Any) -> Item:
-    return Item("optimiser", name, lambda dtype, seed, _: optimizer(ours, theirs, dtype=dtype, key=seed))
+    return Item("optimiser", name, lambda dtype, seed, _: optimizer(ours, theirs, dtype=dtype, key=seed, nones=True))
 
 
 _OPTIMISERS = tuple(

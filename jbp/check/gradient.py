@@ -13,10 +13,20 @@ from jbp.backprop import Mask, backward, forward, value_and_grad
 from jbp.check.compare import PRECISION, called, compare, explain, fact, largest, problem
 from jbp.check.compiled import compiled
 from jbp.check.finite_differences import finite_differences
-from jbp.check.kinks import after_moving, at_kink, moved
+from jbp.check.kinks import after_moving, at_kink, moved, no_excuse, outside, spans
 from jbp.check.report import Report
-from jbp.check.tolerance import DEEP, EXACT, Level
-from jbp.check.trees import as_key, cast, check_finite, floats_of, is_float, paths, split
+from jbp.check.tolerance import DEEP, EXACT, Level, check_level
+from jbp.check.trees import (
+    as_key,
+    cast,
+    check_finite,
+    floats_of,
+    is_float,
+    paths,
+    refuse_classes,
+    refuse_complex,
+    split,
+)
 from jbp.layer import Layer
 from jbp.losses import Loss
 from jbp.pairs import contract, weigh
@@ -63,6 +73,9 @@ def gradient(
     if isinstance(net, type) or not isinstance(net, Layer) or not isinstance(loss, Loss):
         raise ValueError(f"check.gradient takes a net and a loss, but got {net!r} and {loss!r}")
     key = None if key is None else as_key(key)
+    check_level(level)
+    refuse_complex("params", params)
+    refuse_complex("x", x)
     n = _check_data(params, x, y, weights)
     mask = Mask.of(trainable)
     trained = _trained(mask, params)
@@ -113,6 +126,8 @@ def _run(
             (value, grads), (expected_value, expected), each = compiled(program)(leaves, x, y, weights)
     except Exception as error:
         return Report(subject, (problem("runs", "value_and_grad", explain(error)),))
+    if not np.isfinite(np.asarray(value).astype(np.float64)).all():
+        _check_classes(y, jax.eval_shape(lambda p, x: forward(net, p, x, key)[0], params, x), weights)
     names = [p for p, leaf in zip(paths(params, "params"), jax.tree.leaves(params), strict=True) if is_float(leaf)]
     same = jax.tree.structure(grads) == jax.tree.structure(params)
     entries = [fact("tree", "gradient", "protocol", same, "the gradient has another tree than params")]
@@ -132,9 +147,17 @@ def _run(
         )
     failed = any(entry.law == "= jax.grad" and entry.verdict == "fail" for entry in entries)
     if failed and may_move and at_kink(lambda p, data: scalar(p, *data), leaves, (x, y, weights), (0,)):
+        kept = no_excuse(entries)
+
+        def slopes(leaves: Any, data: Any) -> Any:
+            one = lambda i: jax.grad(lambda p: scalar(p, *data)[1][i])(leaves)  # noqa: E731
+            return lax.map(one, jnp.arange(n))
+
+        allowed = [span.summed() for span in spans(slopes, leaves, (x, y, weights), (0,))]
+        kept += outside(names, _those(trained, made), allowed)
         beside = rebuild(moved(leaves, (0,)))
         report = _run(net, loss, by_hand, trained, beside, x, y, key, weights, n, level, differences, may_move=False)
-        return after_moving(report, "params")
+        return after_moving(report, "params", kept)
     if differences:
 
         def gradient_at(leaves: Any, data: Any) -> Any:
@@ -207,6 +230,13 @@ def _silent(weights: Any, tree: Any) -> Any:
         return jnp.where(w == 0, jnp.zeros_like(a), a)
 
     return jax.tree.map(one, tree)
+
+
+def _check_classes(y: Any, output: Any, weights: Any) -> None:
+    """Refuse classes that there are not, in rows whose weight is not 0."""
+    if jnp.issubdtype(jnp.result_type(y), jnp.integer) and jnp.shape(y) == output.shape[:-1]:
+        rows = slice(None) if weights is None else np.flatnonzero(np.asarray(weights))
+        refuse_classes("y", np.asarray(y)[rows], output.shape[-1])
 
 
 def _check_data(params: Any, x: Any, y: Any, weights: Any) -> int:

@@ -11,6 +11,7 @@ Everything is read off `jbp.forward` and `jbp.backward`, so a leaf and a whole n
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import jax
@@ -25,14 +26,16 @@ from jbp.check.compare import PRECISION, compare, explain, largest, problem, ski
 from jbp.check.compiled import compiled
 from jbp.check.report import Entry
 from jbp.check.tolerance import EXACT, Level
-from jbp.check.trees import Leaves, entropy, floats_of, is_float, normal, paths, split
+from jbp.check.trees import Leaves, cast, entropy, floats_of, is_float, normal, nudged, paths, split
 from jbp.combine import Combinator
 from jbp.layer import Layer
-from jbp.pairs import is_pair
+from jbp.pairs import is_pair, weigh
 
 DIRECTIONS = 3
 A, B = 0.75, -1.5
 """The factors of the linear law: exact in every float type."""
+SCALES = (8.0, 1000.0)
+"""What the inputs are multiplied by besides: normals alone never reach where a function saturates or overflows."""
 
 
 def couples(layer: Layer) -> bool:
@@ -41,13 +44,13 @@ def couples(layer: Layer) -> bool:
     return bool(getattr(layer, "couples_batch", False)) or any(couples(child) for child in inside)
 
 
-def output_of(layer: Layer, params: Any, x: Any, key: Any) -> Any:
+def output_of(layer: Layer, params: Any, x: Any, key: Any, weights: Any = None) -> Any:
     """The function of the differentiable leaves of (params, x) that autodiff and differences look at."""
     leaves, rebuild = split((params, x))
 
     def output(floats: Leaves) -> Any:
         p, x = rebuild(floats)
-        return forward(layer, p, x, key)[0]
+        return forward(layer, p, x, key, weights)[0]
 
     return leaves, output
 
@@ -59,8 +62,10 @@ def gradients_of(layer: Layer, params: Any, x: Any, key: Any, delta: Any) -> Lea
     return [*floats_of(sums, params), *([delta_x] if is_float(x) else [])]
 
 
-def laws(layer: Layer, params: Any, x: Any, key: Any, seed: Any, level: Level, mode: str) -> list[Entry]:
-    """The entries of every numerical law in one mode."""
+def laws(
+    layer: Layer, params: Any, x: Any, key: Any, seed: Any, level: Level, mode: str, scales: tuple[float, ...] = ()
+) -> list[Entry]:
+    """The entries of every numerical law in one mode; against autodiff also at x times each of the scales."""
     n = x.shape[0]
     y = jax.eval_shape(lambda p, x, k: forward(layer, p, x, k)[0], params, x, key)
     delta, other = (normal(entropy(seed, 4, i), jax.ShapeDtypeStruct(y.shape, y.dtype)) for i in (0, 1))
@@ -88,14 +93,64 @@ def laws(layer: Layer, params: Any, x: Any, key: Any, seed: Any, level: Level, m
             **({"loop": _loop(layer, params, x, key, delta)} if loops else {}),
         }
 
+    deltas = jnp.stack([delta, other, A * delta + B * other])
     try:
         with jax.default_matmul_precision(PRECISION):
-            r = compiled(program)(params, x, key, jnp.stack([delta, other, A * delta + B * other]), v) | {"v": v}
+            run = compiled(program)
+            r = run(params, x, key, deltas, v) | {"v": v}
+            far = [(scale, run(params, jnp.asarray(scale, x.dtype) * x, key, deltas, v)) for scale in scales]
     except Exception as error:
         return [problem("runs", f"under jit{mode}", explain(error))]
     if not np.isfinite(np.asarray(r["y"]).astype(np.float64)).all():
         return [problem("finite", f"y{mode}", "forward makes NaN or inf of finite input", "only NaN or inf in y")]
-    return _Verdicts(layer, params, x, key, delta, level, mode, r).entries(loops)
+    verdicts = _Verdicts(layer, params, x, key, delta, level, mode, r)
+    entries = verdicts.entries(loops)
+    for scale, there in far:
+        entries += verdicts.far(scale, there)
+    return entries
+
+
+def weighted(layer: Layer, params: Any, x: Any, key: Any, seed: Any, level: Level, mode: str) -> list[Entry]:
+    """A layer or net that couples the examples, by hand against jax.vjp, with weights of which one is 0."""
+    law, n = "= vjp, with weights", len(x)
+    y = jax.eval_shape(lambda p, x, k: forward(layer, p, x, k)[0], params, x, key)
+    delta = normal(entropy(seed, 4, 0), jax.ShapeDtypeStruct(y.shape, y.dtype))
+    w = np.random.default_rng(entropy(seed, 10)).uniform(0.5, 2.0, n)
+    w[n // 2] = 0.0 if n > 1 else w[0]
+    w = jnp.asarray(w.astype(y.dtype))
+
+    def program(params: Any, x: Any, key: Any, delta: Any, w: Any) -> Any:
+        delta = weigh(w, delta)
+        _, saved = forward(layer, params, x, key, w)
+        leaves, output = output_of(layer, params, x, key, w)
+        return by_hand(layer, params, x, saved, delta), jax.vjp(output, leaves)[1](delta)[0]
+
+    try:
+        with jax.default_matmul_precision(PRECISION):
+            found, expected = compiled(program)(params, x, key, delta, w)
+    except Exception as error:
+        return [problem("runs", f"with weights{mode}", explain(error))]
+    names = [p for p, a in zip(paths(params, "params"), jax.tree.leaves(params), strict=True) if is_float(a)]
+    rows = list(zip(names, found["total"], expected, strict=False))
+    rows += [("delta_x", found["delta_x"], expected[-1])] if is_float(x) else []
+    return [
+        compare(law, name + mode, "autodiff", a, e, level, source=largest(delta) * float(w.max()))
+        for name, a, e in rows
+    ]
+
+
+def _autodiff(layer: Layer, params: Any, x: Any, delta: Any, key: Any) -> Any:
+    """The gradients in each differentiable leaf of (params, x), and each example's."""
+    n = len(x)
+    mask = jnp.eye(n, dtype=delta.dtype).reshape(n, n, *(1,) * (delta.ndim - 1))
+
+    def program(params: Any, x: Any, delta: Any) -> Any:
+        leaves, output = output_of(layer, params, x, key)
+        pull = jax.vjp(output, leaves)[1]
+        return pull(delta)[0], lax.map(lambda row: pull(row * delta)[0], mask)
+
+    with jax.default_matmul_precision(PRECISION):
+        return compiled(program)(params, x, delta)
 
 
 def by_hand(layer: Layer, params: Any, x: Any, saved: Any, delta: Any) -> dict[str, Any]:
@@ -144,6 +199,7 @@ class _Verdicts:
         self.sizes |= {f"the size of axis {i} of one output": s for i, s in enumerate(delta.shape[1:])}
         self.sizes |= {"the number of outputs": delta[0].size, "batch size × outputs": delta.size}
         self.source = largest(delta)
+        self._known: list[Any] | None = None
         self.constant = self._constants()
 
     def entries(self, loops: bool) -> list[Entry]:
@@ -172,17 +228,50 @@ class _Verdicts:
                 continue
             each = r["autodiff_each"][i]
             clues = clues_for(self, i)
+            options: dict[str, Any] = {"clues": clues, "twins": lambda i=i: [each[i] for _, each in self._twins()]}
             if not coupled:
-                entries.append(self.compare("= vjp, each example", name, "autodiff", r["each"][i], each, clues=clues))
-            entries.append(
-                self.compare(
-                    "= vjp", name, "autodiff", r["total"][i], r["autodiff"][i], terms=largest(each), clues=clues
-                )
-            )
+                entries.append(self.compare("= vjp, each example", name, "autodiff", r["each"][i], each, **options))
+            options |= {"terms": largest(each), "twins": lambda i=i: [total[i] for total, _ in self._twins()]}
+            entries.append(self.compare("= vjp", name, "autodiff", r["total"][i], r["autodiff"][i], **options))
         if is_float(self.x):
-            expected, clues = r["autodiff"][len(self.names)], clues_for(self, None)
-            entries.append(self.compare("= vjp", "delta_x", "autodiff", r["delta_x"], expected, clues=clues))
+            options = {"clues": clues_for(self, None), "twins": lambda: [total[-1] for total, _ in self._twins()]}
+            expected = r["autodiff"][len(self.names)]
+            entries.append(self.compare("= vjp", "delta_x", "autodiff", r["delta_x"], expected, **options))
         return entries
+
+    def far(self, scale: float, r: Any) -> list[Entry]:
+        """By hand against jax.vjp at large inputs, where autodiff has a number.
+
+        One rounding of x moves everything there by eps · |x|, so that is the scale.
+        """
+        law, mode, x = "= vjp", f"{self.mode} (x·{scale:g})", scale * largest(self.x)
+        if not np.isfinite(np.asarray(r["y"]).astype(np.float64)).all():
+            return [skipped(law, f"y{mode}", "autodiff", "forward makes NaN or inf of inputs this large")]
+        rows = list(zip(self.names, r["total"], r["autodiff"], r["autodiff_each"], strict=False))
+        rows = [row for i, row in enumerate(rows) if i not in self.constant]
+        rows += [("delta_x", r["delta_x"], r["autodiff"][-1], r["autodiff"][-1])] if is_float(self.x) else []
+        entries = []
+        for name, found, want, parts in rows:
+            known = np.isfinite(np.asarray(want).astype(np.float64))
+            if not known.any():
+                entries.append(skipped(law, name + mode, "autodiff", "autodiff gives NaN or inf at inputs this large"))
+                continue
+            found, want = (np.where(known, np.asarray(a), 0).astype(want.dtype) for a in (found, want))
+            parts = np.where(np.isfinite(np.asarray(parts)), np.asarray(parts), 0)
+            terms = max(largest(want), largest(parts), self.source) * max(1.0, x)
+            entries.append(compare(law, name + mode, "autodiff", found, want, self.level, terms=terms))
+        return entries
+
+    def _twins(self) -> list[Any]:
+        """What autodiff gives at a point a rounding away, and in float64 where it can be run there."""
+        if self._known is None:
+            near = nudged((self.params, self.x, self.delta), (0,))
+            self._known = [_autodiff(self.layer, *near, self.key)]
+            if self.key is None:  # in float64 a key may draw other numbers
+                with contextlib.suppress(Exception), jax.enable_x64(True):
+                    wide = cast((self.params, self.x, self.delta), jnp.float64)
+                    self._known.append(_autodiff(self.layer, *wide, None))
+        return self._known
 
     def adjoint(self) -> list[Entry]:
         """⟨J v, δₙ⟩ = ⟨v, backward(δₙ)⟩ for each example n, or for the batch where examples are coupled."""

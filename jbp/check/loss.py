@@ -15,13 +15,15 @@ from jbp.check.compiled import compiled
 from jbp.check.complex_step import complex_step
 from jbp.check.finite_differences import finite_differences
 from jbp.check.report import Entry, Report
-from jbp.check.tolerance import ELEMENTWISE, MATMUL, Level
-from jbp.check.trees import as_key, cast, check_finite, entropy, is_float, normal
+from jbp.check.tolerance import ELEMENTWISE, MATMUL, Level, check_level
+from jbp.check.trees import as_dtype, as_key, cast, check_finite, entropy, is_float, normal, refuse_classes
 from jbp.layer import as_count, as_shape
 from jbp.losses import Loss
 
 KINDS = ("classes", "distribution", "values", "masses")
 EXTREME = 1e4
+SCALES = (10.0, 100.0, EXTREME)
+"""What logits are multiplied by besides, to see δ where the probabilities are all but 0 and 1."""
 
 
 def loss(
@@ -39,7 +41,8 @@ def loss(
     """Check the laws of `jbp.losses.Loss`, for every kind of target named, or else for every kind it takes.
 
         δ = ∂value/∂output · Σᵥ sᵥ sᵥᵀ = ∂²value/∂output² (if there is a `sqrt_hessian`) · jit = eager · vmap = loop ·
-        on logits: finite at ±10⁴ · on probabilities: at probability 0 the value is inf, or finite, never NaN
+        on logits: δ at 10, 100 and 10⁴ times as large, finite at ±10⁴ · on probabilities: at probability 0 the value is
+        inf, or finite where the target is 0 too, never NaN
 
     Args:
         loss: what to check.
@@ -61,12 +64,13 @@ def loss(
     """
     if isinstance(loss, type) or not isinstance(loss, Loss):
         raise ValueError(f"check.loss takes a loss (an instance of jbp.losses.Loss), but got {loss!r}")
-    dtype = jnp.dtype(dtype or (jnp.float64 if jax.config.read("jax_enable_x64") else jnp.float32))
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"dtype must be a floating-point type, but is {dtype}")
+    dtype = as_dtype(dtype)
+    check_level(level)
     shape, n = as_shape(shape), as_count(batch, "the batch")
     if output is not None and not isinstance(output, str):
         shape, n = as_shape(jnp.shape(output)[1:]), as_count(jnp.shape(output)[0], "the batch")
+        if not jnp.issubdtype(jnp.result_type(output), jnp.floating):
+            raise ValueError(f"output must be of floats, but is {jnp.result_type(output)}: convert it")
         check_finite("output", output)
     subject = f"{called(loss)} on {list(shape)}, {dtype}"
     kinds, entries = _kinds(loss, target, shape, dtype)
@@ -88,6 +92,8 @@ def loss(
                 continue
             if differences:
                 entries += _slopes(loss, p, y, mode, entropy(seed, 2))
+            if domain == "logits" and (output is None or isinstance(output, str)):
+                entries += _far(run, p, y, level, mode)
             entries += _extremes(run, p, y, domain, mode)
     return Report(subject, tuple(entries))
 
@@ -127,7 +133,7 @@ def _laws(run: _Programs, p: Any, y: Any, level: Level, mode: str) -> list[Entry
         return [problem("runs", f"value, delta{mode}", explain(error))]
     n, k = p.shape[0], p.shape[-1] if p.ndim > 1 else 1
     sizes = {"the number of outputs k": k, "the number of positions": p[0].size // k, "the batch size": n}
-    terms = max(1.0, largest(grads)) if largest(grads) < 1e-3 else largest(grads)
+    _check_classes(y, values, p.shape[-1] if p.ndim > 1 else 0)
     found = np.asarray(p).astype(np.float64)
 
     def clues() -> Mapping[str, Any]:
@@ -146,12 +152,38 @@ def _laws(run: _Programs, p: Any, y: Any, level: Level, mode: str) -> list[Entry
             "dtypes", f"value{mode}", "protocol", values.dtype == p.dtype, f"value is {values.dtype}, output {p.dtype}"
         ),
         fact("dtypes", f"delta{mode}", "protocol", delta.dtype == p.dtype, f"delta is {delta.dtype}, output {p.dtype}"),
-        compare("= derivative", f"delta{mode}", "autodiff", delta, grads, level, terms=terms, sizes=sizes, clues=clues),
+        compare("= derivative", f"delta{mode}", "autodiff", delta, grads, level, source=1.0, sizes=sizes, clues=clues),
         compare("vmap = loop", f"value{mode}", "loop", values, looped, level),
         compare("jit = eager", f"value{mode}", "eager", values[0], alone_value, level, terms=largest(values)),
-        compare("jit = eager", f"delta{mode}", "eager", delta[0], alone_delta, level, terms=terms),
+        compare("jit = eager", f"delta{mode}", "eager", delta[0], alone_delta, level, terms=largest(delta), source=1.0),
         _hessian(run, p, y, mode, sizes),
     ]
+
+
+def _far(run: _Programs, p: Any, y: Any, level: Level, mode: str) -> list[Entry]:
+    """δ at large logits, where autodiff of the value is finite; one rounding of an output o is eps · |o| there."""
+    if jnp.finfo(p.dtype).bits < 32:
+        return []
+    entries = []
+    for scale in SCALES:
+        path = f"delta{mode} (output·{scale:g})"
+        values, delta, grads, _ = (np.asarray(a) for a in run.laws(jnp.asarray(scale, p.dtype) * p, y))
+        known = np.isfinite(grads) & np.isfinite(values).reshape(-1, *(1,) * (grads.ndim - 1))
+        if not known.any():
+            why = "autodiff of the value is not finite at outputs this large"
+            entries.append(skipped("= derivative", path, "autodiff", why))
+            continue
+        delta, grads = (np.where(known, a, np.zeros_like(a)) for a in (delta, grads))
+        terms = max(1.0, largest(grads)) * max(1.0, scale * largest(p))
+        entries.append(compare("= derivative", path, "autodiff", delta, grads, level, terms=terms))
+    return entries
+
+
+def _check_classes(y: Any, values: Any, k: int) -> None:
+    """Refuse classes that there are not, where the value has no number for them."""
+    wrong = ~np.isfinite(np.asarray(values).astype(np.float64))
+    if wrong.any() and k and jnp.issubdtype(jnp.result_type(y), jnp.integer):
+        refuse_classes("target", np.asarray(y)[wrong], k)
 
 
 def _slopes(loss: Loss, p: Any, y: Any, mode: str, seed: Any) -> list[Entry]:
@@ -196,10 +228,13 @@ def _extremes(run: _Programs, p: Any, y: Any, domain: str, mode: str) -> list[En
         edge = jnp.where(jnp.asarray(signs) > 0, p, jnp.zeros_like(p))
     # Constant outputs too, where a softmax has nothing to tell the classes apart by.
     edges = [edge, jnp.full_like(p, EXTREME), jnp.full_like(p, -EXTREME)] if domain == "logits" else [edge, p * 0]
+    pairs = [(e, y) for e in edges]
+    if domain == "probabilities" and y.shape == p.shape:  # 0 · log 0 is 0: such a class takes no part
+        pairs.insert(0, (edge, jnp.where(edge == 0, jnp.zeros_like(y), y)))
     entries = []
     for name, batch in run.batch.items():
         try:
-            got = [np.asarray(batch(e, y)) for e in edges]
+            got = [np.asarray(batch(e, t)) for e, t in pairs]
         except NotImplementedError:
             continue
         except Exception as error:

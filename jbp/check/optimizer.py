@@ -1,6 +1,7 @@
 """`jbp.check.optimizer`: the same trajectory from the same random gradients, step by step.
 
-Converging proves nothing: Adam without its bias correction and a damped momentum converge too. Ten random gradients do.
+Converging proves nothing: Adam without its bias correction and a damped momentum converge too. Thirty random gradients
+of very different sizes do.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from jax import Array
 from jbp.check.compare import compare, explain, fact, problem, skipped
 from jbp.check.compiled import compiled
 from jbp.check.report import Entry, Report
-from jbp.check.tolerance import ELEMENTWISE, Level
-from jbp.check.trees import as_key, cast, check_finite, dtype_of, entropy, is_float, normal, paths
+from jbp.check.tolerance import ELEMENTWISE, Level, check_level
+from jbp.check.trees import as_dtype, as_key, cast, check_finite, dtype_of, entropy, is_float, normal, paths
 from jbp.layer import as_count
 
 
@@ -27,30 +28,30 @@ def optimizer(
     theirs: optax.GradientTransformation,
     *,
     params: Any = None,
-    steps: int = 10,
+    steps: int = 30,
     key: int | Array = 0,
     dtype: Any = None,
     level: Level = ELEMENTWISE,
-    nones: bool = True,
+    nones: bool = False,
 ) -> Report:
     """Check that `ours` takes the steps of `theirs`, the reference, from the same random gradients.
 
         uₜ = u′ₜ and pₜ = p′ₜ for t = 1 … steps, leaf by leaf, each step on its own scale
 
-    The gradients are normal, their size changes from step to step by factors between 0.1 and 10, and the last but
-    one is zero. Each side follows its own parameters. Strict dtype and rank promotion are relaxed around `theirs`
-    alone, because optax needs it. Then one leaf's gradient stays None from the second step on, as frozen parameters
-    have it in optax: if `theirs` takes that, so must `ours`, with None for its update and the others as ever.
+    The gradients are normal, of size 10⁻³, 1 and 10³ in turn, the one in the middle 10⁴, and the last but one is zero.
+    Each side follows its own parameters. Strict dtype and rank promotion are relaxed around `theirs` alone, because
+    optax needs it. With `nones` one leaf's gradient then stays None from the second step on, as frozen parameters have
+    it in optax: if `theirs` takes that, so must `ours`, with None for its update and the others as ever.
 
     Args:
         ours: a `GradientTransformation`.
         theirs: the one it should equal.
         params: where to start; otherwise a matrix, a vector and a scalar of normals, and two empty subtrees.
-        steps: how many, at least 3: most mistakes show in the second.
+        steps: how many, at least 3: most mistakes show in the second, a trace that is cut or reset later.
         key: a seed or a key.
         dtype: of the default params; float64 where JAX has it enabled, else float32.
         level: the tolerance.
-        nones: whether to try a gradient None.
+        nones: whether to try a gradient None, which `jax.tree.map` over two trees does not take.
 
     Raises:
         ValueError: not optimisers, too few steps, no or non-finite params.
@@ -60,19 +61,25 @@ def optimizer(
             raise ValueError(f"{name} must be an optax GradientTransformation with init and update, but is {side!r}")
     if as_count(steps, "steps") < 3:
         raise ValueError(f"steps must be at least 3, for momentum to show, but is {steps}")
+    check_level(level)
     seed = entropy(as_key(key))
     if params is None:
-        dtype = jnp.dtype(dtype or (jnp.float64 if jax.config.read("jax_enable_x64") else jnp.float32))
+        dtype = as_dtype(dtype)
         shapes = {"bias": (5,), "gain": (), "weight": (7, 5)}
         params = normal(entropy(seed, 0), {k: jax.ShapeDtypeStruct(s, dtype) for k, s in shapes.items()})
         params |= {"empty": (), "nothing": None}
     elif dtype is not None:
-        params = cast(params, dtype)
+        params = cast(params, as_dtype(dtype))
     if not jax.tree.leaves(params) or not all(is_float(leaf) for leaf in jax.tree.leaves(params)):
         raise ValueError("params must hold arrays of floats, and at least one")
+    for path, leaf in zip(paths(params, "params"), jax.tree.leaves(params), strict=True):
+        if np.size(leaf) == 0:
+            raise ValueError(f"{path} is empty, of shape {np.shape(leaf)}: leave it out, there is nothing to move")
     check_finite("params", params)
     params = jax.tree.map(jnp.asarray, params)
-    sizes = [0.0 if t == steps - 2 else 10.0 ** (t % 3 - 1) for t in range(steps)]
+    sizes = [10.0 ** (3 * (t % 3) - 3) for t in range(steps)]
+    sizes[steps // 2] = 1e4
+    sizes[steps - 2] = 0.0
     drawn = [normal(entropy(seed, 1, t), params) for t in range(steps)]
     gradients = [jax.tree.map(lambda g, c=c: c * g, tree) for c, tree in zip(sizes, drawn, strict=True)]
 

@@ -42,6 +42,8 @@ def _one_example(layer: Layer, params: Any, x: Any, out_shape: Any, key: Any, mo
     y, saved = answer
     if not isinstance(y, jax.ShapeDtypeStruct):
         return [problem("protocol", f"forward{mode}", f"y must be one array, but is {_kind(y)}")]
+    if not jnp.issubdtype(y.dtype, jnp.floating):
+        return [problem("protocol", f"forward{mode}", f"y must be of real floats, but is {_kind(y)}")]
     entries = [_announced(y.shape, out_shape, f"y{mode}")]
     try:
         answer = jax.eval_shape(layer.backward, params, saved, y)
@@ -63,6 +65,8 @@ def _batch(layer: Layer, params: Any, x: Any, out_shape: Any, key: Any, mode: st
         y, saved = jax.eval_shape(lambda p, x, k: forward(layer, p, x, k), params, x, key)
     except Exception as error:
         return [problem("runs", f"jbp.forward{mode}", explain(error))]
+    if not isinstance(y, jax.ShapeDtypeStruct) or not jnp.issubdtype(y.dtype, jnp.floating):
+        return [problem("protocol", f"jbp.forward{mode}", f"y must be one array of real floats, but is {_kind(y)}")]
     entries = [_announced(y.shape, (x.shape[0], *out_shape), f"y{mode}")]
     try:
         delta_x, pairs = jax.eval_shape(lambda p, s, d: backward(layer, p, s, d), params, saved, y)

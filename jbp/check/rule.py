@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import jax
@@ -14,10 +17,10 @@ from jbp.check.compare import PRECISION, compare, explain, fact, largest, proble
 from jbp.check.compiled import compiled
 from jbp.check.complex_step import complex_step
 from jbp.check.finite_differences import finite_differences
-from jbp.check.kinks import after_moving, at_kink, moved
+from jbp.check.kinks import after_moving, at_kink, moved, no_excuse, outside, spans
 from jbp.check.report import Entry, Report
 from jbp.check.tolerance import EXACT, Level
-from jbp.check.trees import as_key, dtype_of, entropy, is_float, paths
+from jbp.check.trees import Leaves, as_key, cast, dtype_of, entropy, is_float, nudged, paths, refuse_complex
 
 A, B = 0.75, -1.5
 """The factors of the linear law."""
@@ -42,6 +45,10 @@ def check_rule(
         out = jax.eval_shape(lambda p: primal(*arguments.rebuilt(p)), floats)
     except Exception as error:
         return Report(subject, (problem("runs", "f", f"does not trace: {explain(error)}"),))
+    refuse_complex("f's output", out)
+    for path, leaf in zip(paths(out, "f's output"), jax.tree.leaves(out), strict=True):
+        if leaf.size == 0:
+            raise ValueError(f"{path} is empty, of shape {leaf.shape}: there would be nothing to check")
     deltas = [arguments.random_delta(entropy(seed, i), out) for i in (0, 1)]
     if not deltas[0]:
         raise ValueError("f returns nothing that can be differentiated: there would be nothing to check")
@@ -88,13 +95,16 @@ def check_rule(
         derivative = _autodiff(primal if autodiff else None, reference, arguments, deltas[0], found, out_found, level)
     entries += derivative
     plain = reference or primal
+    if not differences:
+        entries += _trusted(plain, arguments)
     failed = any(entry.law == "= vjp" and entry.verdict == "fail" for entry in derivative)
     if failed and not is_moved and at_kink(_slope_of(plain, arguments), arguments.floats, deltas[0], seed):
         beside = replace(arguments, floats=moved(arguments.floats, seed))
+        kept = [*no_excuse(entries), *_outside(plain, arguments, found, deltas[0], seed)]
         report = check_rule(
             subject, primal, by_hand, beside, reference, key, level, differences, autodiff, is_moved=True
         )
-        return after_moving(report, "args")
+        return after_moving(report, "args", kept)
     if differences or not any(e.compared for e in derivative):
         entries += _slopes(plain, by_hand, arguments, deltas[0], seed)
     return Report(subject, tuple(entries))
@@ -123,7 +133,8 @@ def _autodiff(
         stacked = [
             jnp.stack(list(c)).astype(kind) for c, kind in zip(zip(*candidates, strict=True), kinds, strict=True)
         ]
-        value, gradients = compiled(program)(floats, stacked)
+        run = compiled(program)
+        value, gradients = run(floats, stacked)
     except Exception as error:
         why = f"autodiff cannot differentiate it: {explain(error)}"
         if reference is not None:
@@ -131,6 +142,7 @@ def _autodiff(
         return [skipped("= vjp", name, oracle, why) for name in arguments.names]
     entries = _outputs(out, value, "the reference", level) if reference is not None else []
     source = max(largest(d) for d in delta)
+    twins = _twins(run, arguments.floats, floats, delta, stacked)
     for i, (name, mine, leaf) in enumerate(zip(arguments.names, found, arguments.floats, strict=True)):
         right = gradients[i][0]
         clues = _clues(names, gradients[i], delta, leaf, out)
@@ -141,10 +153,63 @@ def _autodiff(
         }
         entries.append(
             compare(
-                "= vjp", name, oracle, mine, right, level, dtype=leaf.dtype, source=source, sizes=sizes, clues=clues
+                "= vjp",
+                name,
+                oracle,
+                mine,
+                right,
+                level,
+                dtype=leaf.dtype,
+                source=source,
+                twins=lambda i=i: [gradients[i][0] for gradients in twins()],
+                sizes=sizes,
+                clues=clues,
             )
         )
     return entries
+
+
+def _trusted(plain: Any, arguments: Arguments) -> list[Entry]:
+    """An entry that says whose rules autodiff took on trust, where there are no differences that would not."""
+    try:
+        traced = jax.make_jaxpr(lambda p: plain(*arguments.rebuilt(p)))(arguments.floats)
+    except Exception:  # what does not trace has been told so
+        return []
+    names = sorted(set(_custom(traced.jaxpr)))
+    if not names:
+        return []
+    why = f"autodiff takes the custom rules of {', '.join(names)} on trust: differences=True does not"
+    return [skipped("= vjp", "f", "finite differences", why)]
+
+
+def _custom(jaxpr: Any) -> Iterator[str]:
+    """The names of the functions with a rule of their own, in sub-programs too."""
+    for eqn in jaxpr.eqns:
+        inside = [getattr(p, "jaxpr", p) for p in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr)]
+        inside = [inner for inner in inside if hasattr(inner, "eqns")]
+        if eqn.primitive.name.startswith(("custom_vjp_call", "custom_jvp_call")):
+            yield next((getattr(inner.debug_info, "func_name", "f") for inner in inside), "f").split(" at ")[0]
+        for inner in inside:
+            yield from _custom(inner)
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return hasattr(value, "eqns")
+
+
+def _twins(run: Any, given: Leaves, floats: Leaves, delta: Leaves, deltas: Leaves) -> Any:
+    """What the oracle gives at a point a rounding of the given arguments away, and in float64 where it can be run."""
+
+    @cache
+    def twins() -> list[Any]:
+        point, near = nudged((given, delta), (0,))
+        near = [jnp.broadcast_to(d, a.shape).astype(a.dtype) for d, a in zip(near, deltas, strict=True)]
+        found = [run([p.astype(f.dtype) for p, f in zip(point, floats, strict=True)], near)[1]]
+        with contextlib.suppress(Exception), jax.enable_x64(True):
+            found.append(run(cast(floats, jnp.float64), cast(deltas, jnp.float64))[1])
+        return found
+
+    return twins
 
 
 def _candidates(delta: Any) -> tuple[list[str], list[Any]]:
@@ -207,6 +272,17 @@ def _slopes(plain: Any, by_hand: Any, arguments: Arguments, delta: Any, seed: An
 
     entries = finite_differences(function, gradient, arguments.floats, delta, arguments.names, seed)
     return entries + complex_step(function, gradient, arguments.floats, delta, arguments.names, seed)
+
+
+def _outside(plain: Any, arguments: Arguments, found: Any, delta: Any, seed: Any) -> list[Entry]:
+    """The cotangents that lie outside the span of the slopes around a kink."""
+    function = _slope_of(plain, arguments)
+
+    def slopes(floats: Any, delta: Any) -> Any:
+        return jax.grad(lambda p: function(p, delta)[0])(floats)
+
+    allowed = spans(slopes, arguments.floats, delta, seed)
+    return outside(arguments.names, found, allowed, source=max(largest(d) for d in delta))
 
 
 def _outputs(found: Any, expected: Any, whose: str, level: Level) -> list[Entry]:

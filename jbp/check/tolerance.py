@@ -57,6 +57,16 @@ LEVELS = (
 )
 
 
+def check_level(level: Level) -> None:
+    """Refuse a tolerance that is no level of the table.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    if not isinstance(level, Level):
+        raise ValueError(f"level must be one of jbp.check.tolerance, such as MATMUL, but is {level!r}")
+
+
 def eps(dtype: np.dtype | type) -> float:
     """The distance from 1 to the next number of `dtype`."""
     return float(jnp.finfo(dtype).eps)

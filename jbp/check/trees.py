@@ -16,8 +16,44 @@ Leaves = list[Any]
 
 
 def as_key(key: int | Array) -> Array:
-    """A PRNG key, from one or from a seed."""
-    return jax.random.key(key) if isinstance(key, (int, np.integer)) else key
+    """A PRNG key, from one or from a seed.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
+        return jax.random.key(key)
+    shape = jnp.shape(key) if hasattr(key, "dtype") else None
+    raw = shape is not None and not is_key(key) and jnp.issubdtype(key.dtype, jnp.unsignedinteger)
+    if shape is None or not ((is_key(key) and shape == ()) or (raw and len(shape) == 1)):
+        raise ValueError(f"key must be a seed or one key from jax.random.key(seed), but is {key!r}")
+    return key
+
+
+def as_dtype(dtype: Any) -> Any:
+    """The floating-point type that is named; float64 where JAX has it enabled, else float32, if none is.
+
+    Raises:
+        ValueError: if it is no real floating-point type.
+    """
+    try:
+        kind = jnp.dtype(dtype or (jnp.float64 if jax.config.read("jax_enable_x64") else jnp.float32))
+    except TypeError as error:
+        raise ValueError(f"dtype must be a floating-point type such as 'float32', but is {dtype!r}") from error
+    if not jnp.issubdtype(kind, jnp.floating):
+        raise ValueError(f"dtype must be a floating-point type, but is {kind}: integer input goes in as x")
+    return kind
+
+
+def refuse_complex(name: str, tree: Any) -> None:
+    """Refuse complex numbers, whose derivative has more than one convention.
+
+    Raises:
+        ValueError: naming the leaf.
+    """
+    for path, leaf in zip(paths(tree, name), jax.tree.leaves(tree), strict=True):
+        if (hasattr(leaf, "dtype") or is_number(leaf)) and jnp.issubdtype(dtype_of(leaf), jnp.complexfloating):
+            raise ValueError(f"{path} is {dtype_of(leaf)}, but complex is not supported: check its real parts")
 
 
 def dtype_of(leaf: Any) -> Any:
@@ -86,6 +122,30 @@ def normal(seed: Any, tree: Any) -> Any:
 def cast(tree: Any, dtype: Any) -> Any:
     """Every floating-point leaf in `dtype`; the others as they are."""
     return jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(dtype) if is_float(leaf) else leaf, tree)
+
+
+def nudged(tree: Any, seed: Any) -> Any:
+    """Every floating-point entry moved by a rounding or two: times 1 ± eps, at random."""
+
+    def one(a: Any, sign: Any) -> Any:
+        step = 1 + jnp.finfo(a.dtype).eps * np.sign(np.asarray(sign).astype(np.float64))
+        return jnp.asarray((np.asarray(a).astype(np.float64) * step).astype(a.dtype))
+
+    leaves, structure = jax.tree.flatten(tree)
+    return jax.tree.unflatten(
+        structure, [one(a, normal(entropy(seed, i), a)) if is_float(a) else a for i, a in enumerate(leaves)]
+    )
+
+
+def refuse_classes(name: str, classes: Any, k: int) -> None:
+    """Refuse integers that are no classes 0…k−1.
+
+    Raises:
+        ValueError: naming the first.
+    """
+    wrong = [int(c) for c in np.asarray(classes).ravel() if not 0 <= c < k]
+    if wrong:
+        raise ValueError(f"{name} must hold classes 0…{k - 1} of {k} outputs, but holds {wrong[0]}: correct the labels")
 
 
 def check_finite(name: str, tree: Any) -> None:

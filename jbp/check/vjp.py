@@ -14,12 +14,12 @@ from typing import Any
 import jax
 from jax import Array
 
-from jbp.check.arguments import Arguments, cotangent_like
+from jbp.check.arguments import Arguments, check_numbers, cotangent_like
 from jbp.check.compare import PRECISION, compare, explain, largest, problem
 from jbp.check.compiled import compiled
 from jbp.check.report import Entry, Report
 from jbp.check.rule import check_rule
-from jbp.check.tolerance import MATMUL, Level
+from jbp.check.tolerance import MATMUL, Level, check_level
 from jbp.check.trees import as_key
 
 
@@ -60,6 +60,7 @@ def vjp(
     for name, function in (("f", f), ("f_fwd", f_fwd), ("f_bwd", f_bwd)):
         if not callable(function):
             raise ValueError(f"{name} must be a function, but is {function!r}")
+    check_level(level)
     arguments = Arguments.of(args, nondiff_argnums, static_argnums)
     primal = _beneath(f)
 
@@ -96,6 +97,9 @@ def custom_vjp(
     """
     if not callable(f):
         raise ValueError(f"f must be a function, but is {f!r}")
+    check_level(level)
+    for what, numbers in (("nondiff_argnums", nondiff_argnums), ("static_argnums", static_argnums)):
+        check_numbers(what, numbers)
     subject = f"the custom VJP of {getattr(f, '__name__', repr(f))}"
     if isinstance(f, jax.custom_vjp):
         if f.fwd is None or f.bwd is None:

@@ -163,15 +163,21 @@ def _own(file: str, shape: str | None) -> tuple[Layer, tuple[int, ...]]:
     if not path or not name.isidentifier():
         raise ValueError(f"expected path/to/file.py:NAME, got {file!r}")
     source = existing_file(Path(path))
-    spec = importlib.util.spec_from_file_location(source.stem, source)
+    # Under a name of its own: the file may be called as a module that others need.
+    spec = importlib.util.spec_from_file_location(f"jbp_check_of_{source.stem}", source)
     if spec is None or spec.loader is None:
         raise ValueError(f"{path}: expected a Python file, a name that ends in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
+    folder = str(source.resolve().parent)
+    sys.path.insert(0, folder)  # as `python FILE` does, for the modules beside it
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{path}: could not be imported: {type(error).__name__}: {error}") from error
+    finally:
+        if folder in sys.path:
+            sys.path.remove(folder)
     if not hasattr(module, name):
         layers = [n for n, v in vars(module).items() if isinstance(v, Layer) or _is_layer_class(v)]
         raise ValueError(f"{path}: there is no {name!r} in it; its layers are {', '.join(layers) or 'none'}")
