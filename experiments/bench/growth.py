@@ -68,7 +68,8 @@ def measure_statistics(at: int, rounds: int) -> Row:
 def slope(rows: list[Row], name: str) -> float:
     """The exponent over the upper half of the sizes."""
     upper = [(row.facts["at"], row[name].value or 0.0) for row in rows[len(rows) // 2 :]]
-    return float(np.polyfit(*np.log(np.array(upper, float)).T, 1)[0])
+    sizes, costs = np.log(np.array(upper, float)).T
+    return float(np.polyfit(sizes, costs, 1)[0])
 
 
 def exponents(rows: list[Row]) -> list[Row]:
