@@ -183,6 +183,7 @@ def test_cross_entropy_at_zero_probability_is_infinite_and_never_nan(target):
     output, target = jnp.array([1.0, 0.0, 0.0]), jnp.asarray(target)
     assert losses.cross_entropy.value(output, target) == jnp.inf
     assert losses.cross_entropy.delta(output, target).tolist() == [0, -jnp.inf, 0]
+    assert losses.cross_entropy.sqrt_hessian(output, target).diagonal().tolist() == [0, jnp.inf, 0]
 
 
 @pytest.mark.parametrize("target", [3, 7, -1])
