@@ -20,7 +20,8 @@ import jbp
 import jbp.check
 from jbp import backprop, losses, optim
 from jbp.optim.momentum import _descend
-from jbp.pairs import Outer, Pair, Shift, Stack
+from jbp.pairs import Outer, Pair, Shift, Stack, is_pair
+from jbp.ties import _join
 
 GRADIENT: Any = sys.modules["jbp.check.gradient"]
 """The module; `jbp.check.gradient` is the function in it."""
@@ -134,6 +135,21 @@ def _flipped_scan(self: Any, visit: Any, params: Any, saved: Any, delta: Any) ->
 
     delta, found = lax.scan(body, delta, (params, stacks), length=self.n)
     return delta, jax.tree.map(Stack, found, is_leaf=lambda f: isinstance(f, Pair))
+
+
+def _both(own: Any, lent: Any) -> Any:
+    return _join((0,), (own, lent))
+
+
+def _reunited(join: Callable[[Any, Any], Any] = _both, lend: Callable[[Any], Any] = lambda p: p) -> Any:
+    """Tied.walk_backward of TWICE: join(what is found at the owner, at the borrower); lend(the owner's parameters)."""
+
+    def walk_backward(self: Any, visit: Any, params: Any, saved: Any, delta: Any) -> Any:
+        first, between, last = self.whole(params)
+        delta_x, (own, _, lent) = visit((), self.layer, (first, between, lend(last)), saved, delta)
+        return delta_x, (jax.tree.map(join, own, lent, is_leaf=is_pair), (), ())
+
+    return walk_backward
 
 
 def _rolled(self: Any, weights: Any = None) -> Any:
@@ -251,6 +267,7 @@ PAIRS = (
 S2 = jbp.serial(jbp.Dense(3), jbp.Dense(3))
 R, B = jbp.residual(jbp.Dense(3)), jbp.branch(jbp.Dense(3), jbp.tanh)
 C, L = jbp.branch(jbp.Dense(3), jbp.tanh, join="concat"), jbp.repeat(jbp.serial(jbp.Dense(3), jbp.tanh), 2)
+TWICE = jbp.tied(jbp.serial(jbp.Dense(3), jbp.tanh, jbp.Dense(3)), {2: 0})
 COMBINATORS = (
     _m("gradients in the order of the way back", "serial", EACH, "layer (3,)", S2,
        _through(S2, lambda d, dx, found: (dx, found[::-1]))),
@@ -267,6 +284,14 @@ COMBINATORS = (
     _m("scan in the wrong order", "repeat", EACH, "layer (3,)", L, wrong(L, walk_backward=_flipped_scan)),
     _m("another layer's slice of the stack", "repeat", EACH, "layer (3,)", L,
        _through(L, lambda d, dx, found: (dx, jax.tree.map(lambda a: jnp.roll(a, 1, 0), found)))),
+    _m("a borrower's gradient dropped", "tied", EACH, "layer (3,)", TWICE,
+       wrong(TWICE, walk_backward=_reunited(lambda own, lent: own))),
+    _m("the owner's gradient overwritten by a borrower's", "tied", EACH, "layer (3,)", TWICE,
+       wrong(TWICE, walk_backward=_reunited(lambda own, lent: lent))),
+    _m("the owner's gradient counted twice", "tied", EACH, "layer (3,)", TWICE,
+       wrong(TWICE, walk_backward=_reunited(lambda own, lent: _join((0,), (own, own, lent))))),
+    _m("the borrower carries δ back by another weight", "tied", EACH, "layer (3,)", TWICE,
+       wrong(TWICE, walk_backward=_reunited(lend=lambda p: p | {"weight": p["weight"].T}))),
 )
 SPINE = (
     _m("1/N missing", "value_and_grad", "= jax.grad", "gradient", NET, None, _grads(lambda g, n: g * n)),

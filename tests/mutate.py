@@ -1,25 +1,29 @@
 """Change one operator, sign, index or term at a time in everything that computes a derivative or a step.
 
-    python tests/mutate.py [--list] [--only TEXT] [--workers N]
+    python tests/mutate.py [--list] [--only TEXT] [--rest] [--workers N]
 
 Each mutant is one change in the syntax tree of one function. It is compiled in place of the right one, in a worker
 process with its own import of jbp, and the public checks that reach that function run until one fails; an exception
-or a time-out counts as caught. Finite differences are off: autodiff alone must do it. What survives must be in
-`mutate_survivors.EQUIVALENT` with the reason why it computes the same, or this program exits 1. When all have run
-(about four minutes of one core), the results go to experiments/results/mutants.json and docs/mutants.md.
+or a time-out counts as caught. Finite differences are off: autodiff alone must do it. What no check of derivatives can
+catch is of two kinds. Either it computes the same: then `mutate_survivors.EQUIVALENT` says why. Or it is another
+function, rightly differentiated: then `mutate_survivors.HELD` names a test that holds the right one, and the mutant is
+"held" if that test, which passes on the right code, fails on it. Anything else makes this program exit 1. When all
+have run (about ten minutes of one core), the results go to experiments/results/mutants.json and docs/mutants.md.
 """
 
 import argparse
 import ast
 import concurrent.futures
 import json
+import multiprocessing
 import os
 import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +36,23 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 RESULT = HERE.parent / "experiments" / "results" / "mutants.json"
 LIMIT = 90
 """Seconds for one mutant."""
+BEFORE_A_FRESH_ONE = 150
+"""Mutants in one process: thousands of compiled programs fill gigabytes."""
+SOUND: set[str] = set()
+"""The checks that the right code is known to pass, or that are being tried on it."""
 ACTIVATIONS = ("relu", "leaky_relu", "tanh", "sigmoid", "softmax", "softplus", "elu", "silu", "gelu")
 LOSSES = "squared_error l2_loss mean_squared_error softmax_cross_entropy sigmoid_binary_cross_entropy cross_entropy"
 # File -> function -> the checks that reach it, the most telling first.
 TARGETS: dict[str, dict[str, str]] = {
     "layers/activations.py": {
         **{f"{n.title().replace('_', '')}.pull": n for n in ACTIVATIONS},
-        "LeakyRelu.pull": "leaky_relu slope kink", "Softmax.pull": "softmax vector", "Elu.pull": "elu alpha",
-        "Silu.keep": "silu", "Gelu.keep": "gelu erf", "Activation.keep": "tanh", "Activation.backward": "tanh",
-        "Identity.backward": "identity",
+        "LeakyRelu.pull": "leaky_relu slope zero", "Softmax.pull": "softmax vector", "Elu.pull": "elu alpha zero",
+        "Relu.keep": "relu zero", "LeakyRelu.keep": "leaky_relu zero", "Silu.keep": "silu", "Gelu.keep": "gelu erf",
+        "Softmax.value": "softmax vector softmax_cross_entropy class2",  # the loss's δ is made of it
+        "Activation.keep": "tanh", "Activation.backward": "tanh", "Identity.backward": "identity",
     },
-    "layers/dense.py": {"Dense.backward": "dense dense3 unbiased"},
+    "layer.py": {"Sign.positive": "relu zero repeat@signs repeat@leaky", "Sign.shape": "relu"},
+    "layers/dense.py": {"Dense.backward": "dense dense3 unbiased", "_product": "dense dense3 unbiased"},
     "layers/dropout.py": {"Dropout.backward": "dropout", "Dropout._masked": "dropout rows"},
     "layers/flatten.py": {"Flatten.backward": "flatten"},
     "losses.py": {
@@ -51,9 +61,10 @@ TARGETS: dict[str, dict[str, str]] = {
         "SoftmaxCrossEntropy.delta": "softmax_cross_entropy softmax_cross_entropy@positions sums class2",
         "SoftmaxCrossEntropy.sqrt_hessian": "softmax_cross_entropy softmax_cross_entropy@positions sums class2",
         "_error": "squared_error l2_loss",
-        "_softmax": "softmax_cross_entropy softmax_cross_entropy@positions",
-        "_distribution": "softmax_cross_entropy cross_entropy class cross_entropy@class classes class2 "
-                         "cross_entropy@classes distribution sums",
+        **{f"CrossEntropy.{part}": "cross_entropy cross_entropy@class cross_entropy@classes cross_entropy@positions "
+                                   "certain" for part in ("delta", "sqrt_hessian")},
+        "_is_index": "softmax_cross_entropy class cross_entropy@class classes class2 distribution sums",
+        **dict.fromkeys(("_picked", "_added", "_places"), "class cross_entropy@class classes class2 narrow"),
         "_positions": "l2_loss@positions l2_loss",
         "_per_position": "l2_loss@positions l2_loss l2_loss@two",
         "_classes": "mean_squared_error mean_squared_error@positions scalar",
@@ -65,6 +76,7 @@ TARGETS: dict[str, dict[str, str]] = {
         "Branch.walk_backward": "branch concat concat@positions indices",
         "Repeat.walk_backward": "repeat repeat2 repeated",
         **{f"_Sharing.{n}": "repeat repeat2 repeat@output repeat@nothing" for n in ("whole", "distinct", "among")},
+        "_compact": "repeat@signs repeat@leaky repeat2",
         "_sum": "branch",
     },
     "pairs.py": {
@@ -93,11 +105,13 @@ SWAPS: dict[type, tuple[type, ...]] = {
     ast.Add: (ast.Sub,), ast.Sub: (ast.Add,), ast.Mult: (ast.Div,), ast.Div: (ast.Mult,), ast.Gt: (ast.GtE, ast.Lt),
     ast.GtE: (ast.Gt, ast.LtE), ast.Lt: (ast.LtE, ast.Gt), ast.LtE: (ast.Lt, ast.GtE), ast.Eq: (ast.NotEq,),
     ast.NotEq: (ast.Eq,), ast.Is: (ast.IsNot,), ast.IsNot: (ast.Is,), ast.And: (ast.Or,), ast.Or: (ast.And,),
+    ast.In: (ast.NotIn,), ast.NotIn: (ast.In,),
 }  # fmt: skip
 INSTEAD = {
     "maximum": "minimum", "minimum": "maximum", "sum": "mean", "mean": "sum", "exp": "expm1", "expm1": "exp",
     "log": "log1p", "sqrt": "square", "zeros_like": "ones_like", "ones_like": "zeros_like", "zeros": "ones",
-    "max": "min", "tanh": "sin", "logistic": "tanh",
+    "max": "min", "min": "max", "tanh": "sin", "logistic": "tanh", "reduce_max": "reduce_min",
+    "reduce_min": "reduce_max", "reduce_sum": "reduce_max", "scatter_add": "scatter_mul",
 }  # fmt: skip
 REFUSALS = ("same_shape", "no_params", "_expect_tuple", "_expect_stack", "_like", "check_weights",
             "check_learning_rate", "check_momentum", "_check")  # fmt: skip
@@ -128,18 +142,26 @@ def alternatives(node: ast.AST) -> list[tuple[str, ast.AST]]:
             out += [(f"{v} → {2 * v}", ast.Constant(2 * v)), (f"{v} → {v + 1}", ast.Constant(v + 1))]
         case ast.Attribute(value=a, attr="T"):
             out.append(("not transposed", a))
+        case ast.Attribute(value=a, attr="FILL_OR_DROP"):
+            out.append(("out of range: → CLIP", ast.Attribute(a, "CLIP")))
         case ast.Call(func=f, args=args, keywords=kw):
             name = f.attr if isinstance(f, ast.Attribute) else getattr(f, "id", "")
             if len(args) >= 2 and name != "visit" and not any(isinstance(a, ast.Starred) for a in args):
                 i = len(args) - 2
                 out.append(("last arguments swapped", ast.Call(f, [*args[:i], args[-1], args[i]], kw)))
+            if name in ("select", "where") and len(args) == 3:
+                out += [("always the first", args[1]), ("always the second", args[2])]
+            if name == "Sign" and not kw:
+                out.append(("at_zero added", ast.Call(f, args, [ast.keyword("at_zero", ast.Constant(True))])))
             if name in ("reversed", "sqrt", "square", "exp", "expm1", "log", "log1p", "tanh", "logistic", "erfc", "abs",
                         "weigh", "like", "range", "zeros_like") and args:  # fmt: skip
                 out.append((f"{name} left out", args[-1]))
             if name in INSTEAD and isinstance(f, ast.Attribute):
                 out.append((f"{name} → {INSTEAD[name]}", ast.Call(ast.Attribute(f.value, INSTEAD[name]), args, kw)))
-            if name in ("sum", "mean", "max", "reshape", "add", "squeeze") and isinstance(f, ast.Attribute):
+            if name in ("sum", "mean", "max", "reshape", "add", "squeeze", "astype") and isinstance(f, ast.Attribute):
                 out.append((f"{name} left out", f.value))
+        case ast.List(elts=[_]):
+            out.append(("emptied", ast.List([], ast.Load())))
         case ast.AugAssign(target=t, op=ast.Add(), value=v):
             out += [("+= → −=", ast.AugAssign(t, ast.Sub(), v)), ("+= → =", ast.Assign([t], v))]
         case ast.Return(value=ast.Tuple(elts=[a, b])):
@@ -235,10 +257,40 @@ def identity(mutant: dict[str, Any]) -> str:
     return " | ".join(str(mutant[k]) for k in ("file", "function", "text", "from", "change", "node"))
 
 
+def named() -> dict[str, dict[str, Any]]:
+    """All mutants by their names; two changes of one node may come to the same."""
+    return {identity(m): m for m in mutants()}
+
+
+def record(mutant: dict[str, Any]) -> tuple[str, ...]:
+    """What the saved run holds a mutant by."""
+    return tuple(mutant[k] for k in ("file", "function", "from", "to", "change"))
+
+
+def _caught_before(wanted: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What the saved run caught, if it is a run of these mutants."""
+    saved = json.loads(RESULT.read_text())["mutants"]
+    if [record(m) for m in saved] != [record(m) for m in wanted.values()]:
+        raise SystemExit("the saved run is not one of these mutants: leave out --rest")
+    pairs = zip(wanted.items(), saved, strict=True)
+    return {name: m | old for (name, m), old in pairs if old["verdict"] == "caught"}
+
+
+def sound(check: str) -> None:
+    """In a worker: a check that the right code fails would catch everything."""
+    import mutate_checks
+
+    if failures := mutate_checks.failures(check):
+        raise RuntimeError(f"the check {check!r} fails on the right code: {failures[0]}")
+
+
 def run(mutant: dict[str, Any]) -> dict[str, Any]:
     """In a worker: plant the mutant, check until something fails, take it out again."""
     import mutate_checks
+    from mutate_survivors import holder
 
+    if (test := holder(mutant)) and not mutate_checks.passes_right_code(test):
+        raise RuntimeError(f"{test} does not pass on the right code")
     source = (HERE.parent / "jbp" / mutant["file"]).read_text()
     function = find(ast.parse(source), mutant["function"])
     old = nodes_of(function)[mutant["node"]]
@@ -257,6 +309,9 @@ def run(mutant: dict[str, Any]) -> dict[str, Any]:
                 if failures:
                     outcome = {"verdict": "caught", "check": check, "law": failures[0].law}
                     break
+            else:
+                if test and not mutate_checks.passes(test):
+                    outcome = {"verdict": "held", "test": test}
     except Exception as error:
         outcome = {"verdict": "caught", "law": f"raises {type(error).__name__}"}
     finally:
@@ -268,71 +323,89 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--list", action="store_true", help="print the mutants and stop")
     parser.add_argument("--only", default="", help="mutants with this in their name; nothing is saved")
+    parser.add_argument("--rest", action="store_true", help="keep what the saved run caught; run all others again")
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="processes")
     options = parser.parse_args()
-    wanted = {identity(m): m for m in mutants() if options.only in identity(m)}
+    wanted = {name: m for name, m in named().items() if options.only in name}
     if options.list:
         print(*wanted, sep="\n")
         return print(len(wanted)) or 0
-    done: dict[str, dict[str, Any]] = {}
-    began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as cache:
+    done = _caught_before(wanted) if options.rest else {}
+    todo, began = [m for name, m in wanted.items() if name not in done], time.perf_counter()
+
+    def see(result: dict[str, Any]) -> None:
+        done[identity(result)] = result
+        if result["verdict"] == "survived":
+            print("survived:", identity(result), "→", result["to"], flush=True)
+        seconds = time.perf_counter() - began
+        print(f"\r{len(done)}/{len(wanted)}, {seconds:.0f} s ", end="", file=sys.stderr, flush=True)
+
+    with tempfile.TemporaryDirectory() as cache, concurrent.futures.ThreadPoolExecutor(options.workers) as threads:
         os.environ |= {"XLA_FLAGS": _HASTE, "JAX_COMPILATION_CACHE_DIR": cache} | _KEEP
-        with concurrent.futures.ProcessPoolExecutor(options.workers, max_tasks_per_child=120) as pool:
-            queue = iter(wanted.values())
-            running = {pool.submit(run, m) for m in islice(queue, options.workers)}
-            while running:
-                finished, running = concurrent.futures.wait(running, return_when="FIRST_COMPLETED")
-                for future in finished:
-                    result = future.result()
-                    done[identity(result)] = result
-                    if result["verdict"] == "survived":
-                        print("survived:", identity(result), "→", result["to"], flush=True)
-                running |= {pool.submit(run, m) for m in islice(queue, len(finished))}
-                seconds = time.perf_counter() - began
-                print(f"\r{len(done)}/{len(wanted)}, {seconds:.0f} s ", end="", file=sys.stderr, flush=True)
+        shares = [todo[k :: options.workers] for k in range(options.workers)]
+        for share in [threads.submit(_in_one_process, share, see) for share in shares]:
+            share.result()
     results = [done[name] for name in wanted]
     if not options.only:
         _save(results)
     return _verdict(results, whole=not options.only)
 
 
+def _in_one_process(mutants: list[dict[str, Any]], see: Callable[[dict[str, Any]], None]) -> None:
+    """One after another, so that of a process that ends (XLA aborts on a few) it is known which mutant ended it."""
+    while now := mutants[:BEFORE_A_FRESH_ONE]:
+        with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            for check in {check: None for m in now for check in m["checks"]}:
+                if check not in SOUND:
+                    SOUND.add(check)
+                    pool.submit(sound, check).result()
+            for m, answer in [(m, pool.submit(run, m)) for m in now]:
+                mutants = mutants[1:]
+                try:
+                    see(answer.result())
+                except BrokenProcessPool:
+                    see(m | {"verdict": "caught", "law": "raises: the process ends", "seconds": 0})
+                    break
+
+
 def _save(results: list[dict[str, Any]]) -> None:
     import mutate_page
-    from mutate_survivors import reason
+    from mutate_survivors import reason, unexplained
 
-    survivors = [m for m in results if m["verdict"] == "survived"]
+    verdicts = [m["verdict"] for m in results]
     laws: dict[str, int] = {}
     for law in (m["law"] for m in results if "law" in m):
         laws[law] = laws.get(law, 0) + 1
     summary = {
-        "command": "python tests/mutate.py", "made": len(results), "caught": len(results) - len(survivors),
-        "caught_as": mutate_page.counted(laws), "survived": len(survivors),
-        "unexplained": sum(reason(m) is None for m in survivors),
+        "command": "python tests/mutate.py", "made": len(results), "caught": verdicts.count("caught"),
+        "caught_as": mutate_page.counted(laws), "held": verdicts.count("held"), "survived": verdicts.count("survived"),
+        "unexplained": sum(unexplained(m) for m in results),
         "seconds": round(sum(m["seconds"] for m in results)),
         "caught_by": dict(sorted(laws.items(), key=lambda kv: -kv[1])), "versions": {"jax": version("jax")},
     }  # fmt: skip
-    keys = ("file", "function", "line", "from", "to", "verdict", "check", "law")
+    keys = ("file", "function", "line", "from", "to", "change", "verdict", "check", "law", "test", "seconds")
     rows = [{k: m[k] for k in keys if k in m} for m in results]
-    rows = [row | ({"reason": reason(m)} if m in survivors else {}) for row, m in zip(rows, results, strict=True)]
+    rows = [
+        row | ({"reason": reason(m)} if m["verdict"] != "caught" else {}) for row, m in zip(rows, results, strict=True)
+    ]
     text = ",\n".join(json.dumps(m, ensure_ascii=False) for m in rows)
     mutate_page.replace(RESULT, f'{{"summary": {json.dumps(summary, ensure_ascii=False)},\n"mutants": [\n{text}\n]}}\n')
     mutate_page.write()
 
 
 def _verdict(results: list[dict[str, Any]], whole: bool) -> int:
-    from mutate_survivors import EQUIVALENT, key, reason
+    from mutate_survivors import idle, unexplained
 
-    survivors = [m for m in results if m["verdict"] == "survived"]
-    unexplained = [m for m in survivors if reason(m) is None]
-    print(f"\n{len(results)} mutants, {len(results) - len(survivors)} caught, {len(survivors)} survived")
-    for m in unexplained:
+    verdicts = [m["verdict"] for m in results]
+    counts = ", ".join(f"{verdicts.count(v)} {v}" for v in ("caught", "held", "survived"))
+    print(f"\n{len(results)} mutants, {counts}")
+    for m in (strange := [m for m in results if unexplained(m)]):
         print("UNEXPLAINED:", identity(m), "→", m["to"])
-    if whole and (idle := EQUIVALENT.keys() - {key(m) for m in survivors}):
-        print("reasons that no survivor needs:", *sorted(idle), sep="\n  ")
+    if whole and (unused := idle(results)):
+        print("reasons that no survivor needs:", *unused, sep="\n  ")
     for place in (missing := unreached()):
         print("NOT IN TARGETS:", place)
-    return 1 if unexplained or missing else 0
+    return 1 if strange or missing else 0
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 os.environ["JAX_ENABLE_X64"] = "1"
@@ -21,12 +23,14 @@ os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 import jax
 import jax.numpy as jnp
 import optax
+import pytest
 from mutant_tools import Centred, Folded, Gain, Lookup
 from mutants import DROPPING, NET, _falling
 
 import jbp
 import jbp.check
 from jbp import backprop, layers, losses, optim
+from jbp.check.catalogue import _at_zero
 from jbp.ties import tied
 
 laws: Any = sys.modules["jbp.check.laws"]
@@ -76,6 +80,24 @@ def failures(check: str) -> tuple[jbp.check.Entry, ...]:
     return found or (CHECKS[check]().failures if check in EAGER else ())
 
 
+@cache
+def passes_right_code(test: str) -> bool:
+    """Whether a test of the suite passes with nothing planted."""
+    return passes(test)
+
+
+def passes(test: str) -> bool:
+    """Whether a test of the suite passes, in this process, with what is planted here and nothing kept from before."""
+    for name in [n for n in sys.modules if n.startswith("test_")]:
+        del sys.modules[name]  # some keep what they measured
+    jax.clear_caches()
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        status = pytest.main(["-x", "-p", "no:cacheprovider", f"{HERE.parent / test}"])
+    if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        raise RuntimeError(f"{test} did not run: {status!r}")
+    return status == pytest.ExitCode.OK
+
+
 def _replace(old: Any, new: Any) -> None:
     modules = [m for n, m in list(sys.modules.items()) if n.split(".")[0] in ("jbp", "mutants", __name__)]
     for module in modules:
@@ -86,7 +108,7 @@ def _replace(old: Any, new: Any) -> None:
 
 def _forget(name: str) -> None:
     backprop._compiled.cache_clear()
-    if name == "_masked":
+    if name in IN_FORWARD:
         jax.clear_caches()
     for leaf in LEAVES:
         made: dict[str, Any] = {}
@@ -98,6 +120,9 @@ def _forget(name: str) -> None:
         setattr(backprop, leaf, made[leaf])
 
 
+HERE = Path(__file__).resolve().parent
+IN_FORWARD = {"_masked", "_product", "keep", "value", "positive", "shape", "_compact"}
+"""What a layer's `forward` calls: JAX keeps what it traced of a method of the same layer."""
 LEAVES = {name: "@partial(jax.jit, static_argnums=0, inline=_INLINE)\n" + inspect.getsource(
     getattr(backprop, name).__wrapped__).split("\n", 1)[1] for name in ("_forward_leaf", "_backward_leaf")}  # fmt: skip
 
@@ -157,6 +182,8 @@ CHECKS: dict[str, Callable[[], jbp.check.Report]] = {
     "repeat": _layer(jbp.repeat(BLOCK, 2), 3),
     "repeat2": _layer(jbp.repeat(jbp.serial(BLOCK, layers.sigmoid), 3), 3),
     "repeat@output": _layer(jbp.repeat(layers.tanh, 3), 3),
+    "repeat@signs": _layer(jbp.repeat(jbp.residual(jbp.serial(layers.Dense(3), layers.relu)), 2), 3),
+    "repeat@leaky": _layer(jbp.repeat(jbp.serial(layers.leaky_relu, layers.Dense(3), layers.relu), 2), 3),
     "repeat@nothing": _layer(jbp.repeat(layers.identity, 2), 3),
     "tied": _layer(TWICE, 3), "coupled": _layer(COUPLED, 3),
     "tied@coupled": _layer(tied(jbp.serial(layers.Dense(3), Centred(), layers.Dense(3)), {2: 0}), 3),
@@ -165,6 +192,7 @@ CHECKS: dict[str, Callable[[], jbp.check.Report]] = {
     **{f"{n}@positions": _loss(getattr(losses, n), 3, 5) for n in LOSSES.split()},
     "sums": lambda: jbp.check.loss(losses.softmax_cross_entropy, (3,), batch=3, differences=False, target=jnp.asarray(
         [[0.5, 1.0, 0.25], [0.0, 2.0, 1.0], [0.3, 0.1, 0.2]])),
+    "certain": lambda: jbp.check.loss(losses.cross_entropy, (3,), batch=3, differences=False, target=jnp.eye(3)),
     "l2_loss@two": _loss(losses.l2_loss, 2, 5), "scalar": _loss(losses.mean_squared_error, target="values"),
     "class": _loss(losses.softmax_cross_entropy, 7, target="classes"),
     "cross_entropy@class": _loss(losses.cross_entropy, 7, target="classes"),
@@ -172,7 +200,9 @@ CHECKS: dict[str, Callable[[], jbp.check.Report]] = {
     "class2": _loss(losses.softmax_cross_entropy, 2, 3, 5, target="classes"),
     "classes": _loss(losses.softmax_cross_entropy, 3, 5, target="classes"),
     "distribution": _loss(losses.softmax_cross_entropy, 3, 5, target="distribution"),
-    "kink": lambda: jbp.check.layer(layers.leaky_relu, x=jnp.asarray([[-1.0, 0.0, 2.0]]), differences=False),
+    "narrow": lambda: jbp.check.loss(losses.softmax_cross_entropy, (200,), batch=3, differences=False,
+        target=jnp.asarray([3, 0, 127], jnp.int8)),
+    "zero": lambda: _at_zero("float64", 0, False),
     "gradient": _net(NET), "repeated": _net(jbp.serial(jbp.repeat(BLOCK, 2), layers.Dense(2))),
     "training": _net(DROPPING, weighted=True, key=2), "shared": _net(jbp.serial(TWICE, layers.Dense(2))),
     "weights": _net(NET, weighted=True), "blank": _net(NET, weighted=True, blank=True),

@@ -54,12 +54,10 @@ def counted(laws: dict[str, int]) -> dict[str, int]:
 def _one_at_a_time(saved: dict[str, Any]) -> list[str]:
     summary, rows = saved["summary"], saved["mutants"]
     laws, kinds = summary["caught_by"], summary["caught_as"]
-    survivors = [m for m in rows if m["verdict"] == "survived"]
-    files: dict[str, list[int]] = {}
+    same = summary["survived"] - summary["unexplained"]
+    files: dict[str, list[str]] = {}
     for m in rows:
-        counts = files.setdefault(m["file"], [0, 0])
-        counts[0] += 1
-        counts[1] += m["verdict"] == "survived"
+        files.setdefault(m["file"], []).append(m["verdict"])
     return [
         "# Mutants",
         "A check that has never failed proves nothing. So jbp's code is made wrong on purpose, and the public checks "
@@ -69,19 +67,34 @@ def _one_at_a_time(saved: dict[str, Any]) -> list[str]:
         "contracts a pair or takes a step, and runs the public checks that reach the line, until one fails. Finite "
         f"differences are off. Numbers from `experiments/results/mutants.json`, jax {summary['versions']['jax']}.",
         _table(
-            ("made", "caught", *(f"… as: {k}" for k in kinds), "survived", "… without a reason"),
-            [(summary["made"], summary["caught"], *kinds.values(), summary["survived"], summary["unexplained"])],
+            ("made", "caught", *(f"… as: {k}" for k in kinds), "held by another test", "equivalent", "unexplained"),
+            [(summary["made"], summary["caught"], *kinds.values(), summary["held"], same, summary["unexplained"])],
         ),
         "A mutant that does not run is no test of a check that compares numbers, so it is counted apart.",
         _table(("first law to fail", "caught as", "mutants"), [(f"`{law}`", kind(law), n) for law, n in laws.items()]),
         "`runs`: the mutant does not trace; `raises …`: it cannot be built.",
-        _table(("file", "mutants", "survived"), [(f"`jbp/{file}`", *counts) for file, counts in files.items()]),
-        "What survived, and why:",
+        _table(
+            ("file", "mutants", "held by another test", "equivalent"),
+            [(f"`jbp/{f}`", len(all_), all_.count("held"), all_.count("survived")) for f, all_ in files.items()],
+        ),
+        "### Not equivalent, held by another test",
+        "Another function, rightly differentiated (or another refusal, another structure): no check of derivatives "
+        "can tell. The test named here can: it passes on the right code and was run on each of these, and failed.",
+        _table(
+            ("where", "change", "what it is", "failing test"),
+            [(*_change(m), m["reason"], f"`{m['test']}`") for m in rows if m["verdict"] == "held"],
+        ),
+        "### Equivalent",
+        "The same numbers from other code, and why:",
         _table(
             ("where", "change", "reason"),
-            [(f"`{m['file']}`, {m['function']}", f"`{m['from']}` → `{m['to']}`", m["reason"]) for m in survivors],
+            [(*_change(m), m["reason"]) for m in rows if m["verdict"] == "survived"],
         ),
     ]
+
+
+def _change(mutant: dict[str, Any]) -> tuple[str, str]:
+    return f"`{mutant['file']}`, {mutant['function']}", f"`{mutant['from']}` → `{mutant['to']}`"
 
 
 def _beside_others(saved: dict[str, Any]) -> list[str]:

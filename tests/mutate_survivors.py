@@ -1,26 +1,29 @@
-"""The changes that tests/mutate.py makes and no check can see, with the reason why each computes the same."""
+"""The changes that tests/mutate.py makes and no check of derivatives can see: those that compute the same, with the
+reason, and those that compute something else, rightly differentiated, with a test that fails on it."""
 
 from typing import Any
 
-_SHARED = "value and δ share this line: another loss, rightly differentiated; tests/test_losses.py has its values"
-_MASK = "forward and backward share this line: another layer, rightly differentiated; tests/test_layers.py has its mean"
-_KINK = "differs where y is exactly 0, which no random input hits; tests/test_layers.py has the exact derivative there"
 _ONE = "a division by 1"
-_LIMIT = "differs after 2³¹ − 1 steps alone; tests/test_optim.py goes there"
-_NO_MOMENTUM = "heavy_ball at β = 0 takes the same steps; tests/test_optim.py holds that no velocity is kept"
 _MARK = "says which pairs refuse to be read row by row (`Coupled`), and changes no total"
-_LINEAR = (
-    "`total` may add before or after the uses are joined, and `keep` joins the same pairs; only other sinks differ"
-)
+_LINEAR = "another sink than `total` is handed the uses of a shared parameter one by one"
 _LONE = "the only entry of a list is its first and its last"
-_RESHAPED = "Outer.total and Shift.total flatten all axes but the last themselves"
-_TEXT = "return jnp.where(kept, values * (1 / (1 - self.drop_rate)), jnp.zeros((), values.dtype))"
+_MASK = "forward and backward share this line: another layer"
+_LOSS_OF = "value and δ share this line: another loss"
+_OUTSIDE = "a class that there is not is read as the nearest one"
+_MEMORY = "stacks more than is needed: memory alone"
+_TEXT = "return lax.select(kept, values * (1 / (1 - self.drop_rate)), lax.full_like(values, 0))"
 _SCALE_PAIR = 'return jnp.einsum("nto,nto->o", self.h, weigh(weights, self.delta)).reshape(self.shape)'
 _SCALE = "1 / (1 - self.drop_rate)"
-_ONE_HOT = (
-    "return (jnp.expand_dims(target, -1) == classes.reshape((1,) * target.ndim + (-1,))).astype(output.dtype), None"
-)
-_CLASSES = "target.shape == output.shape[:-1] and jnp.issubdtype(target.dtype, jnp.integer)"
+_CLASSES = "shape == output.shape[:-1] and jnp.issubdtype(dtype, jnp.integer)"
+_LAST = "return jnp.minimum(steps, jnp.iinfo(steps.dtype).max - 1) + 1"
+_JOINED = "return joined[0] if len(joined) == 1 else Sum(tuple(joined))"
+_PLACES = "return (target.astype(jnp.int32) if jnp.iinfo(target.dtype).bits < 32 else target).reshape(-1, 1)"
+_DENSE = "layers/dense.py"
+_KEPT = "kept = {id(leaf) for leaf in others} | ({id(y)} if any(leaf is x for leaf in others) else set())"
+_TAKES = "{id(y)} if any((leaf is x for leaf in others)) else set()"
+_SMALLER = "return Sign(node.positive) if is_sign(node) and id(node.array) not in kept else node"
+_ROOT = "return _diagonal_columns(jnp.where(t == 0, jnp.zeros_like(t), jnp.sqrt(t) / output))"
+_DELTA = "return _per_position(-jnp.where(t == 0, jnp.zeros_like(t), t / output))"
 _ACT, _DROP, _LOSS, _NET = "layers/activations.py", "layers/dropout.py", "losses.py", "combine.py"
 _SPINE = "backprop.py"
 
@@ -28,81 +31,120 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
     (_NET, "return (delta_x, distinct[plan.input] if plan.shares_output else None), answers[0].distinct(found)", "0",
      "0 → -1"): _LONE,
     (_NET, "found = answers[0].whole(found, None)", "0", "0 → -1"): _LONE,
-    **{(_DROP, _TEXT, what, change): _MASK for what, change in (
+    (_DENSE, 'pairs: dict[str, Any] = {"weight": Outer(saved.reshape(-1, i), uses, weight.shape)}',
+     "saved.reshape(-1, i)", "reshape left out"): "Outer.total flattens all axes but the last itself",
+    (_DENSE, "dtype = jnp.promote_types(a.dtype, weight.dtype)", "jnp.promote_types(a.dtype, weight.dtype)",
+     "last arguments swapped"): "promotion is symmetric",
+    **{(_DENSE, "a, weight = a.astype(dtype), weight.astype(dtype)", what, "astype left out"):
+       "`lax.dot_general` widens it by itself" for what in ("a.astype(dtype)", "weight.astype(dtype)")},
+    (_NET, "return delta if delta_x is None else delta + delta_x, found",
+     "delta if delta_x is None else delta + delta_x", "always the second"):
+        "delta_x is None for integer input only, to which no float can be added and kept: the branch is never taken",
+    **{(_LOSS, text, "jnp.zeros_like(t)", "zeros_like left out"): "where t == 0, t is that zero"
+       for text in (_ROOT, _DELTA)},
+    ("pairs.py", _SCALE_PAIR, "jnp.einsum('nto,nto->o', self.h, weigh(weights, self.delta))",
+     "last arguments swapped"): "a product element by element: h∘δ = δ∘h",
+    **{(_LOSS, "return delta / _positions(delta) if _positions(delta) > 1 else delta", what, change): _ONE
+       for what, change in (("_positions(delta) > 1", "comparison → GtE"), ("1", "1 → 0"),
+                            ("delta / _positions(delta) if _positions(delta) > 1 else delta", "always the first"))},
+    (_LOSS, "return _block_columns(jnp.expand_dims(weight, -1) * (eye - jnp.expand_dims(p, -2)))",
+     "eye - jnp.expand_dims(p, -2)", "operands swapped"): "the sign of a column s is free: ssᵀ is the same",
+    **{(_LOSS, _PLACES, what, change): "an index of 32 bits or more is left as it is, one of 16 or fewer widened"
+       for what, change in (("32", "32 → 33"), ("32", "32 → 31"), ("jnp.iinfo(target.dtype).bits < 32",
+                                                                  "comparison → LtE"))},
+    (_LOSS, _PLACES, _PLACES.removeprefix("return (").removesuffix(").reshape(-1, 1)"), "always the first"):
+        "gather and scatter narrow 64 bits to 32 themselves",
+    (_NET, _SMALLER, "Sign(node.positive)", "at_zero added"): "of bools, which are signs already, it says nothing",
+    (_SPINE, "return jnp.where(weights.reshape((-1,) + (1,) * (a.ndim - 1)) == 0, jnp.zeros_like(a), a)",
+     "jnp.zeros_like(a)", "zeros_like → ones_like"): "any finite input will do in a row of weight 0",
+    (_SPINE, "n = _batch_size(x, y)", "_batch_size(x, y)", "last arguments swapped"):
+        "symmetric, but for the order of the shapes in an error",
+    (_SPINE, "coupled = _coupled_places(net) if net.couples_batch else {}",
+     "_coupled_places(net) if net.couples_batch else {}", "always the first"): "a walk that finds nothing to mark",
+    ("optim/_scalars.py", _LAST, "jnp.minimum(steps, jnp.iinfo(steps.dtype).max - 1)", "last arguments swapped"):
+        "a minimum is symmetric",
+    (_NET, "return tuple(leaves[self.source.index(j)] for j in range(max(self.source, default=-1) + 1))", "1", "1 → 2"):
+        "nothing is kept: range(−1) is as empty as range(0)",
+    ("pairs.py", _JOINED, "0", "0 → -1"): _LONE,
+    **{("ties.py", "return merge(*parts) if is_pair(parts[0]) else reduce(jnp.add, parts)", "0", change):
+       "the uses are all pairs or all arrays" for change in ("0 → 1", "0 → -1")},
+    **{(_NET, "return _Sharing(tuple(source), ids.index(id(x)) if takes_input else -1, structure)", what, change):
+       "`input` is read only where an output is shared, and then the input was found"
+       for what, change in (("1", "1 → 0"), ("1", "1 → 2"), ("-1", "sign or not dropped"))},
+}  # fmt: skip
+"""(file, text of the line, from, change) -> why it computes the same."""
+HELD: dict[tuple[str, str, str, str], tuple[str, str]] = {
+    **{(_DROP, _TEXT, what, change): (_MASK, "tests/test_layers.py::test_dropout_keeps_the_mean") for what, change in (
         (_SCALE, "left operand dropped"), (_SCALE, "right operand dropped"), (_SCALE, "operator → Mult"),
         (_SCALE, "operands swapped"), (f"values * ({_SCALE})", "operator → Div"),
         (f"values * ({_SCALE})", "right operand dropped"),
         ("1 - self.drop_rate", "operator → Add"), ("1 - self.drop_rate", "left operand dropped"),
         ("1 - self.drop_rate", "right operand dropped"), ("1 - self.drop_rate", "operands swapped"),
-        ("1", "1 → 2"), ("1", "1 → 0"))},
-    (_DROP, _TEXT, _TEXT.removeprefix("return "), "last arguments swapped"): _MASK,
-    (_LOSS, "return output - _like(loss, output, target)", "output - _like(loss, output, target)",
-     "right operand dropped"): _SHARED,
-    (_LOSS, "return output - _like(loss, output, target)", "output - _like(loss, output, target)",
-     "operator → Add"): _SHARED,
-    (_ACT, "return jnp.where(saved > 0, delta, delta * (saved + self.alpha))", "saved > 0",
-     "comparison → GtE"): _KINK,
-    ("layers/dense.py", 'pairs: dict[str, Any] = {"weight": Outer(saved.reshape(-1, i), uses, weight.shape)}',
-     "saved.reshape(-1, i)", "reshape left out"): _RESHAPED,
-    (_NET, "return delta if delta_x is None else delta + delta_x, found",
-     "delta if delta_x is None else delta + delta_x", "always the second"):
-        "delta_x is None for integer input only, to which no float can be added and kept: the branch is never taken",
-    (_LOSS, "return _diagonal_columns(jnp.where(t == 0, jnp.zeros_like(t), jnp.sqrt(t) / output))",
-     "jnp.zeros_like(t)", "zeros_like left out"): "where t == 0, t is that zero",
-    (_LOSS, "return t, t.sum(-1)", "t.sum(-1)", "sum → mean"): _SHARED,
-    ("pairs.py", _SCALE_PAIR, "jnp.einsum('nto,nto->o', self.h, weigh(weights, self.delta))",
-     "last arguments swapped"): "a product element by element: h∘δ = δ∘h",
-    (_LOSS, "return delta / _positions(delta) if _positions(delta) > 1 else delta", "_positions(delta) > 1",
-     "comparison → GtE"): _ONE,
-    (_LOSS, "return delta / _positions(delta) if _positions(delta) > 1 else delta",
-     "delta / _positions(delta) if _positions(delta) > 1 else delta", "always the first"): _ONE,
-    (_LOSS, "return delta / _positions(delta) if _positions(delta) > 1 else delta", "1", "1 → 0"): _ONE,
-    (_ACT, "return jnp.where(saved >= 0, delta, self.negative_slope * delta)", "saved >= 0", "comparison → Gt"): _KINK,
-    (_LOSS, "return _per_position(-jnp.where(t == 0, jnp.zeros_like(t), t / output))", "jnp.zeros_like(t)",
-     "zeros_like left out"): "where t == 0, t is that zero",
-    (_LOSS, _ONE_HOT, "jnp.expand_dims(target, -1) == classes.reshape((1,) * target.ndim + (-1,))",
-     "comparison → NotEq"): _SHARED,
+        ("1", "1 → 2"), ("1", "1 → 0"), *((_TEXT.removeprefix("return "), change) for change in (
+            "last arguments swapped", "always the first", "always the second")))},
+    **{(_LOSS, "return output - _like(loss, output, target)", "output - _like(loss, output, target)", change):
+       (_LOSS_OF, "tests/test_losses.py::test_value_and_delta_equal_autodiff[l2_loss-float64]")
+       for change in ("right operand dropped", "operator → Add")},
+    **{(_LOSS, text, what, change): (
+        "NaN where a class that takes no part has probability 0",
+        "tests/test_losses.py::test_cross_entropy_at_zero_probability_is_infinite_and_never_nan")
+       for text, whole in ((_ROOT, "jnp.where(t == 0, jnp.zeros_like(t), jnp.sqrt(t) / output)"),
+                           (_DELTA, "jnp.where(t == 0, jnp.zeros_like(t), t / output)"))
+       for what, change in (("0", "0 → -1"), (whole, "always the second"))},
     (_LOSS, f"if {_CLASSES}:", _CLASSES, "and ↔ or"):
-        "only refuses other targets, of which there are none here; tests/test_errors.py has them",
-    (_LOSS, "return _block_columns(jnp.expand_dims(weight, -1) * (eye - jnp.expand_dims(p, -2)))",
-     "eye - jnp.expand_dims(p, -2)", "operands swapped"): "the sign of a column s is free: ssᵀ is the same",
-    (_SPINE, "return jnp.where(weights.reshape((-1,) + (1,) * (a.ndim - 1)) == 0, jnp.zeros_like(a), a)",
-     "jnp.zeros_like(a)", "zeros_like → ones_like"): "any finite input will do in a row of weight 0",
-    (_SPINE, "n = _batch_size(x, y)", "_batch_size(x, y)", "last arguments swapped"):
-        "symmetric, but for the order of the shapes in an error",
+        ("takes targets that fit in shape or in type alone",
+         "tests/test_errors.py::test_targets_that_do_not_fit_are_refused"),
+    **{(_LOSS, text, "lax.GatherScatterMode.FILL_OR_DROP", "out of range: → CLIP"):
+       (_OUTSIDE, "tests/test_losses.py::test_a_class_that_there_is_not_reads_nan_and_adds_to_nothing") for text in (
+        "picked = lax.gather(rows, _places(target), how, (1, 1), mode=lax.GatherScatterMode.FILL_OR_DROP)",
+        "rows = lax.scatter_add(rows, _places(target), values.reshape(-1), how, "
+        "mode=lax.GatherScatterMode.FILL_OR_DROP)")},
+    (_DENSE, "if a.dtype != weight.dtype:  # as `@` promotes, or refuses to", "a.dtype != weight.dtype",
+     "comparison → Eq"):
+        ("takes two dtypes that strict promotion refuses",
+         "tests/test_layers.py::test_a_dense_layer_promotes_as_matmul_does_and_refuses_where_matmul_refuses"),
     (_SPINE, "with located(place, layer):", "located(place, layer)", "last arguments swapped"):
-        "names the layer in an error; tests/test_errors.py reads it",
-    **{("optim/_scalars.py", "return jnp.minimum(steps, jnp.iinfo(steps.dtype).max - 1) + 1", what, change): _LIMIT
+        ("an error that does not name the layer", "tests/test_errors.py::test_a_mistake_is_a_value_error_that_says_what"
+         "_and_where[delta for an activation]"),
+    **{("optim/_scalars.py", _LAST, what, change):
+       ("differs after 2³¹ − 1 steps alone", "tests/test_optim.py::test_the_step_count_stays_at_the_largest_integer")
        for what, change in (("jnp.iinfo(steps.dtype).max - 1", "right operand dropped"), ("1", "1 → 0"),
                             ("1", "1 → 2"))},
-    ("optim/_scalars.py", "return jnp.minimum(steps, jnp.iinfo(steps.dtype).max - 1) + 1",
-     "jnp.minimum(steps, jnp.iinfo(steps.dtype).max - 1)", "last arguments swapped"): "a minimum is symmetric",
     **{("optim/sgd.py", "if isinstance(momentum, jax.Array) or (momentum is not None and momentum != 0):", "0", change):
-       _NO_MOMENTUM for change in ("0 → 1", "0 → -1")},
+       ("the same steps, by a velocity that at β = 0 nobody needs",
+        "tests/test_optim.py::test_a_known_momentum_of_zero_keeps_no_velocity") for change in ("0 → 1", "0 → -1")},
     (_NET, "if leaf is y and takes_input and y is not x:", "y is not x", "comparison → Is"):
-        "an output is stacked though the next repetition keeps it: memory alone, which tests/test_cost.py bounds",
-    (_NET, "return tuple(leaves[self.source.index(j)] for j in range(max(self.source, default=-1) + 1))", "1", "1 → 2"):
-        "nothing is kept: range(−1) is as empty as range(0)",
-    **{("pairs.py", "return joined[0] if len(joined) == 1 else Sum(tuple(joined))", what, change):
-       "one pair is its own first and last, and a Sum of it adds up to the same" for what, change in (
-        ("joined[0] if len(joined) == 1 else Sum(tuple(joined))", "always the second"), ("1", "1 → 0"),
-        ("0", "0 → -1"))},
-    **{("ties.py", "return merge(*parts) if is_pair(parts[0]) else reduce(jnp.add, parts)", "0", change):
-       "the uses are all pairs or all arrays" for change in ("0 → 1", "0 → -1")},
-    **{(_SPINE, "coupled = _coupled_places(net) if net.couples_batch else {}",
-        "_coupled_places(net) if net.couples_batch else {}", change): _MARK
-       for change in ("branches swapped", "always the first", "always the second")},
-    **{(_SPINE, text, "above + place", f"{side} operand dropped"): _MARK for side in ("left", "right") for text in (
-        "delta_x, pairs = layer.walk_backward(at(above + place, keep), params, saved, delta)",
-        "return layer.walk_backward(at(above + place, sink), params, saved, delta)",
-        "if above + place in coupled:")},
-    **{(_SPINE, 'if isinstance(layer, Tied) and not getattr(sink, "linear", False):', what, change): _LINEAR
+        (_MEMORY, "tests/test_combine.py::test_repeat_stacks_a_shared_array_only_once"),
+    **{(_NET, text, what, change): (
+        _MEMORY, "tests/test_combine.py::test_repeat_keeps_one_byte_of_what_only_the_sign_is_needed_of")
+       for text, what, change in (
+        ("others = [leaf for leaf in jax.tree.leaves(saved, is_leaf=is_sign) if not is_sign(leaf)]",
+         "not is_sign(leaf)", "sign or not dropped"),
+        (_KEPT, f"{{id(leaf) for leaf in others}} | ({_TAKES})", "right operand dropped"),
+        (_KEPT, f"{{id(leaf) for leaf in others}} | ({_TAKES})", "left operand dropped"),
+        *((_KEPT, _TAKES, change) for change in ("branches swapped", "always the first", "always the second")),
+        (_KEPT, "leaf is x", "comparison → IsNot"),
+        (_SMALLER, _SMALLER.removeprefix("return "), "always the second"),
+        (_SMALLER, "id(node.array) not in kept", "comparison → In"))},
+    **{("pairs.py", _JOINED, what, change): (
+        "a `Sum` of one pair, which has no statistic of its own where the pair has",
+        "tests/test_combine.py::test_pairs_have_the_tree_of_params_and_the_announced_classes_and_shapes[tied layers]")
+       for what, change in (("joined[0] if len(joined) == 1 else Sum(tuple(joined))", "always the second"),
+                            ("1", "1 → 0"))},
+    **{(_SPINE, text, what, change): (_MARK, "tests/test_statistics_laws.py::"
+                                      "test_below_a_coupling_layer_there_is_a_total_and_nothing_else")
+       for text, what, change in (
+        *(("coupled = _coupled_places(net) if net.couples_batch else {}",
+           "_coupled_places(net) if net.couples_batch else {}", c) for c in ("branches swapped", "always the second")),
+        *((text, "above + place", f"{side} operand dropped") for side in ("left", "right") for text in (
+            "delta_x, pairs = layer.walk_backward(at(above + place, keep), params, saved, delta)",
+            "return layer.walk_backward(at(above + place, sink), params, saved, delta)",
+            "if above + place in coupled:")))},
+    **{(_SPINE, 'if isinstance(layer, Tied) and not getattr(sink, "linear", False):', what, change):
+       (_LINEAR, "tests/test_statistics_laws.py::test_sinks_in_one_walk_are_the_walks_one_by_one")
        for what, change in (("not getattr(sink, 'linear', False)", "sign or not dropped"), ("False", "→ True"))},
-    **{(_NET, "return _Sharing(tuple(source), ids.index(id(x)) if takes_input else -1, structure)", what, change):
-       "`input` is read only where an output is shared, and then the input was found"
-       for what, change in (("1", "1 → 0"), ("1", "1 → 2"), ("-1", "sign or not dropped"))},
 }  # fmt: skip
-"""(file, text of the line, from, change) -> reason."""
+"""(file, text of the line, from, change) -> (what else it computes, the test that fails on it)."""
 
 
 def key(mutant: dict[str, Any]) -> tuple[str, str, str, str]:
@@ -111,5 +153,22 @@ def key(mutant: dict[str, Any]) -> tuple[str, str, str, str]:
 
 
 def reason(mutant: dict[str, Any]) -> str | None:
-    """Why a survivor is equivalent, or None."""
-    return EQUIVALENT.get(key(mutant))
+    """Why no check of derivatives can catch it, or None."""
+    return EQUIVALENT.get(key(mutant)) or HELD.get(key(mutant), (None, ""))[0]
+
+
+def holder(mutant: dict[str, Any]) -> str | None:
+    """The test that holds the right code where derivatives cannot tell, or None."""
+    return HELD.get(key(mutant), (None, None))[1]
+
+
+def unexplained(result: dict[str, Any]) -> bool:
+    """Whether it survived without a reason."""
+    return result["verdict"] == "survived" and key(result) not in EQUIVALENT
+
+
+def idle(results: list[dict[str, Any]]) -> list[Any]:
+    """The entries of the two tables that no mutant needs."""
+    survivors = {key(m) for m in results if m["verdict"] == "survived"}
+    held = {key(m) for m in results if m["verdict"] == "held"}
+    return sorted((EQUIVALENT.keys() - survivors) | (HELD.keys() - held))

@@ -114,7 +114,7 @@ def seeded(*seed: int, dtype: str) -> Problem:
     return problem(lambda options: options[int(rng.integers(len(options)))], (dtype,))
 
 
-_COMBINATORS = ("serial", "serial", "residual", "sum", "concat", "repeat")
+_COMBINATORS = ("serial", "serial", "residual", "sum", "concat", "repeat", "tied")
 _LEAVES = ("dense", "dense", "dense", "activation", "activation", "dropout", "gain")
 
 
@@ -172,6 +172,23 @@ class _Growth:
     def _sum(self, shape: Shape, depth: int, goal: Shape | None) -> tuple[Layer, Shape]:
         goal = goal or (*shape[:-1], self.pick((shape[-1], *WIDTHS)))
         return jbp.branch(*(self.net(shape, depth, goal)[0] for _ in range(self.pick((1, 2, 2, 3))))), goal
+
+    def _tied(self, shape: Shape, depth: int, goal: Shape | None) -> tuple[Layer, Shape]:
+        if self.pick(("parts", "parts", "arrays")) == "arrays":
+            return self._tied_arrays(shape), shape
+        # Never deep: a part stands there several times, and parts of parts would multiply.
+        part, n = self.net(shape, min(depth, 1), shape)[0], self.pick((2, 2, 3))
+        owner, together = self.pick(range(n)), self.pick((jbp.serial, jbp.branch))
+        return jbp.tied(together(*n * (part,)), {i: owner for i in range(n) if i != owner}), shape
+
+    def _tied_arrays(self, shape: Shape) -> Layer:
+        """Two layers that share one array: a weight but not its bias; a gain; or a gain that is a bias too."""
+        dense, gain, between = jbp.Dense(shape[-1]), self.pick(GAINS), self.pick(ACTIVATIONS)
+        self.leaves += 3
+        what = self.pick(("weight", "gain", "both kinds") if len(shape) == 1 else ("weight", "gain"))
+        first, last = {"weight": (dense, dense), "gain": (gain, gain), "both kinds": (gain, dense)}[what]
+        lent, borrowed = {"both kinds": ("gain", "bias")}.get(what, (what, what))
+        return jbp.tied(jbp.serial(first, between, last), {(2, borrowed): (0, lent)})
 
     def _concat(self, shape: Shape, depth: int, goal: Shape | None) -> tuple[Layer, Shape]:
         if goal is None:

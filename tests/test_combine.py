@@ -78,6 +78,27 @@ def test_repeat_stacks_a_shared_array_only_once(layer, each, once):
     assert saved_arrays(jbp.repeat(layer, n), (5,)) == n * each + once
 
 
+@pytest.mark.parametrize("activation", [jbp.relu, jbp.leaky_relu], ids=repr)
+@pytest.mark.parametrize(
+    ("make", "numbers", "signs", "once"),
+    [
+        (lambda a: jbp.residual(jbp.serial(jbp.Dense(5), a)), 5, 5, 0),  # x for the weight, and only y's sign
+        (lambda a: jbp.serial(jbp.Dense(5), a), 5, 0, 5),  # y is the next one's x
+        (lambda a: jbp.residual(jbp.serial(a, jbp.Dense(5))), 5, 0, 0),  # y is the weight's h
+        (lambda a: jbp.serial(jbp.tanh, a), 5, 5, 0),  # tanh keeps its own output, and not x
+        (lambda a: a, 0, 5, 0),
+    ],
+    ids=["residual", "serial", "before a weight", "after tanh", "alone"],
+)
+def test_repeat_keeps_one_byte_of_what_only_the_sign_is_needed_of(activation, make, numbers, signs, once):
+    """Where the array itself is kept for another, the sign is read from it and takes no room of its own."""
+    n, shape, net = 3, (5,), jbp.repeat(make(activation), 3)
+    params = jax.eval_shape(lambda k: net.init(k, shape)[0], KEY)
+    saved = jax.eval_shape(lambda p, x: jbp.forward(net, p, x)[1], params, jnp.zeros((1, *shape)))
+    kept = {dtype: sum(a.size for a in jax.tree.leaves(saved) if a.dtype == dtype) for dtype in (bool, jnp.float64)}
+    assert kept == {bool: n * signs, jnp.float64: n * numbers + once}
+
+
 def test_branch_adds_up_the_deltas_of_its_arms_and_residual_adds_the_straight_way():
     x, delta = jax.random.normal(KEY, (2, BATCH, 5))
     arms = [jbp.Dense(5), jbp.tanh, Gain(0.3)]

@@ -58,6 +58,16 @@ def test_no_nan_for_huge_inputs_and_the_right_limits(activation, dtype):
 KEY = jax.random.key(5)
 
 
+def test_a_dense_layer_promotes_as_matmul_does_and_refuses_where_matmul_refuses():
+    layer, x = jbp.Dense(5, use_bias=False), jax.random.normal(KEY, (BATCH, 3), jnp.float32)
+    params = {"weight": jax.random.normal(KEY, (3, 5), jnp.float64)}
+    with jax.numpy_dtype_promotion("standard"):
+        y, expected = jbp.forward(layer, params, x)[0], x @ params["weight"]
+    assert max(error_in_units(y, expected).values()) <= 4
+    with pytest.raises(ValueError, match="implicit"):  # strict, as this suite is
+        jbp.forward(layer, params, x)
+
+
 def test_dropout_shares_its_mask_between_forward_and_backward():
     layer, x = jbp.Dropout(0.3), jnp.ones((BATCH, 7, 13))
     y, saved = jbp.forward(layer, (), x, KEY)

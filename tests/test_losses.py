@@ -183,6 +183,21 @@ def test_cross_entropy_at_zero_probability_is_infinite_and_never_nan(target):
     output, target = jnp.array([1.0, 0.0, 0.0]), jnp.asarray(target)
     assert losses.cross_entropy.value(output, target) == jnp.inf
     assert losses.cross_entropy.delta(output, target).tolist() == [0, -jnp.inf, 0]
+    assert losses.cross_entropy.sqrt_hessian(output, target).diagonal().tolist() == [0, jnp.inf, 0]
+
+
+@pytest.mark.parametrize("target", [3, 7, -1])
+def test_a_class_that_there_is_not_reads_nan_and_adds_to_nothing(target):
+    """Compiled code cannot refuse it. At a position beside a right one too: it must not read its neighbour's row."""
+    output = jax.nn.softmax(jnp.array([[0.3, -1.0, 2.0], [1.0, 0.5, 0.0]]))
+    classes = jnp.array([target, 1])
+    assert jnp.isnan(losses.softmax_cross_entropy.value(output, classes))
+    assert jnp.isnan(losses.cross_entropy.value(output, classes))
+    assert_close(2 * losses.softmax_cross_entropy.delta(output, classes)[0], jax.nn.softmax(output[0]), "layer")
+    assert not losses.cross_entropy.delta(output, classes)[0].any()
+    right = jnp.array([0, 1])
+    for loss in (losses.softmax_cross_entropy, losses.cross_entropy):
+        assert_same(loss.delta(output, classes)[1], loss.delta(output, right)[1])
 
 
 def test_a_loss_states_its_reduction():

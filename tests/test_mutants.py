@@ -1,10 +1,14 @@
 """Every mutant of tests/mutants.py is caught by the public checks, by the law it names; the right code passes them."""
 
+import ast
 import json
 from functools import cache
+from pathlib import Path
 
 import jax
+import mutate
 import mutate_page
+import mutate_survivors
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from mutant_tools import planted
@@ -48,10 +52,33 @@ def test_the_mutant_is_caught_and_the_right_code_is_not(mutant):
     assert report.failures and report.failures[0].law == mutant.law, f"{name(mutant)}: {report}"
 
 
+SAVED = json.loads((mutate_page.RESULTS / "mutants.json").read_text())
+
+
 def test_the_saved_run_of_one_change_at_a_time_is_whole_and_explained():
-    saved = json.loads((mutate_page.RESULTS / "mutants.json").read_text())
-    assert saved["summary"]["made"] == len(saved["mutants"]) >= 300
-    assert all(m["verdict"] == "caught" or m["reason"] for m in saved["mutants"])
+    verdicts = [m["verdict"] for m in SAVED["mutants"]]
+    counted = {v: verdicts.count(v) for v in ("caught", "held", "survived")}
+    assert {k: SAVED["summary"][k] for k in counted} == counted
+    assert SAVED["summary"]["made"] == sum(counted.values()) == len(verdicts) >= 300
+    assert all(m["verdict"] == "caught" or m["reason"] for m in SAVED["mutants"])
+    assert all(("test" in m) == (m["verdict"] == "held") for m in SAVED["mutants"])
+
+
+def test_the_saved_run_is_of_the_mutants_that_the_code_makes_today():
+    """Nothing is run: each changed place, what stood there, and what was put in its place."""
+    saved, today = [mutate.record(m) for m in SAVED["mutants"]], [mutate.record(m) for m in mutate.named().values()]
+    assert saved == today, f"make mutants: {sorted(set(saved) ^ set(today))[:10]}"
+    assert not mutate.unreached()
+
+
+def test_each_reason_belongs_to_a_mutant_and_each_test_that_holds_one_exists():
+    keys = {mutate_survivors.key(m) for m in mutate.named().values()}
+    assert keys >= mutate_survivors.EQUIVALENT.keys() | mutate_survivors.HELD.keys()
+    assert not mutate_survivors.EQUIVALENT.keys() & mutate_survivors.HELD.keys()
+    for _, test in mutate_survivors.HELD.values():
+        file, name = test.split("[")[0].split("::")
+        functions = ast.parse((Path(mutate.__file__).parents[1] / file).read_text()).body
+        assert name in {f.name for f in functions if isinstance(f, ast.FunctionDef)}, test
 
 
 def test_the_page_is_made_of_the_saved_results():

@@ -24,6 +24,7 @@ from jbp.check.trees import as_key, entropy, normal
 from jbp.combine import branch, repeat, residual, serial
 from jbp.layer import Layer
 from jbp.pairs import Scale
+from jbp.ties import tied
 
 Kind = Literal["layer", "combinator", "net", "loss", "optimiser"]
 
@@ -118,6 +119,8 @@ def _at_zero(dtype: Any, seed: int, differences: bool) -> Report:
 
 _KINKS = Item("layer", "relu, leaky_relu and elu at 0", _at_zero)
 _BLOCK = serial(layers.Dense(5), layers.tanh, layers.Dense(3))
+_SQUARE = serial(layers.Dense(3), layers.tanh, layers.Dense(3))
+_TWICE = tied(_SQUARE, {2: 0})
 _COMBINATORS = tuple(
     of_layer(subject, shape, "combinator")
     for subject, shape in (
@@ -128,6 +131,9 @@ _COMBINATORS = tuple(
         (repeat(_BLOCK, 2), (3,)),
         # What sigmoid saves, its output, is what the next repetition's Dense saves, its input: kept once.
         (repeat(serial(residual(_BLOCK), layers.sigmoid), 3), (3,)),
+        (_TWICE, (2, 3)),
+        # The uses are of two kinds, so that their pairs do not become one.
+        (tied(serial(Gain(), layers.tanh, layers.Dense(3)), {(2, "bias"): (0, "gain")}), (3,)),
     )
 )
 
@@ -154,6 +160,14 @@ def _weighted_net(dtype: Any, seed: int, differences: bool) -> Report:
     return gradient(net, loss, params, x, y, weights=weights, trainable=trainable, differences=differences)
 
 
+def _shared_net(dtype: Any, seed: int, differences: bool) -> Report:
+    """A layer used twice in each of two repetitions, and a weight that its neighbour borrows without the bias."""
+    net = serial(repeat(_TWICE, 2), tied(_SQUARE, {(2, "weight"): (0, "weight")}))
+    params, x = _drawn(net, (5, 3), dtype, seed)
+    y = normal(entropy(as_key(seed), 2), x)
+    return gradient(net, losses.l2_loss, params, x, y, differences=differences)
+
+
 def _drawn(net: Layer, shape: tuple[int, ...], dtype: Any, seed: int) -> tuple[Any, Any]:
     params, _ = net.init(as_key(seed), shape[1:])
     params = jax.tree.map(lambda p: p.astype(dtype), params)
@@ -163,6 +177,7 @@ def _drawn(net: Layer, shape: tuple[int, ...], dtype: Any, seed: int) -> tuple[A
 _NETS = (
     Item("net", "value_and_grad", _whole_net),
     Item("net", "value_and_grad: weights, NaN at weight 0, positions, frozen", _weighted_net),
+    Item("net", "value_and_grad: shared parameters", _shared_net),
 )
 _CLASSES, _VALUES = ("classes", "masses", "distribution"), ("values",)
 
