@@ -37,6 +37,7 @@ import jbp
 LAGS = (1, 2, 3, 5, 8, 12, 20, 30)
 LENGTHS = (3, 10, 30, 100, 300)
 BINS = 40
+KS = "Kolmogorov-Smirnov, in standard errors"
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def of_case(case: tuple[float, float, bool], theta: np.ndarray, found: np.ndarra
     result["density"] = (counts / theta.size / np.diff(edges)).round(5).tolist()
     if not examples:
         p = kstest(theta, norm(scale=square**0.5).cdf).pvalue
-        result["Kolmogorov-Smirnov, in standard errors"] = float(norm.isf(max(p, 1e-300) / 2))
+        result[KS] = float(norm.isf(max(p, 1e-300) / 2))
     return result
 
 
@@ -142,21 +143,20 @@ def run(config: Config) -> dict[str, Any]:
         cases = jnp.asarray([[*map(float, case), config.power] for case in config.cases], jnp.float64)
         key = jax.random.key(config.seed)
         theta, found = map(np.asarray, chains(cases, config.chains, config.settle, config.steps, key))
-    results = [of_case(*rows) for rows in zip(config.cases, theta, found, strict=True)]
-    rows = [row for result in results for row in result["rows"]]
+    return {"cases": [of_case(*rows) for rows in zip(config.cases, theta, found, strict=True)]}
+
+
+def deviation(result: dict[str, Any]) -> tuple[float, float, int]:
+    """The largest deviation from theory, in standard errors; what it stays below with 99 % probability; of how many."""
+    rows = [row for case in result["cases"] for row in case["rows"]]
     z = [abs(row["measured"] - row["predicted"]) / row["standard error"] for row in rows]
-    z += [r[name] for r in results for name in r if name.startswith("Kolmogorov")]
-    return {
-        "largest deviation in standard errors": max(z),
-        "allowed": float(norm.isf(0.01 / 2 / len(z))),
-        "comparisons": len(z),
-        "cases": results,
-    }
+    z += [case[KS] for case in result["cases"] if KS in case]
+    return max(z), float(norm.isf(0.01 / 2 / len(z))), len(z)
 
 
 def check(result: dict[str, Any]) -> None:
     """The largest deviation from theory, in standard errors, decides."""
-    worst, allowed = result["largest deviation in standard errors"], result["allowed"]
+    worst, allowed, _ = deviation(result)
     claim.require(worst <= allowed, f"a figure is {worst:.1f} standard errors off, allowed {allowed:.1f}")
 
 
@@ -206,13 +206,13 @@ def plot(result: dict[str, Any]) -> Any:
 
 
 def summary(result: dict[str, Any]) -> tuple[str, str]:
-    worst, allowed = result["largest deviation in standard errors"], result["allowed"]
+    worst, allowed, comparisons = deviation(result)
     case = next(case for case in result["cases"] if not case["examples"])
     row = next(row for row in case["rows"] if row["of"] == "moment" and row["at"] == 2)
     at = f"T = {case['temperature']}, ε = {case['rate']}"
     return (
         f"autocorrelation (1−ε)ʲ; a Gibbs variance of T/(1 − ε/2) = {row['predicted']:.4f} at {at}",
-        f"{row['measured']:.4f} ± {row['standard error']:.4f}; the worst of {result['comparisons']} figures is "
+        f"{row['measured']:.4f} ± {row['standard error']:.4f}; the worst of {comparisons} figures is "
         f"{worst:.1f} standard errors off, {allowed:.1f} allowed",
     )
 
