@@ -183,14 +183,14 @@ def plot(result: dict[str, Any]) -> Any:
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(8, 3.4), layout="constrained")
     rows, rates = result["rows"], [row["rate"] for row in result["rows"]]
 
-    def points(axes: Any, values: Any, marker: str, label: str) -> None:
+    def points(axes: Any, values: Any, marker: str, label: str, **style: Any) -> None:
         mean, error = np.array([mean_and_error(v) for v in values]).T
-        axes.errorbar(rates, mean, error, fmt=marker, ms=5, capsize=2, label=label)
+        axes.errorbar(rates, mean, error, fmt=marker, capsize=2, label=label, **({"ms": 5} | style))
 
     for part, marker in (("train", "s"), ("test", "o")):
         points(left, [row[f"{part}_loss"] for row in rows], marker, part)
         points(middle, [100 * (1 - np.array(row[f"{part}_accuracy"])) for row in rows], marker, part)
-    points(left, gaps(result), "D", "gap")
+    points(left, gaps(result), "D", "gap", ms=9, mfc="none")
     left.set(xlabel="drop rate", ylabel="cross-entropy / nats", ylim=(-0.02, 0.75))
     middle.set(xlabel="drop rate", ylabel="error rate / %", ylim=(-0.5, None))
     left.legend(fontsize=10, loc="upper center", ncols=2, columnspacing=0.8, handletextpad=0.2)

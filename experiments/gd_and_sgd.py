@@ -104,7 +104,7 @@ def moments(draw: Any, key: Any, calls: int, rates: jax.Array, decays: bool, sta
     return jax.vmap(of_rate)(rates)
 
 
-def law(rate: float, batch: int, k: np.ndarray, start: float) -> tuple[np.ndarray, np.ndarray]:
+def law(rate: Any, batch: int, k: np.ndarray, start: float) -> tuple[np.ndarray, np.ndarray]:
     """E θₖ and E θₖ²."""
     kept = (1 - rate) ** (2.0 * k)
     return (1 - rate) ** k * start, kept * start**2 + rate / ((2 - rate) * batch) * (1 - kept)
@@ -265,7 +265,8 @@ def plot(result: dict[str, Any]) -> Any:
     for i, batch in enumerate(sorted({c["K"] for c in result["sgd"]})):
         rows = [(c["rate"], c["rows"][-1][1]) for c in result["sgd"] if c["K"] == batch and c["rate"] < 2]
         last = max(c["k"][-1] for c in result["sgd"] if c["K"] == batch)
-        right.plot(rate, [law(r, batch, np.array(last), start)[1] for r in rate], color=f"C{i}", lw=1)
+        measured = np.geomspace(rows[0][0], rows[-1][0], 200)
+        right.plot(measured, law(measured, batch, np.array(last), start)[1], color=f"C{i}", lw=1)
         right.plot(rate, rate / ((2 - rate) * batch), color=f"C{i}", lw=1, ls=":")
         y, error = ([row[name] for _, row in rows] for name in ("measured", "standard error"))
         right.errorbar([r for r, _ in rows], y, error, fmt="o", ms=4, color=f"C{i}", label=f"K = {batch}")
@@ -273,7 +274,7 @@ def plot(result: dict[str, Any]) -> Any:
     right.plot(rate, [shuffled_law(r, n, epochs) for r in rate], color="k", lw=1)
     y = [row["rows"][1]["measured"] for row in result["shuffled"]]
     right.plot([row["rate"] for row in result["shuffled"]], y, "ks", ms=4, label="K = 1, shuffled")
-    right.set(xscale="log", yscale="log", xlabel="step size ε", ylabel="mean of θₖ² at the last k (dotted: k → ∞)")
+    right.set(xscale="log", yscale="log", xlabel="step size ε", ylabel="mean of θₖ², last k (dotted: k → ∞)")
     right.legend(fontsize=10, loc="upper center", bbox_to_anchor=(0.45, -0.17), ncols=2, frameon=False)
     return figure
 

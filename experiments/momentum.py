@@ -13,7 +13,7 @@ Source: lecture A (momentum). Polyak 1964, Some methods of speeding up the conve
 Recht and Packard 2016, Analysis and design of optimization algorithms, proposition 1. The variance is that of the
 second-order autoregression θₖ₊₁ = (1+β−ε)θₖ − βθₖ₋₁ + εθᵢ.
 
-    python experiments/momentum.py [--quick]     25 s on an idle core
+    python experiments/momentum.py [--quick]     45 s on two idle cores
 
 Expect: 15 variances of 100,000 chains each, none more than 3.4 standard errors off; ρ to 1.2·10⁻⁵ for κ = 10 to 10⁴
 (0.99980, 0.98020, 0.98845 at 10⁴), times k to the power 0 for descent and 0.98 to 1 for the others; no cell of two maps
