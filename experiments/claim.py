@@ -135,9 +135,7 @@ def redraw(script: ModuleType, folder: Path, name: str) -> None:
             f"expected {saved} to be a result of {name}.py as it is now, found another shape ({error!r}); run it again"
         ) from error
     except OSError as error:
-        raise OSError(
-            f"{saved}: expected a saved result, found none ({error.strerror}); run it without --plot"
-        ) from error
+        raise OSError(f"expected a saved result as {saved} ({error.strerror}); run without --plot first") from error
 
 
 def writable(folder: Path, name: str) -> None:

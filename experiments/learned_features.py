@@ -158,14 +158,14 @@ def plot(result: dict[str, Any]) -> Any:
         axes[f"{row}0"].set_ylabel(f"{name}: 2nd component")
         classes = max(found["classes"]) + 1
         dots.set_clim(-0.5, classes - 0.5)
-        bar = figure.colorbar(dots, ax=[axes[f"{row}{k}"] for k in range(DEPTH + 1)], label="class")
+        bar = figure.colorbar(dots, ax=[axes[f"{row}{k}"] for k in range(DEPTH + 1)], label="class", aspect=12)
         bar.set_ticks(list(range(classes)))
     images = np.array(result["digits"]["weights"]).T.reshape(-1, 8, 8)
     images = np.pad(images, ((0, 0), (0, 1), (0, 1)), constant_values=np.nan)
     montage = np.concatenate([np.concatenate(list(images[i : i + 8]), axis=1) for i in range(0, 32, 8)])
     image = axes["w"].imshow(montage, cmap="RdBu", vmin=-np.nanmax(np.abs(montage)), vmax=np.nanmax(np.abs(montage)))
-    axes["w"].set(xticks=[], yticks=[], xlabel="first-layer weights of the digits")
-    figure.colorbar(image, ax=axes["w"], label="weight")
+    axes["w"].set(xticks=[], yticks=[])
+    figure.colorbar(image, ax=axes["w"], location="bottom", shrink=0.8, label="first-layer weight of the digits")
     for name, marker in (("digits", "o"), ("spirals", "^")):
         values = [np.array(accuracy) for accuracy in result[name]["accuracy"]]
         spread = [v.std(ddof=1) / np.sqrt(len(v)) if len(v) > 1 else 0 for v in values]
