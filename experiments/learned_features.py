@@ -148,18 +148,20 @@ def plot(result: dict[str, Any]) -> Any:
     figure = plt.figure(figsize=(8, 6.8), layout="constrained")
     axes = figure.subplot_mosaic([["d0", "d1", "d2", "d3"], ["s0", "s1", "s2", "s3"], ["w", "w", "p", "p"]])
     for row, name in (("d", "digits"), ("s", "spirals")):
-        found = result[name]
-        for k, part in enumerate(found["components"]):
-            panel = axes[f"{row}{k}"]
-            colours = plt.get_cmap("tab10", 10) if row == "d" else ListedColormap(["C0", "C3"])
-            dots = panel.scatter(*np.array(part).T, c=found["classes"], s=5, cmap=colours)
+        panels = [axes[f"{row}{k}"] for k in range(DEPTH + 1)]
+        panels[0].set_ylabel(f"{name}: 2nd component")
+        last = max(result[name]["classes"])
+        colours = ListedColormap([f"C{i}" for i in range(10)] if last == 9 else ["C0", "C3"])
+        dots = [
+            panel.scatter(
+                *np.array(part).T, c=result[name]["classes"], s=5, cmap=colours, vmin=-0.5, vmax=classes - 0.5
+            )
+            for panel, part in zip(panels, result[name]["components"], strict=True)
+        ]
+        for k, panel in enumerate(panels):
             panel.set(xticks=[], yticks=[], xlabel="1st component")
             panel.set_title("input" if k == 0 else f"hidden {k}", size=11)
-        axes[f"{row}0"].set_ylabel(f"{name}: 2nd component")
-        classes = max(found["classes"]) + 1
-        dots.set_clim(-0.5, classes - 0.5)
-        bar = figure.colorbar(dots, ax=[axes[f"{row}{k}"] for k in range(DEPTH + 1)], label="class", aspect=12)
-        bar.set_ticks(list(range(classes)))
+        figure.colorbar(dots[0], ax=panels, label="class", aspect=12, ticks=range(last + 1))
     images = np.array(result["digits"]["weights"]).T.reshape(-1, 8, 8)
     images = np.pad(images, ((0, 0), (0, 1), (0, 1)), constant_values=np.nan)
     montage = np.concatenate([np.concatenate(list(images[i : i + 8]), axis=1) for i in range(0, 32, 8)])

@@ -94,7 +94,7 @@ def settled(cases: jax.Array, chains: int, keys: Any) -> Any:
     def of_case(case: jax.Array) -> Any:
         theta = jnp.zeros((chains,), case.dtype)
         begin: Any = (theta, jbp.optim.sgd(case[0]).init(theta))
-        theta, state = jax.lax.scan(lambda carry, key: (move(case, *carry, key), None), begin, keys)[0]
+        theta, state = jax.lax.scan(lambda at, key: (move(case, at[0], at[1], key), None), begin, keys)[0]
         return theta, theta, theta, jnp.ones((), case.dtype), state
 
     return jax.vmap(of_case)(cases)
