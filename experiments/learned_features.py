@@ -153,9 +153,7 @@ def plot(result: dict[str, Any]) -> Any:
         last = max(result[name]["classes"])
         colours = ListedColormap([f"C{i}" for i in range(10)] if last == 9 else ["C0", "C3"])
         dots = [
-            panel.scatter(
-                *np.array(part).T, c=result[name]["classes"], s=5, cmap=colours, vmin=-0.5, vmax=classes - 0.5
-            )
+            panel.scatter(*np.array(part).T, c=result[name]["classes"], s=5, cmap=colours, vmin=-0.5, vmax=last + 0.5)
             for panel, part in zip(panels, result[name]["components"], strict=True)
         ]
         for k, panel in enumerate(panels):
