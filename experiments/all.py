@@ -1,10 +1,13 @@
 """Every claim of the lectures, one script after another, and the table of all of them: experiments/README.md.
 
-    python experiments/all.py             in full, under 25 minutes on two cores; writes results, pictures and the table
-    python experiments/all.py --quick     every script in a few seconds, nothing written
-    python experiments/all.py --table     only the table, from the saved results
+    python experiments/all.py               in full, 25 minutes on two cores; writes results, pictures and the table
+    python experiments/all.py --quick       every script in a few seconds, nothing written
+    python experiments/all.py --seeds 1:4   in full with the seeds 1, 2 and 3: does each claim hold with those too? into
+                                            results/further_seeds.json and the table; --only NAME … for some scripts
+    python experiments/all.py --table       only the table, from the saved results
 
-A script that fails does not stop the others; the exit status is 1 if any did.
+A script that fails does not stop the others; the exit status is 1 if any did. A claim that its saved result contradicts
+stays in the table, marked.
 """
 
 from __future__ import annotations
@@ -13,7 +16,9 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import claim
@@ -43,6 +48,9 @@ MORE = ("digits", "mnist", "what_to_save", "one_backward_pass", "learning_rules"
 """Measurements with results of their own, linked below the table."""
 
 
+FURTHER = claim.RESULTS / "further_seeds.json"
+
+
 def table() -> str:
     """The table, from the saved results."""
     lines = [
@@ -50,23 +58,28 @@ def table() -> str:
         "",
         "One row a claim: what theory predicts, what was measured, and the picture. Each script says in its first",
         "lines what it claims, where the claim comes from, and how long it takes; `make experiments` runs them all and",
-        "writes this page from `results/`. A number here is a number of the saved file beside its picture.",
+        "writes this page from `results/`. A number here is a number of the saved file beside its picture. The further",
+        "seeds were run in full, by `all.py --seeds`; what was measured with each is in `results/further_seeds.json`.",
         "",
-        "| | claim | predicted | measured | picture |",
-        "| ---: | --- | --- | --- | --- |",
+        "| | claim | predicted | measured | further seeds | picture |",
+        "| ---: | --- | --- | --- | --- | --- |",
     ]
+    seeds = further()
     for number, name in enumerate(CLAIMS, 1):
         script = claim.load(name)
         title = _title(script)
         saved = claim.RESULTS / f"{name}.json"
         if not saved.exists():
-            lines.append(f"| {number} | [{title}]({name}.py) | | not run yet | |")
+            lines.append(f"| {number} | [{title}]({name}.py) | | not run yet | | |")
             continue
         result: dict[str, Any] = json.loads(saved.read_text())
         predicted, measured = (text.replace("|", "\\|") for text in script.summary(result))
+        failure = claim.verdict(script, result).replace("|", "\\|")
+        measured = f"**does not hold**: {failure}; {measured}" if failure else measured
         picture = f"results/{name}.png"
         shown = f'<img src="{picture}" width="320">' if (claim.HERE / picture).exists() else ""
-        lines.append(f"| {number} | [{title}]({name}.py) | {predicted} | {measured} | {shown} |")
+        held = _of_seeds(seeds.get(name, {}))
+        lines.append(f"| {number} | [{title}]({name}.py) | {predicted} | {measured} | {held} | {shown} |")
     lines += ["", "Besides the lectures' claims:", ""]
     for name in MORE:
         if (claim.HERE / f"{name}.py").exists():
@@ -74,26 +87,76 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def further() -> dict[str, dict[str, dict[str, Any]]]:
+    """What further seeds gave: by script and seed, whether the claim holds, and what was measured."""
+    return json.loads(FURTHER.read_text()) if FURTHER.exists() else {}
+
+
+def _of_seeds(rows: dict[str, dict[str, Any]]) -> str:
+    """A cell of the table: with which seeds the claim holds, and with which it does not."""
+    holds = [seed for seed, row in rows.items() if not row["failure"]]
+    fails = [f"**{seed} does not hold**: {row['failure']}" for seed, row in rows.items() if row["failure"]]
+    held = [f"{', '.join(holds)} hold{'s' * (len(holds) == 1)}"] if holds else []
+    return "; ".join(held + fails).replace("|", "\\|") or "not run"
+
+
 def _title(script: Any) -> str:
     return (script.__doc__ or "").strip().split("\n")[0].rstrip(".")
+
+
+def once(name: str, *options: str) -> int:
+    """Run one script; answers with its exit status."""
+    began = time.perf_counter()
+    status = subprocess.run([sys.executable, str(claim.HERE / f"{name}.py"), *options], check=False).returncode
+    if status == 130:
+        raise KeyboardInterrupt
+    print(f"  {name}: {'failed' if status else 'done'} in {time.perf_counter() - began:.0f} s", flush=True)
+    return status
+
+
+def with_seed(name: str, seed: int, options: list[str]) -> int:
+    """Run one script with another seed, and keep whether its claim holds, and what was measured, if it ran in full."""
+    with tempfile.TemporaryDirectory() as folder:
+        status = once(name, *options, "--seed", str(seed), "--out", folder)
+        saved = Path(folder) / f"{name}.json"
+        if not options and saved.exists():
+            keep(name, seed, json.loads(saved.read_text()))
+    return status
+
+
+def keep(name: str, seed: int, result: dict[str, Any]) -> None:
+    """Add a row to further_seeds.json, in the order of the claims and of the seeds."""
+    script, found = claim.load(name), further()
+    row = {"failure": claim.verdict(script, result), "measured": script.summary(result)[1]}
+    row |= {key: result[key] for key in ("date", "seconds", "versions")}
+    found[name] = dict(sorted((found.get(name, {}) | {str(seed): row}).items(), key=lambda item: int(item[0])))
+    text = json.dumps({name: found[name] for name in CLAIMS if name in found}, indent=1, ensure_ascii=False)
+    claim.save(FURTHER, text + "\n")
+
+
+def seeds_of(text: str) -> range:
+    """The seeds A to B − 1 of "A:B"."""
+    first, colon, last = text.partition(":")
+    if not (colon and first.isdecimal() and last.isdecimal() and int(first) < int(last)):
+        raise argparse.ArgumentTypeError(f"expected two whole numbers A:B with A below B, such as 1:4, got {text!r}")
+    return range(int(first), int(last))
 
 
 def main() -> int:
     """Run what is asked for; answers with the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="every script in a few seconds, nothing written")
+    parser.add_argument("--seeds", type=seeds_of, metavar="A:B", help="with the seeds from A to B − 1 instead")
+    parser.add_argument("--only", nargs="+", choices=CLAIMS, metavar="NAME", default=CLAIMS, help="these scripts only")
     parser.add_argument("--table", action="store_true", help="only the table, from the saved results")
-    options = parser.parse_args()
-    failed = []
-    if not options.table:
-        for name in CLAIMS:
-            began = time.perf_counter()
-            command = [sys.executable, str(claim.HERE / f"{name}.py"), *(["--quick"] if options.quick else [])]
-            status = subprocess.run(command, check=False).returncode
-            if status:
-                failed.append(name)
-            print(f"  {name}: {'failed' if status else 'done'} in {time.perf_counter() - began:.0f} s", flush=True)
-    if not options.quick:
+    chosen = parser.parse_args()
+    options, failed = ["--quick"] if chosen.quick else [], []
+    for name in () if chosen.table else chosen.only:
+        if chosen.seeds:
+            failed += [f"{name} with seed {seed}" for seed in chosen.seeds if with_seed(name, seed, options)]
+        elif once(name, *options):
+            failed.append(name)
+    if not chosen.quick:
         claim.save(claim.HERE / "README.md", table())
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)

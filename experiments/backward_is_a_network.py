@@ -2,14 +2,14 @@
 
 Claim: δ⁽ˡ⁻¹⁾ = θ′(s⁽ˡ⁻¹⁾)∘(W⁽ˡ⁾ δ⁽ˡ⁾) is the forward pass of another network, which is linear: its weights are the
 transposed ones, and in the place of each activation stands a gain, θ′(s) from the forward pass. Built from jbp's own
-layers (and a layer `Gain` of the user's), with the δ at the output as its input, its layers put out the δ of
-backpropagation, each to rounding. And the way back through this network is the way forward again: given a tangent v as
-its δ, it returns J v.
+layers (and a layer `Gain` of the user's, for jbp has none that multiplies and nothing more; it passes
+`jbp.check.layer`), with the δ at the output as its input, its layers put out the δ of backpropagation, each to
+rounding. And the way back through this network is the way forward again: given a tangent v as its δ, it returns J v.
 
 Source: lecture B ("forward and backward are alike: a network run the other way"), lecture C (backward pass);
 Rumelhart, Hinton, Williams 1986, Learning representations by back-propagating errors, eq. 4-7.
 
-    python experiments/backward_is_a_network.py [--quick]       10 seconds (--quick: 4 s)
+    python experiments/backward_is_a_network.py [--quick]       15 seconds (--quick: 4 s)
 
 Expect: the δ of all layers equal to the last bit on a CPU (the products are the same, in the same order), J v to 2 eps
 of the largest entry. With the gains of another example (the control) nothing is left of it.
@@ -115,6 +115,7 @@ def run(config: Config) -> dict[str, Any]:
             "output": [np.asarray(delta).ravel()[:200].tolist() for delta in found],
             "error in eps": [distance(a, b) for a, b in zip(found, deltas, strict=True)],
             "tangent error in eps": distance(forward_again, pushed),
+            "gain passes check.layer": jbp.check.layer(Gain(), (5,), key=config.seed).passed,
         }
 
 
@@ -127,6 +128,7 @@ def check(result: dict[str, Any]) -> None:
     """The number that decides: the largest difference between an output of this network and δ, at most 128 eps."""
     worst = max(result["error in eps"])
     claim.require(worst <= 128, f"an output of the backward network is {worst:.3g} eps away from δ")
+    claim.require(result["gain passes check.layer"], "jbp.check.layer found the layer Gain wrong")
     again = result["tangent error in eps"]
     claim.require(again <= 128, f"the way back through the backward network is {again:.3g} eps away from J v")
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import claim
@@ -116,9 +117,18 @@ def components(features: np.ndarray) -> np.ndarray:
 
 
 def check(result: dict[str, Any]) -> None:
+    """The number that decides: the gain of the last layer over the raw input, at least 2 standard errors, on both sets.
+
+    And the mean over the seeds rises with every layer, unless it was 1 already.
+    """
     for name in ("digits", "spirals"):
         gain, error = result[name]["gain"], result[name]["gain_error"]
         claim.require(gain > 0 and gain >= 2 * error, f"{name}: the last layer gains {gain:.4f} ± {error:.4f} over raw")
+        means = [np.mean(accuracy) for accuracy in result[name]["accuracy"]]
+        for k, (below, above) in enumerate(pairwise(means), 1):
+            claim.require(
+                above > below or below == 1, f"{name}: hidden layer {k} has {above:.4f}, not above {below:.4f}"
+            )
 
 
 def summary(result: dict[str, Any]) -> tuple[str, str]:
@@ -133,28 +143,34 @@ def summary(result: dict[str, Any]) -> tuple[str, str]:
 
 def plot(result: dict[str, Any]) -> Any:
     import matplotlib.pyplot as plt
+    from matplotlib.colors import ListedColormap
 
-    figure = plt.figure(figsize=(8, 6.4), layout="constrained")
+    figure = plt.figure(figsize=(8, 6.8), layout="constrained")
     axes = figure.subplot_mosaic([["d0", "d1", "d2", "d3"], ["s0", "s1", "s2", "s3"], ["w", "w", "p", "p"]])
     for row, name in (("d", "digits"), ("s", "spirals")):
-        found = result[name]
-        for k, part in enumerate(found["components"]):
-            panel = axes[f"{row}{k}"]
-            panel.scatter(*np.array(part).T, c=found["classes"], s=5, cmap="tab10" if row == "d" else "coolwarm")
-            panel.set(xticks=[], yticks=[])
+        panels = [axes[f"{row}{k}"] for k in range(DEPTH + 1)]
+        panels[0].set_ylabel(f"{name}: 2nd component")
+        last = max(result[name]["classes"])
+        colours = ListedColormap([f"C{i}" for i in range(10)] if last == 9 else ["C0", "C3"])
+        dots = [
+            panel.scatter(*np.array(part).T, c=result[name]["classes"], s=5, cmap=colours, vmin=-0.5, vmax=last + 0.5)
+            for panel, part in zip(panels, result[name]["components"], strict=True)
+        ]
+        for k, panel in enumerate(panels):
+            panel.set(xticks=[], yticks=[], xlabel="1st component")
             panel.set_title("input" if k == 0 else f"hidden {k}", size=11)
-        axes[f"{row}0"].set_ylabel(f"{name}: 2nd component")
-        axes[f"{row}0"].set_xlabel("1st component")
+        figure.colorbar(dots[0], ax=panels, label="class", aspect=12, ticks=range(last + 1))
     images = np.array(result["digits"]["weights"]).T.reshape(-1, 8, 8)
     images = np.pad(images, ((0, 0), (0, 1), (0, 1)), constant_values=np.nan)
     montage = np.concatenate([np.concatenate(list(images[i : i + 8]), axis=1) for i in range(0, 32, 8)])
-    axes["w"].imshow(montage, cmap="RdBu", vmin=-np.nanmax(np.abs(montage)), vmax=np.nanmax(np.abs(montage)))
-    axes["w"].set(xticks=[], yticks=[], xlabel="first-layer weights of the digits")
+    image = axes["w"].imshow(montage, cmap="RdBu", vmin=-np.nanmax(np.abs(montage)), vmax=np.nanmax(np.abs(montage)))
+    axes["w"].set(xticks=[], yticks=[])
+    figure.colorbar(image, ax=axes["w"], location="bottom", shrink=0.8, label="first-layer weight of the digits")
     for name, marker in (("digits", "o"), ("spirals", "^")):
         values = [np.array(accuracy) for accuracy in result[name]["accuracy"]]
         spread = [v.std(ddof=1) / np.sqrt(len(v)) if len(v) > 1 else 0 for v in values]
         means = [100 * v.mean() for v in values]
-        axes["p"].errorbar(range(DEPTH + 1), means, 100 * np.array(spread), fmt=f"{marker}-", capsize=2, label=name)
+        axes["p"].errorbar(range(DEPTH + 1), means, 100 * np.array(spread), fmt=marker, capsize=2, label=name)
     axes["p"].set(xlabel="hidden layer (0: input)", ylabel="linear probe / %", xticks=range(DEPTH + 1))
     axes["p"].legend(fontsize=10)
     return figure

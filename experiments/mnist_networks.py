@@ -7,7 +7,8 @@ with dropout, momentum and a cosine schedule is above the Fashion-MNIST paper's 
 
 One figure is not reproduced: 784-100-10 with the quadratic cost. Of three seeds one ends at 96.5 %, as published, and
 two at 77 and 80 %, because outputs that begin saturated never learn their digit. Nielsen's footnote says that readers
-report such runs; his 96.59 % is a good run and not a typical one, and takes no part in the verdict.
+report such runs; his 96.59 % is a good run and not a typical one, and takes no part in the verdict. With 30 units both
+costs end slightly below his figures, by 0.4 and 0.3 points; a spread of one run of 0.1 allows 0.5 with three seeds.
 
 Source: M. Nielsen, "Neural networks and deep learning", 2015, chapter 1 (η = 3: 95.42 %, 96.59 %) and chapter 3
 (η = 0.5: 95.49 %, 96.82 %); Xiao, Rasul, Vollgraf 2017, arXiv:1708.07747, table 3 (MLPClassifier, relu, [100]: 97.2 %
@@ -16,9 +17,10 @@ on MNIST, 87.1 % on Fashion-MNIST).
     python experiments/mnist_networks.py [--quick]     needs both sets, in $JBP_DATA_DIR for example; --quick does not
 
 Expect, best epoch and standard deviation over seeds, in %: 95.0 ± 0.1 and 95.2 ± 0.1 (30 units, quadratic and
-cross-entropy), 96.8 ± 0.1 (100, cross-entropy), 98.1 ± 0.1 (ReLU 128); on Fashion-MNIST 86.5 ± 0.3 (100, cross-entropy)
-and 88.0 ± 0.2 (ReLU 128). The ReLU network's rate is chosen on the last sixth of the training images. Quick: digits.
-Control: training labels in random order. Wall time: full 130 s, quick 8 s.
+cross-entropy), 96.8 ± 0.1 (100, cross-entropy), 98.1 ± 0.1 (ReLU 128); on Fashion-MNIST, where Nielsen has no figures,
+86.5 ± 0.3 (100, cross-entropy) and 88.0 ± 0.2 (ReLU 128). The ReLU network's rate is chosen on the last sixth of the
+training images. Quick: digits. Control: training labels in random order. Wall time: full 3 minutes on two idle cores,
+quick 8 s.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ class Config:
     networks: tuple[str, ...] = (
         "mnist quadratic 30", "mnist quadratic 100", "mnist cross-entropy 30", "mnist cross-entropy 100",
         "mnist ReLU 128",
-        "fashion-mnist cross-entropy 100", "fashion-mnist ReLU 128",
+        "fashion-mnist quadratic 30", "fashion-mnist quadratic 100",
+        "fashion-mnist cross-entropy 30", "fashion-mnist cross-entropy 100", "fashion-mnist ReLU 128",
     )  # fmt: skip
     epochs: int = 30
     modern_epochs: int = 10
@@ -70,6 +73,7 @@ LOSSES = {
 }
 RATES = {"quadratic": 3.0, "cross-entropy": 0.5}  # Nielsen's
 UNSTABLE = "mnist quadratic 100"
+STUCK = 0.05  # below the published accuracy: a digit that is never learned costs a tenth
 TRIALS = (0.02, 0.05, 0.1)  # of the ReLU network; the validation part decides
 
 
@@ -156,7 +160,20 @@ def bound(result: dict[str, Any]) -> float:
     return float(t.isf(0.01 / 2 / len(rows), len(rows) * (seeds - 1)) * pooled * np.sqrt(1 + 1 / seeds))
 
 
+def unstable(result: dict[str, Any]) -> str:
+    """What became of the figure that takes no part in the verdict."""
+    best = [np.max(row["accuracy"], 1) for row in result["rows"] if row["name"] == UNSTABLE]
+    if not best:
+        return ""
+    low = int((best[0] < PUBLISHED[UNSTABLE] - STUCK).sum())
+    return f"; {UNSTABLE} is not reproduced: {low} of {len(best[0])} seeds stuck" if low else ""
+
+
 def check(result: dict[str, Any]) -> None:
+    """The number that decides: how far the seeds' mean is from Nielsen's figure, at most `bound`, in any network.
+
+    And every network learns, in its best seed, and the ReLU networks are above what is published for them.
+    """
     for row in result["rows"]:
         best = np.max(row["accuracy"])
         claim.require(best > 0.8, f"{row['name']}: the best seed has a test accuracy of {best:.3f} only")
@@ -175,20 +192,27 @@ def summary(result: dict[str, Any]) -> tuple[str, str]:
     shown = [row for row in result["rows"] if row["published"]] or result["rows"]
     figure = [f"{row['name']} {100 * figures(row)[0]:.1f} ± {100 * figures(row)[1]:.1f}" for row in shown]
     published = ", ".join(f"{row['name']} {100 * row['published']:.1f}" for row in shown if row["published"])
-    return f"published, in %: {published or 'none for digits'}", f"in %: {', '.join(figure)}"
+    off = [f"{100 * (figures(row)[0] - row['published']):+.1f}" for row in of_nielsen(result) if " 30" in row["name"]]
+    allowed = f"{100 * bound(result):.1f} allowed" if off else ""
+    notes = f"{unstable(result)}; 30 units are {' and '.join(off)} off, {allowed}" if off else ""
+    return f"published, in %: {published or 'none for digits'}", f"in %: {', '.join(figure)}{notes}"
 
 
 def plot(result: dict[str, Any]) -> Any:
     import matplotlib.pyplot as plt
 
     rows = result["rows"][::-1]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.6), layout="constrained", sharey=True, width_ratios=(2, 1))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 4.6), layout="constrained", sharey=True, width_ratios=(2, 1))
     for i, row in enumerate(rows):
         best = 100 * np.array(row["accuracy"]).max(1)
-        left.plot(best, np.full(len(best), i), "o", color="C0", ms=5, label="each seed" if i == 0 else None)
+        first = i == len(rows) - 1
+        left.plot(best, np.full(len(best), i), "o", color="C0", ms=4, label="each seed" if first else None)
+        bar: dict[str, Any] = {"fmt": "D", "color": "C1", "ms": 5, "mfc": "none", "capsize": 3}
+        mean, deviation = (100 * number for number in figures(row))
+        left.errorbar(mean, i + 0.25, xerr=deviation, label="mean ± deviation" if first else None, **bar)
         if row["published"]:
             line = [100 * row["published"]] * 2
-            left.plot(line, [i - 0.3, i + 0.3], "k-", lw=2, label="published" if row is rows[0] else None)
+            left.plot(line, [i - 0.3, i + 0.3], "k-", lw=2, label="published" if first else None)
     left.set_yticks(range(len(rows)), [f"{row['name']}" for row in rows])
     left.set(xlabel="test accuracy of the best epoch / %")
     left.legend(fontsize=10, loc="upper left")

@@ -171,10 +171,12 @@ def plot(result: dict[str, Any]) -> Any:
         right.axvline(row["log of the largest"], color="k", lw=1, ls=":" if j else "-")
     right.set_xscale("log")
     right.set_yticks([0, 1, 2, 3, 4, 8.5], ["0", "1", "2", "3", "4", "NaN"])
-    right.set_ylim(-0.4, 16)
+    right.set_ylim(-0.4, 10.5)
     right.set_xlabel("distance of two logits (lines: ln of the largest)")
     right.set_ylabel("error of δ (eps)")
-    right.legend(fontsize=10, loc="upper left")
+    right.legend(
+        fontsize=10, loc="upper center", bbox_to_anchor=(0.4, -0.17), ncols=2, columnspacing=0.8, frameon=False
+    )
     return figure
 
 

@@ -45,6 +45,13 @@ def test_an_example_of_a_run_has_the_numbers_of_its_net(run, capsys):
     assert "64 × 8:" in capsys.readouterr().out
 
 
+def test_a_run_of_many_seeds_says_that_it_keeps_no_parameters(tmp_path, capsys):
+    folder = cli.Train(net="4 relu", seeds="0:2", epochs=1, quiet=True, out=tmp_path / "run")().folder
+    assert cli.main(["trace", str(folder)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "found one of the seeds 0:2: a run of many seeds keeps no parameters; train one with --seed" in line
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -12,7 +12,7 @@ ROWS = [line.split("|")[1:-1] for line in PAGE.splitlines() if line.startswith("
 SYMBOLS = (
     "x", "x₀ = 1", "w", "W", "b", "s", "z", "net", "θ(s)", "σ", "Sig", "a", "h⁽ˡ⁾", "h(x)", "ŷ", "y_p", "f(x)", "y",
     "t", "e", "C", "Rᵢ", "R", "L", "MSE", "N", "K", "δ", "p̂", "p", "∂C/∂z", "∂C/∂a₃", "∂L/∂yᵢ", "ȳ", "θ′", "η", "ε",
-    "α", "β", "θₖ",
+    "α", "β", "θₖ", "l", "θ⁽ⁱ⁾",
 )  # fmt: skip
 
 

@@ -78,6 +78,7 @@ class Trace(Command):
         for f in dataclasses.fields(self):
             if f.metadata["group"] == _NET and getattr(self, f.name) != f.default:
                 raise ValueError(f"{f.name} is for a net without a run: leave it out, or give --net instead of RUN")
+        self._of_one_seed(self.run)
         run = load_run(self.run)
         plan = make_plan(Train.from_config(self.run))
         x, y = plan.data.test()
@@ -87,6 +88,20 @@ class Trace(Command):
         dtype, one = dtype_of(run.params), (x[self.example], y[self.example])
         x_one, y_one = (a.astype(dtype) if np.issubdtype(a.dtype, np.floating) else a for a in one)
         return run.net, run.params, x_one, y_one, plan.loss
+
+    def _of_one_seed(self, run: str | Path) -> None:
+        """Raise if `jbp train --seeds` left this run: what it trained is not kept."""
+        from jbp.checkpoint import CONFIG, PARAMS, read_json
+
+        folder = Path(run)
+        if not (folder / CONFIG).is_file() or (folder / PARAMS).exists():
+            return
+        seeds = read_json(folder / CONFIG).get("seeds")
+        if seeds is not None:
+            raise ValueError(
+                f"{folder}: expected a run of one seed, found one of the seeds {seeds}: a run of many seeds keeps no "
+                "parameters; train one with --seed"
+            )
 
     def _of_net(self) -> tuple[Any, ...]:
         """Net, parameters, example, target and loss of the options."""
