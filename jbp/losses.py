@@ -232,6 +232,9 @@ def _is_index(loss: Loss, output: Array, target: Target) -> bool:
 # and adds to nothing.
 
 
+_MOST = 2**31 - 1
+
+
 def _picked(output: Float[Array, "*t k"], target: Any) -> Float[Array, "*t"]:
     """output[t, target[t]]."""
     how = lax.GatherDimensionNumbers((), (1,), (1,), operand_batching_dims=(0,), start_indices_batching_dims=(0,))
@@ -249,9 +252,13 @@ def _added(output: Float[Array, "*t k"], target: Any, values: Float[Array, "*t"]
 
 
 def _places(target: Any) -> Array:
-    """Class indices as the column [t, 1] that gather and scatter take; narrow ones widened, for k might not fit."""
+    """Class indices as the column [t, 1] of int32 that gather and scatter take; what does not fit becomes none."""
     target = jnp.asarray(target)
-    return (target.astype(jnp.int32) if jnp.iinfo(target.dtype).bits < 32 else target).reshape(-1, 1)
+    if jnp.iinfo(target.dtype).max > _MOST:
+        target = jnp.where(target > _MOST, _MOST, target)
+    if jnp.iinfo(target.dtype).min < -_MOST:
+        target = jnp.where(target < -_MOST, -1, target)
+    return target.astype(jnp.int32).reshape(-1, 1)
 
 
 def _classes(output: Array) -> int:

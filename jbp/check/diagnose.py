@@ -72,7 +72,11 @@ def _factor(found: np.ndarray, expected: np.ndarray, room: float, sizes: Mapping
     """Found = c · expected."""
     if expected.size < 2 or not expected.any():
         return None
-    c = float((found * expected).sum() / (expected * expected).sum())
+    unit = expected / np.abs(expected).max()  # whose square does not underflow
+    with np.errstate(over="ignore"):
+        c = float((found * unit).sum() / (unit * unit).sum() / np.abs(expected).max())
+    if not np.isfinite(c):
+        return None
     if not c or (np.abs(found - c * expected) > room * max(1.0, abs(c))).any():
         return None
     # The factor is known as well as it fits: to many digits in float64, to two in bfloat16.
