@@ -92,7 +92,7 @@ def passes(test: str) -> bool:
         del sys.modules[name]  # some keep what they measured
     jax.clear_caches()
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-        status = pytest.main(["-x", "-p", "no:cacheprovider", f"{HERE.parent / test}"])
+        status = pytest.main(["-x", "--assert=plain", "-p", "no:cacheprovider", f"{HERE.parent / test}"])
     if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         raise RuntimeError(f"{test} did not run: {status!r}")
     return status == pytest.ExitCode.OK

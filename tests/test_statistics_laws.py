@@ -305,6 +305,15 @@ def test_sinks_in_one_walk_are_the_walks_one_by_one():
         sinks.together()
 
 
+def test_a_sink_that_does_not_say_it_is_linear_sees_the_completed_pair():
+    net = jbp.tied(jbp.serial(jbp.Dense(3), jbp.tanh, jbp.Dense(3)), {2: 0})
+    params, x, _ = drawn(net=net, shape=(3,))
+    output, saved = jbp.forward(net, params, x)
+    pairs = jbp.backward(net, params, saved, output)[1]
+    squares = jbp.backward(net, params, saved, output, stats.squared_norms)[1]
+    assert_close(squares, stats.squared_norms(pairs), "net")
+
+
 def test_the_weights_of_a_user_are_explained(pairs):
     rules = {rule.path: rule for rule in stats.explain(pairs)}
     assert rules["0.weight"].pair == "Outer t=1 i=3 o=5"
@@ -387,8 +396,9 @@ def test_below_a_coupling_layer_there_is_a_total_and_nothing_else():
     with pytest.raises(NotImplementedError, match=r"0\.0\.bias lies below .*\[1\]\[0\]\[1\] \(Centre\(\)\)"):
         stats.norms(pairs)
     tied = jbp.tied(jbp.serial(jbp.Dense(3), Centre(), jbp.Dense(3)), {2: 0})
-    with pytest.raises(NotImplementedError, match="lies below"):
-        stats.norms(pairs_of(tied.init(KEY, (3,))[0], x, y, tied))
+    for net in (tied, jbp.serial(jbp.serial(tied, jbp.tanh))):  # by itself, and two places down
+        with pytest.raises(NotImplementedError, match="lies below"):
+            stats.norms(pairs_of(net.init(KEY, (3,))[0], x, y, net))
     for statistic in (stats.per_example, stats.second_moment, stats.gram, stats.records, stats.kronecker):
         with pytest.raises(NotImplementedError, match="lies below the batch-coupled layer"):
             statistic(pairs)
