@@ -103,8 +103,8 @@ class SoftmaxCrossEntropy(Loss):
 
     The target is a class index 0…k−1 (integer, one per position) or a distribution t over the k classes. For t that
     does not add up to 1 the softmax is weighted by Σt, so that δ is the derivative all the same. Finite for all
-    finite logits. A class index outside 0…k−1 cannot be refused in compiled code: there the value is NaN. `jbp.fit` and
-    `jbp.data` check labels before they start.
+    finite logits. A class index outside 0…k−1 cannot be refused in compiled code: there the value is NaN (of
+    an index of more than 32 bits, JAX reads the lowest 32). `jbp.fit` and `jbp.data` check labels before they start.
     """
 
     def value(self, output: Array, target: Target) -> Array:
@@ -232,9 +232,6 @@ def _is_index(loss: Loss, output: Array, target: Target) -> bool:
 # and adds to nothing.
 
 
-_MOST = 2**31 - 1
-
-
 def _picked(output: Float[Array, "*t k"], target: Any) -> Float[Array, "*t"]:
     """output[t, target[t]]."""
     how = lax.GatherDimensionNumbers((), (1,), (1,), operand_batching_dims=(0,), start_indices_batching_dims=(0,))
@@ -252,13 +249,9 @@ def _added(output: Float[Array, "*t k"], target: Any, values: Float[Array, "*t"]
 
 
 def _places(target: Any) -> Array:
-    """Class indices as the column [t, 1] of int32 that gather and scatter take; what does not fit becomes none."""
+    """Class indices as the column [t, 1] that gather and scatter take; narrow ones widened, for k might not fit."""
     target = jnp.asarray(target)
-    if jnp.iinfo(target.dtype).max > _MOST:
-        target = jnp.where(target > _MOST, _MOST, target)
-    if jnp.iinfo(target.dtype).min < -_MOST:
-        target = jnp.where(target < -_MOST, -1, target)
-    return target.astype(jnp.int32).reshape(-1, 1)
+    return (target.astype(jnp.int32) if jnp.iinfo(target.dtype).bits < 32 else target).reshape(-1, 1)
 
 
 def _classes(output: Array) -> int:
