@@ -72,7 +72,7 @@ def run(size: Size) -> list[Row]:
     if size == "quick":
         return [measure(make(), 1) for make in harness.progress(STEPS[:1], TITLE)]
     rows = [measure(make(), 5) for make in harness.progress(STEPS, TITLE)]
-    depths = (2, 8, 32, 128, 256)
+    depths = (2, 16, 128, 256)
     growth = [(lambda d=d: mlp((64,) * (d + 1) + (10,), 32)) for d in depths if d != 256]
     growth += [(lambda d=d: stack(d, 64, 32)) for d in depths]
     growth += [(lambda b=b: mlp((784, 512, 512, 10), b)) for b in (1, 4096)]

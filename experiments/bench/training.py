@@ -196,7 +196,7 @@ def run(size: Size) -> list[Row]:
     if size == "quick":
         return [measure(Cell("digits", (64, 32, 10), 32, 320, 2), 1, skipped=("PyTorch compiled",))]
     cells = list(CELLS) if size == "bench" else grid()
-    return [measure(cell, 7 if size == "bench" else 5) for cell in harness.progress(cells, TITLE)]
+    return [measure(cell, 5) for cell in harness.progress(cells, TITLE)]
 
 
 def plot(rows: list[Row]) -> Any:

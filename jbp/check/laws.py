@@ -266,11 +266,11 @@ class _Verdicts:
         """What autodiff gives at a point a rounding away, and in float64 where it can be run there."""
         if self._known is None:
             near = nudged((self.params, self.x, self.delta), (0,))
-            self._known = [_autodiff(self.layer, *near, self.key)]
+            self._known = [_autodiff(self.layer, *near, self.key)]  # type: ignore[call-arg]
             if self.key is None:  # in float64 a key may draw other numbers
                 with contextlib.suppress(Exception), jax.enable_x64(True):
                     wide = cast((self.params, self.x, self.delta), jnp.float64)
-                    self._known.append(_autodiff(self.layer, *wide, None))
+                    self._known.append(_autodiff(self.layer, *wide, None))  # type: ignore[call-arg]
         return self._known
 
     def adjoint(self) -> list[Entry]:

@@ -23,11 +23,12 @@ def as_key(key: int | Array) -> Array:
     """
     if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
         return jax.random.key(key)
-    shape = jnp.shape(key) if hasattr(key, "dtype") else None
-    raw = shape is not None and not is_key(key) and jnp.issubdtype(key.dtype, jnp.unsignedinteger)
-    if shape is None or not ((is_key(key) and shape == ()) or (raw and len(shape) == 1)):
+    given: Any = key
+    shape = jnp.shape(given) if hasattr(given, "dtype") else None
+    raw = shape is not None and not is_key(given) and jnp.issubdtype(given.dtype, jnp.unsignedinteger)
+    if shape is None or not ((is_key(given) and shape == ()) or (raw and len(shape) == 1)):
         raise ValueError(f"key must be a seed or one key from jax.random.key(seed), but is {key!r}")
-    return key
+    return given
 
 
 def as_dtype(dtype: Any) -> Any:
