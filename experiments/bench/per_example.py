@@ -10,8 +10,8 @@ most 1.15 plain steps.
 
     python experiments/bench/suite.py per_example   writes experiments/results/bench_per_example.json
 
-Where vmap(grad) would need more than 3 GB it is not run, and the cell says so: that is no win. Rounds are 30; at batch
-512 they are 10 and at 4096 three, for the others take seconds there.
+Where vmap(grad) would need more than 3 GB it is not run, and the cell says so: that is no win. Batches of 512 and 4096
+are for --full alone: the others take seconds a call there.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def measure(batch: int, rounds: int, widths: tuple[int, ...] = WIDTHS) -> list[R
                 b = b * (scale if way != "jbp" else 1)
                 np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4 * max(float(jnp.abs(b).max()), 1e-9), err_msg=way)
         runs = {way: (lambda p=program: p(*args)) for way, program in built.items()}
-        times = harness.in_turn({"plain": lambda: plain(*args)} | runs, rounds, warm=min(3, rounds // 3))
+        times = harness.in_turn({"plain": lambda: plain(*args)} | runs, rounds)
         figures = [timed("jbp, in plain steps", times["jbp"] / times["plain"],
                          1.15 if quantity == "clipped" and batch == 128 else None)]  # fmt: skip
         for way in list(ways)[1:]:
@@ -233,10 +233,10 @@ def peers(batch: int, rounds: int) -> list[Row]:
 
 
 def run(size: Size) -> list[Row]:
-    """Batch 32 to 4096, then the peers."""
+    """Batch 32 and 128, in full to 4096, then the peers."""
     if size == "quick":
         return measure(32, 3, (64, 32, 10))
-    batches = ((32, 30), (128, 30), (512, 10), (4096, 3))
+    batches = ((32, 30), (128, 30)) if size == "bench" else ((32, 30), (128, 30), (512, 30), (4096, 30))
     rows = [row for batch, rounds in harness.progress(batches, TITLE) for row in measure(batch, rounds)]
     return rows + peers(128, 30)
 
