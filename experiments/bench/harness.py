@@ -156,6 +156,7 @@ def program_size(program: Any) -> int:
 
 def same(ours: Any, theirs: Any, what: str, rtol: float = 1e-5) -> None:
     """Refuse to compare what does not compute the same."""
+    assert np.isfinite(ours).all(), f"{what}: the loss is not finite"
     np.testing.assert_allclose(np.asarray(ours), np.asarray(theirs), rtol=rtol, err_msg=f"{what}: not the same loss")
 
 

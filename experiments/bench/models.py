@@ -81,7 +81,7 @@ def mlp(widths: tuple[int, ...], batch: int, activation: Any = jbp.relu, softmax
 
 def residual_stack(depth: int, width: int, batch: int) -> Case:
     """`repeat` of residual blocks, against `lax.scan`."""
-    small = jbp.initializers.Normal(0.01)  # a sum of many blocks would else grow without bound
+    small = jbp.initializers.Normal(0.001)  # a sum of many blocks would else grow without bound
     block = jbp.serial(jbp.Dense(width, weight_init=small), jbp.relu)
     net = jbp.serial(jbp.repeat(jbp.residual(block), depth), jbp.Dense(10))
 
