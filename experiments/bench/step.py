@@ -91,5 +91,5 @@ def plot(rows: list[Row]) -> Any:
     axes.set_yticks(range(len(rows)), [row.name for row in rows])
     axes.invert_yaxis()
     axes.set_xlabel("time of one gradient step, jbp / other (median, 5 to 95 %)")
-    axes.legend(loc="best", frameon=False)
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
