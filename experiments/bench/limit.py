@@ -73,7 +73,7 @@ def best_product(size: int) -> dict[str, Callable[[], Any]]:
     multiply = jax.jit(jnp.matmul)
     found: dict[str, Callable[[], Any]] = {"XLA": lambda: multiply(x, y), "NumPy": lambda: a @ b}
     if harness.has("torch"):
-        import torch
+        import torch  # type: ignore[import-not-found]
 
         s, t = torch.from_numpy(a), torch.from_numpy(b)
         found["PyTorch"] = lambda: (s @ t).numpy()

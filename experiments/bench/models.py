@@ -138,7 +138,7 @@ STEPS: tuple[Callable[[], Case], ...] = (
 def in_equinox(case: Case, params: Any) -> tuple[Any, Callable[..., Any]]:
     """The same net with the same numbers as an Equinox module, and its loss (module, x, y), in Equinox's own idiom."""
     assert harness.has("equinox")
-    import equinox as eqx
+    import equinox as eqx  # type: ignore[import-not-found]
 
     def linear(p: Any) -> Any:
         o, i = p["weight"].shape[::-1]

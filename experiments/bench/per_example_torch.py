@@ -13,7 +13,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
-import torch
+import torch  # type: ignore[import-not-found]
 
 WIDTHS = (784, 512, 512, 10)
 CLIP = 1.0
@@ -38,8 +38,8 @@ def total(terms: Any) -> Any:
 
 def of_backpack(x: Any, y: Any) -> dict[str, Callable[[], Any]]:
     """Batch ℓ²-norms, and the variance from the sum of squared gradients."""
-    from backpack import backpack, extend
-    from backpack.extensions import BatchGrad, BatchL2Grad, Variance
+    from backpack import backpack, extend  # type: ignore[import-not-found]
+    from backpack.extensions import BatchGrad, BatchL2Grad, Variance  # type: ignore[import-not-found]
 
     model, loss = extend(net()), extend(torch.nn.CrossEntropyLoss())
 
@@ -68,8 +68,8 @@ def of_backpack(x: Any, y: Any) -> dict[str, Callable[[], Any]]:
 
 def of_opacus(x: Any, y: Any) -> dict[str, Callable[[], Any]]:
     """Norms and clipping by ghost clipping (two passes), variance from its per-sample gradients."""
-    from opacus.grad_sample import GradSampleModule
-    from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import GradSampleModuleFastGradientClipping
+    from opacus.grad_sample import GradSampleModule  # type: ignore[import-not-found]
+    from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import GradSampleModuleFastGradientClipping  # type: ignore[import-not-found]
 
     how: Any = {"max_grad_norm": CLIP, "use_ghost_clipping": True, "loss_reduction": "sum"}
     fast = GradSampleModuleFastGradientClipping(net(), **how)

@@ -121,7 +121,7 @@ def with_plain_jax(cell: Cell) -> Train:
 
 def with_equinox(cell: Cell) -> Train:
     """The step of Equinox's tutorials, from Python."""
-    import equinox as eqx
+    import equinox as eqx  # type: ignore[import-not-found]
     import jax
     import jax.numpy as jnp
     import optax
@@ -167,7 +167,7 @@ def with_flax(cell: Cell) -> Train:
     import jax
     import jax.numpy as jnp
     import optax
-    from flax import nnx
+    from flax import nnx  # type: ignore[import-not-found]
 
     class Net(nnx.Module):
         def __init__(self, params: Any):
@@ -203,7 +203,7 @@ def with_flax(cell: Cell) -> Train:
 
 def with_torch(cell: Cell, compile: bool = False) -> Train:
     """Tensors in memory, torch.optim.SGD, the loss kept without waiting for it."""
-    import torch
+    import torch  # type: ignore[import-not-found]
 
     x, y = torch.from_numpy(cell.x), torch.from_numpy(cell.y.astype(np.int64))
     loss = torch.nn.CrossEntropyLoss()
@@ -234,7 +234,7 @@ def with_torch(cell: Cell, compile: bool = False) -> Train:
 
 def with_sklearn(cell: Cell) -> Train:
     """MLPClassifier, an epoch at a time by `partial_fit`, given the order; the same momentum, no penalty."""
-    from sklearn.neural_network import MLPClassifier as Classifier
+    from sklearn.neural_network import MLPClassifier as Classifier  # type: ignore[import-not-found]
 
     MLPClassifier: Any = Classifier  # its own annotations are behind what it takes
 
@@ -282,11 +282,11 @@ def best_threads(name: str, train: Train) -> int | None:
     """The number of threads with which PyTorch or scikit-learn is fastest, and sets it."""
     limit: Callable[[int], Any]
     if name.startswith("PyTorch"):
-        import torch
+        import torch  # type: ignore[import-not-found]
 
         most, limit = torch.get_num_threads(), torch.set_num_threads
     elif name == "scikit-learn":
-        from threadpoolctl import threadpool_info, threadpool_limits
+        from threadpoolctl import threadpool_info, threadpool_limits  # type: ignore[import-not-found]
 
         most = max((pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"), default=1)
         limit = threadpool_limits
