@@ -43,6 +43,12 @@ def start(params: Any, optimizer: optax.GradientTransformation, steps: int, metr
     return State(params, opt_state, jnp.zeros(steps), jnp.zeros((steps, metrics)), method)
 
 
+@lru_cache(maxsize=64)
+def start_program(optimizer: optax.GradientTransformation, steps: int, metrics: int) -> Callable[[Any, Any], State]:
+    """The program (params, method) -> `start`: one call, where each copy and each zero would be one."""
+    return jax.jit(lambda params, method: start(params, optimizer, steps, metrics, method))
+
+
 def copy(tree: Any) -> Any:
     """The same tree in buffers of its own."""
     return jax.tree.map(jnp.copy, tree)
@@ -121,18 +127,27 @@ def steps_function(
     return run
 
 
-def order_of(key: Array, epoch: int, sampling: Sampling, batch_size: int, n: int) -> Any:
-    """The order of an epoch, bit for bit what the program makes itself; None where each step draws anew.
+def order_of(key: Array, epoch: int, sampling: Sampling, batch_size: int, n: int) -> Callable[[], Any]:
+    """Begin the order of an epoch; what it answers with ends it: bit for bit the order that the program makes itself,
+    None where each step draws anew.
 
-    On a CPU it is NumPy that sorts, ten times as fast as XLA there.
+    On a CPU it is NumPy that sorts, ten times as fast as XLA there. Programs run one after the other: begun before the
+    steps of the epoch before, an order is sorted while they run.
     """
     if sampling != "shuffle":
-        return None
-    order: Any = np.arange(n, dtype=np.uint64)
+        return lambda: None
     if jax.default_backend() != "cpu" or not n < 1 << 32:
-        return _order_program(sampling, batch_size, n)(key, epoch)
-    # As `jax.random.permutation` shuffles: sort by random bits, ties in the order they were in, some times over.
-    for bits in np.asarray(_sort_bits(n, _rounds(n))(key, epoch)):
+        order = _order_program(sampling, batch_size, n)(key, epoch)
+        return lambda: order
+    bits = _sort_bits(n, _rounds(n))(key, epoch)
+    return lambda: _sorted_by(bits, batch_size)
+
+
+def _sorted_by(rounds: Array, batch_size: int) -> Any:
+    """As `jax.random.permutation` shuffles: sort by random bits, ties in the order they were in, some times over."""
+    n = rounds.shape[1]
+    order: Any = np.arange(n, dtype=np.uint64)
+    for bits in np.asarray(rounds):
         order = order[np.sort((bits.astype(np.uint64) << 32) | np.arange(n, dtype=np.uint64)) & 0xFFFFFFFF]
     return np.append(order, np.zeros(-n % batch_size, order.dtype)).astype(jnp.result_type(int))
 
@@ -194,7 +209,8 @@ def _mean(metric: Metric, output: Array, target: Array, weights: Array | None) -
 def shape_of(net: Layer, loss: Loss, params: Any, x: Array, y: Array) -> Any:
     """Shape and dtype of the output of one example, once the loss has taken it; refuses what does not fit."""
     leaves, structure = jax.tree.flatten(params)
-    key = tuple((jnp.shape(a), jnp.result_type(a)) for a in (*leaves, x[:1], y[:1]))
+    one = ((1, *x.shape[1:]), x.dtype), ((1, *y.shape[1:]), y.dtype)
+    key = (*((jnp.shape(a), jnp.result_type(a)) for a in leaves), *one)
     return _shape_of(net, loss, structure, key)
 
 

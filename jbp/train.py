@@ -199,7 +199,7 @@ def fit(
     take = program.steps_program(net, loss, optimizer, functions, mask, sampling, batch_size, n, method, capacity)
     evaluate = program.evaluation_program(net, loss, functions, _BLOCK)
     way = method.init(jax.random.fold_in(run_key, 0), net, params)
-    state = program.start(params, optimizer, steps, len(functions), way)
+    state = program.start_program(optimizer, steps, len(functions))(params, way)
     record, taken = _Record(tuple(metrics), sizes), 0
     if validation is not None:  # how good the start is; also compiles the program before the first step
         watch.see(0, record.validation(evaluate(state.params, *validation)), state.params)
@@ -210,12 +210,18 @@ def fit(
         spent = None if private is None else private.epsilon(taken, batch_size, n)
         return Fit(kept, state.opt_state, tuple(record.rows), epoch, reason, record.losses(), state.method, spent)
 
+    def order_of(epoch: int) -> Callable[[], Any]:
+        return program.order_of(run_key, epoch, sampling, batch_size, n)  # type: ignore[arg-type]
+
     with _ctrl_c() as interrupted:
+        order = order_of(1)()
         for epoch in range(1, epochs + 1):
-            order = program.order_of(run_key, epoch, sampling, batch_size, n)  # type: ignore[arg-type]
             for first, last in chunks:
                 began = time.perf_counter()
-                state = jax.block_until_ready(take(state, x, y, run_key, epoch, first, last, order))
+                coming = order_of(epoch + 1) if last == steps and epoch < epochs else None
+                state = take(state, x, y, run_key, epoch, first, last, order)
+                order = order if coming is None else coming()  # made while the steps run
+                jax.block_until_ready(state)
                 chunks.took(last - first, time.perf_counter() - began)
                 taken = (epoch - 1) * steps + last
                 bad = record.see(state, last, private is not None)
@@ -418,13 +424,18 @@ def _on_device(name: str, data: Any) -> tuple[Array, Array]:
     return x, y
 
 
+@jax.jit
+def _is_finite(values: Array) -> Array:
+    return jnp.isfinite(values).all()
+
+
 def _check_data(name: str, net: Layer, loss: Loss, params: Any, data: tuple[Array, Array] | None) -> None:
     """Refuse what would only show as a NaN or a wrong label: not-finite values, classes that the net does not have."""
     if data is None:
         return
     x, y = data
     for what, values in (("x", x), ("y", y)):
-        if jnp.issubdtype(values.dtype, jnp.floating) and not bool(jnp.isfinite(values).all()):
+        if jnp.issubdtype(values.dtype, jnp.floating) and not bool(_is_finite(values)):
             where = np.argwhere(~np.isfinite(np.asarray(values)))[0].tolist()
             raise ValueError(f"{what} of {name} must be finite, but is not in row {where[0]}, at {where[1:]}")
     output = program.shape_of(net, loss, params, x, y)

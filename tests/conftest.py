@@ -9,7 +9,7 @@ from pathlib import Path
 # with the newer one, as users do.
 os.environ.setdefault(
     "XLA_FLAGS",
-    "--xla_backend_optimization_level=0"
+    "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
     + (" --xla_cpu_use_fusion_emitters=false" if version("jax").startswith("0.10.") else ""),
 )
 os.environ.setdefault("MPLBACKEND", "agg")

@@ -20,8 +20,9 @@ from jbp.pairs import is_pair
 
 KEY = jax.random.key(13)
 CASES = [case for case in NETS if jax.tree.leaves(announced(case)[0])]
-DEEP = [case for case in CASES if "tied" in case.name or case.name in ("repeat in repeat", "repeat of repeat")]
-CASES = [case for i, case in enumerate(CASES) if i % 2 == 0 or case in DEEP]  # every pair class, stacked and not
+NAMED = ("repeat in repeat", "repeat of repeat", "residual", "a table of positions", "all together")
+DEEP = [case for case in CASES if "tied" in case.name or case.name in NAMED]
+CASES = [case for i, case in enumerate(CASES) if i % 3 == 0 or case in DEEP]  # every pair class, stacked and not
 IN_FLOAT32 = [case for i, case in enumerate(CASES) if i % 6 == 0 or case in DEEP]
 """Among them every pair class: parameters used once and often, tied within a kind and across kinds, nested stacks."""
 LOSSES = (losses.softmax_cross_entropy, losses.squared_error, losses.sigmoid_binary_cross_entropy)

@@ -351,12 +351,12 @@ def test_an_epochs_order_is_that_of_jax_however_it_is_made():
     for n, batch_size in ((1, 1), (2, 3), (23, 5), (1626, 7), (70_001, 128)):  # sorted no times, once, twice
         for epoch in (1, 7):
             key = jax.random.key(epoch)
-            order = program.order_of(key, epoch, "shuffle", batch_size, n)
+            order = program.order_of(key, epoch, "shuffle", batch_size, n)()
             inside = program._order(program._epoch_keys(key, epoch)[0], "shuffle", batch_size, n)
             assert order is not None and inside is not None and order.dtype == inside.dtype
             np.testing.assert_array_equal(order, inside)
             np.testing.assert_array_equal(program._order_program("shuffle", batch_size, n)(key, epoch), inside)
-    assert program.order_of(jax.random.key(0), 1, "replacement", 2, 5) is None
+    assert program.order_of(jax.random.key(0), 1, "replacement", 2, 5)() is None
 
 
 def test_an_optimiser_made_again_finds_the_compiled_program():

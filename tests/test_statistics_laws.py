@@ -209,16 +209,19 @@ def test_in_float32_the_bound_holds_where_the_uses_of_an_example_cancel(kind):
     """Of the true gradient of the same numbers, and of the clipped one as it is computed, one example at a time."""
     rows = jnp.arange(500)
     one = compiled(
-        lambda pair: jax.lax.map(lambda n: stats.clipped(pair, 1.0, weights=(rows == n).astype(jnp.float32)), rows)
+        lambda pair: jax.lax.map(
+            lambda n: stats.clipped(pair, 1.0, weights=(rows == n).astype(jnp.float32)), rows[::10]
+        )
     )
+    both = compiled(lambda pair: (stats.clip_weights(pair, 1.0), stats.norms(pair)))
     for size in (1.0, 1e3, 1e7):
         for rest in (0.0, 1e-7, 1e-4, 1e-2, 1.0):
             pair = CANCELLING[kind](size, rest)
-            c, norms = map(np.asarray, (stats.clip_weights(pair, 1.0), stats.norms(pair)))
+            c, norms = map(np.asarray, both(pair))
             assert np.isfinite(norms).all()
             true = np.linalg.norm(formed(pair), axis=1)
             assert (c * true).max() <= 1 + 2e-4, (size, rest)
-            found = np.linalg.norm(np.asarray(one(pair), np.float64).reshape(500, -1), axis=1)
+            found = np.linalg.norm(np.asarray(one(pair), np.float64).reshape(50, -1), axis=1)
             assert found.max() <= 1 + 1 / 64 + 1e-5, (size, rest)
             if rest == 1.0:
                 np.testing.assert_allclose(c, np.minimum(1, 1 / true), rtol=2e-3)

@@ -62,9 +62,10 @@ def with_jbp(cell: Cell) -> Train:
     layers[::2] = [{"weight": w, "bias": b} for w, b in cell.params]
     params = jax.tree.map(jax.numpy.asarray, tuple(layers))
     loss, optimizer = jbp.losses.softmax_cross_entropy, jbp.optim.sgd(cell.rate, momentum=cell.momentum)
+    data = jax.numpy.asarray(cell.x), jax.numpy.asarray(cell.y)
 
     def train() -> Any:
-        fitted = jbp.fit(net, loss, optimizer, (cell.x, cell.y), epochs=len(cell.orders), batch_size=cell.batch,
+        fitted = jbp.fit(net, loss, optimizer, data, epochs=len(cell.orders), batch_size=cell.batch,
                          params=params, seed=0)  # fmt: skip
         return fitted.history[-1]["train_loss"], [(p["weight"], p["bias"]) for p in fitted.params if p != ()]
 

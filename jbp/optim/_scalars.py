@@ -1,4 +1,4 @@
-"""The scalars of every method, learning rate η and momentum β: checked when given, cast where used."""
+"""The scalars of every optimiser, learning rate η and momentum β: checked when given, cast where used."""
 
 from collections.abc import Callable
 from functools import lru_cache, wraps
@@ -13,10 +13,10 @@ from jax.typing import ArrayLike
 
 Rate = ArrayLike | optax.Schedule
 P = ParamSpec("P")
-Method = optax.GradientTransformationExtraArgs
+Optimizer = optax.GradientTransformationExtraArgs
 
 
-def memoised(build: Callable[P, Method]) -> Callable[P, Method]:
+def memoised(build: Callable[P, Optimizer]) -> Callable[P, Optimizer]:
     """`build`, giving the same object for the same numbers, so that `fit` finds the program it has compiled.
 
     Arrays, whose values may change or not be known, are no key: with them it builds anew.
@@ -24,7 +24,7 @@ def memoised(build: Callable[P, Method]) -> Callable[P, Method]:
     known = lru_cache(maxsize=256, typed=True)(build)
 
     @wraps(build)
-    def built(*args: P.args, **kwargs: P.kwargs) -> Method:
+    def built(*args: P.args, **kwargs: P.kwargs) -> Optimizer:
         try:
             hash((*args, *kwargs.values()))
         except TypeError:
