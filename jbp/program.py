@@ -131,8 +131,8 @@ def order_of(key: Array, epoch: int, sampling: Sampling, batch_size: int, n: int
     """Begin the order of an epoch; what it answers with ends it: bit for bit the order that the program makes itself,
     None where each step draws anew.
 
-    On a CPU it is NumPy that sorts, ten times as fast as XLA there. Programs run one after the other: begun before the
-    steps of the epoch before, an order is sorted while they run.
+    On a CPU it is NumPy that sorts, ten times as fast as XLA there. Programs run one after the other: an order that was
+    begun before some steps can be ended while they run.
     """
     if sampling != "shuffle":
         return lambda: None

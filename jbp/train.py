@@ -211,17 +211,19 @@ def fit(
         return Fit(kept, state.opt_state, tuple(record.rows), epoch, reason, record.losses(), state.method, spent)
 
     def order_of(epoch: int) -> Callable[[], Any]:
+        if epoch > epochs:
+            return lambda: None
         return program.order_of(run_key, epoch, sampling, batch_size, n)  # type: ignore[arg-type]
 
     with _ctrl_c() as interrupted:
-        order = order_of(1)()
+        order, coming = order_of(1)(), order_of(2)
         for epoch in range(1, epochs + 1):
             for first, last in chunks:
                 began = time.perf_counter()
-                coming = order_of(epoch + 1) if last == steps and epoch < epochs else None
                 state = take(state, x, y, run_key, epoch, first, last, order)
-                order = order if coming is None else coming()  # made while the steps run
-                jax.block_until_ready(state)
+                if last == steps:  # while they run
+                    order, coming = coming(), order_of(epoch + 2)
+                jax.block_until_ready(state.losses)
                 chunks.took(last - first, time.perf_counter() - began)
                 taken = (epoch - 1) * steps + last
                 bad = record.see(state, last, private is not None)
@@ -300,7 +302,8 @@ class _Record:
         return np.concatenate([*self._finished, self._losses])
 
     def _mean(self, values: np.ndarray) -> float:
-        return float(np.average(values, weights=self.sizes[: len(values)]))
+        weights = self.sizes[: len(values)]
+        return float((values * weights).sum() / weights.sum())
 
 
 @dataclass

@@ -71,10 +71,10 @@ def run(size: Size) -> list[Row]:
     """The nets of the gradient step, then depths and batch sizes."""
     if size == "quick":
         return [measure(make(), 1) for make in harness.progress(STEPS[:1], TITLE)]
-    rows = [measure(make(), 5) for make in harness.progress(STEPS, TITLE)]
+    rows = [measure(make(), 11) for make in harness.progress(STEPS, TITLE)]
     depths = (2, 32, 128)
     growth = [(lambda d=d: mlp((64,) * (d + 1) + (10,), 32)) for d in depths]
-    growth += [(lambda d=d: stack(d, 64, 32)) for d in depths]
+    growth += [(lambda d=d: stack(d, 64, 32)) for d in (*depths, 256)]
     growth += [(lambda b=b: mlp((784, 512, 512, 10), b)) for b in (1, 4096)]
     return rows + [measure(make(), 5, judged=False) for make in harness.progress(growth, "growth")]
 

@@ -1,9 +1,10 @@
 """The limit: how much of a step is its matrix products, and how fast any library here multiplies matrices.
 
 The bare products of a step (h W forward, δ Wᵀ back, hᵀ δ for the gradient; no δ Wᵀ for the first layer), same shapes,
-in one compiled program, beside jbp's step and autodiff's; and the best single-precision product that XLA, PyTorch or
-NumPy's BLAS reaches at 2048 × 2048 in the same run. Targets: jbp's step reaches 0.95 of the bare products at
-784-2048-2048-10, batch 512, and at 784-512-512-10, batch 128; and 0.85 of the best product at 2048.
+in one compiled program that stores the same arrays, beside jbp's step and autodiff's; and the best single-precision
+product that XLA, PyTorch or NumPy's BLAS reaches at 2048 × 2048 in the same run. Targets: jbp's step reaches 0.95 of
+the bare products at 784-2048-2048-10, batch 512, and at 784-512-512-10, batch 128; and 0.85 of the best product at
+2048.
 
     python experiments/bench/suite.py limit         writes experiments/results/bench_limit.json
 
@@ -29,21 +30,22 @@ from jbp.losses import l2_loss
 TITLE = "The limit: a step's share of its bare matrix products and of the best product here"
 
 
+def products(weights: Any, x: Any, delta: Any) -> Any:
+    """A step's matrix products and nothing else, each fed by the one before; what a step stores stays inside."""
+    hs, gradient = [x], []
+    for w in weights:
+        hs.append(hs[-1] @ w)
+    for h, w in zip(hs[-2::-1], weights[::-1], strict=True):
+        gradient.append(h.T @ delta)
+        delta = delta if h is x else delta @ w.T
+    return hs[-1], gradient
+
+
 def bare(case: Case) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """The matrix products of a step and nothing else; each reads arrays of its own, so that none waits for another."""
+    """`products` of the case, and what it takes."""
     params, x, _ = case.arguments()
-    weights = [p["weight"] for p in with_parameters(params)]
-    keys = iter(jax.random.split(jax.random.key(2), 2 * len(weights)))
-    hs = [x, *(jax.random.normal(next(keys), (case.batch, w.shape[0])) for w in weights[1:])]
-    deltas = [jax.random.normal(next(keys), (case.batch, w.shape[1])) for w in weights]
-
-    def products(weights: Any, hs: Any, deltas: Any) -> Any:
-        forward = [h @ w for h, w in zip(hs, weights, strict=True)]
-        back = [d @ w.T for d, w in list(zip(deltas, weights, strict=True))[1:]]
-        gradient = [h.T @ d for h, d in zip(hs, deltas, strict=True)]
-        return forward, back, gradient
-
-    return products, (weights, hs, deltas)
+    delta = jax.random.normal(jax.random.key(2), (case.batch, case.widths[-1]))
+    return products, ([p["weight"] for p in with_parameters(params)], x, delta)
 
 
 def without(case: Case) -> dict[str, tuple[Any, tuple[Any, ...]]]:
@@ -83,11 +85,10 @@ def best_product(size: int) -> dict[str, Callable[[], Any]]:
 def measure(case: Case, rounds: int, size: int, of_bare: float, of_best: float | None) -> Row:
     """The figures of one net."""
     args = case.arguments()
-    products, operands = bare(case)
     programs = {
         "jbp": (case.ours(), args),
         "autodiff": (jax.value_and_grad(case.plain), args),
-        "bare": (products, operands),
+        "bare": bare(case),
     } | without(case)
     built = {name: harness.compiled(run, *inputs) for name, (run, inputs) in programs.items()}
     runs = {name: (lambda n=name: built[n](*programs[n][1])) for name in built}

@@ -10,8 +10,8 @@ most 1.15 plain steps.
 
     python experiments/bench/suite.py per_example   writes experiments/results/bench_per_example.json
 
-Where vmap(grad) would need more than 3 GB it is not run, and the cell says so: that is no win. Batches of 512 and 4096
-are for --full alone: the others take seconds a call there.
+Where vmap(grad) would need more than 3 GB it is not run, and the cell says so: that is no win. At 4096 the blocks take
+up to ten seconds a call and are run with --full alone.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def two_passes() -> Read:
     return {"norms": norms, "clipped": clipped}
 
 
-def measure(batch: int, rounds: int, widths: tuple[int, ...] = WIDTHS) -> list[Row]:
+def measure(batch: int, rounds: int, widths: tuple[int, ...] = WIDTHS, blocks: bool = True) -> list[Row]:
     """The figures of one batch size, a row for each quantity."""
     case = mlp(widths, batch)
     args = case.arguments()
@@ -175,8 +175,8 @@ def measure(batch: int, rounds: int, widths: tuple[int, ...] = WIDTHS) -> list[R
     rows = []
     for quantity in QUANTITIES:
         chosen = {way: reads[quantity] for way, reads in ways.items() if quantity in reads}
-        if too_much:
-            del chosen["vmap(grad)"]
+        left_out = ({"vmap(grad)"} if too_much else set()) | (set() if blocks else {"in blocks"})
+        chosen = {way: read for way, read in chosen.items() if way not in left_out}
         built = {way: harness.compiled(read, *args) for way, read in chosen.items()}
         found = {way: built[way](*args) for way in built}
         scale = 1.0 if quantity != "clipped" else float(batch)  # the others' clipped sums are means
@@ -196,7 +196,7 @@ def measure(batch: int, rounds: int, widths: tuple[int, ...] = WIDTHS) -> list[R
                 lean = harness.temporaries(built[way]) / harness.temporaries(built["jbp"])
                 figures.append(counted(f"{way} over jbp, bytes", lean, 100.0 if judged else None, "higher"))
             elif quantity in ways[way]:
-                why = f"not run: {4e-9 * parameters * batch:.1f} GB"
+                why = f"not run: {4e-9 * parameters * batch:.1f} GB" if way == "vmap(grad)" else "with --full"
                 figures += [harness.missing(f"{way} over jbp, {what}", why) for what in ("time", "bytes")]
         figures.append(counted("jbp, temporary bytes", harness.temporaries(built["jbp"])))
         rows.append(Row(f"{quantity}, batch {batch}", tuple(figures), {"rounds": rounds, "batch": batch}))
@@ -233,11 +233,11 @@ def peers(batch: int, rounds: int) -> list[Row]:
 
 
 def run(size: Size) -> list[Row]:
-    """Batch 32 and 128, in full to 4096, then the peers."""
+    """Batch 32 to 4096, then the peers."""
     if size == "quick":
         return measure(32, 3, (64, 32, 10))
-    batches = ((32, 30), (128, 30)) if size == "bench" else ((32, 30), (128, 30), (512, 30), (4096, 30))
-    rows = [row for batch, rounds in harness.progress(batches, TITLE) for row in measure(batch, rounds)]
+    rows = [row for batch in harness.progress((32, 128, 512, 4096), TITLE)
+            for row in measure(batch, 30, blocks=batch < 4096 or size == "full")]  # fmt: skip
     return rows + peers(128, 30)
 
 

@@ -14,8 +14,10 @@ import datetime
 import importlib
 import json
 import os
+import re
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +28,15 @@ sys.path[:0] = [str(Path(__file__).resolve().parent)]
 
 import harness  # noqa: E402
 import matplotlib as mpl  # noqa: E402
+import numpy as np  # noqa: E402
 from harness import RESULTS, Row  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.markdown import Markdown  # noqa: E402
 
 mpl.use("agg")
-SECTIONS = ("step", "first_step", "memory", "per_example", "training", "limit", "growth")
+SECTIONS = ("step", "first_step", "memory", "per_example", "training", "limit", "growth", "profile_step")
 PAGE = harness.HERE / "README.md"
+README = harness.ROOT / "README.md"
 
 
 def saved(section: str) -> Path:
@@ -99,6 +103,44 @@ def page() -> str:
     return text + "\n".join(words(section, result) for section, result in results.items())
 
 
+def summary() -> str:
+    """What the project's README says of the saved results."""
+    rows = {section: harness.from_json(json.loads(saved(section).read_text())["rows"]) for section in SECTIONS}
+
+    def span(section: str, name: str, of: Callable[[Row], bool] = lambda _: True) -> str:
+        values = [row[name].value or 0.0 for row in rows[section] if of(row) and name in {f.name for f in row.figures}]
+        low, high = (harness.short(value) for value in (min(values), max(values)))
+        return low if low == high else f"{low} to {high}"
+
+    def named(section: str, name: str) -> Row:
+        return next(row for row in rows[section] if row.name == name)
+
+    judged = {row.name for row in rows["first_step"] if row["trace + lower"].target is not None}
+    deep = named("memory", "repeat of 48 layers of 512, batch 64, SGD")
+    norms, clipped = named("per_example", "norms, batch 128"), named("per_example", "clipped, batch 128")
+    epochs = [named("training", cell.name) for cell in importlib.import_module("training").CELLS]
+    names = [f.name for f in epochs[0].figures[1:]]
+    lines = [
+        f"- One gradient step, {len(rows['step'])} nets, in units of `jax.value_and_grad`'s:",
+        f"  FLOPs {span('step', 'FLOPs')}, bytes of temporaries {span('step', 'temporary bytes')},",
+        f"  time {span('step', 'time over autodiff')}; tracing and lowering",
+        f"  {span('first_step', 'trace + lower', lambda row: row.name in judged)}.",
+        "- A training step of 48 repeated layers updated in place: "
+        f"{deep['in place, temporary MB'].value:.1f} MB of temporaries, where autodiff",
+        f"  with optax needs {deep['autodiff + optax, temporary MB'].value:.1f}.",
+        f"- Norms of 128 examples' gradients: {norms['vmap(grad) over jbp, time']} times faster and",
+        f"  {norms['vmap(grad) over jbp, bytes']} times leaner than `vmap(grad)`; clipping takes",
+        f"  {clipped['jbp, in plain steps']} plain steps.",
+        "- An epoch of training takes the others so many times jbp's:",
+        "",
+        "| net | " + " | ".join(names) + " |",
+        "| --- |" + " ---: |" * len(names),
+    ]
+    for row in epochs:
+        lines.append(f"| {row.name} | " + " | ".join(harness.short(row[n].value or np.nan) for n in names) + " |")
+    return "\n".join(lines)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run it; answers with the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -138,6 +180,11 @@ def main(arguments: list[str] | None = None) -> int:
                 draw(section, harness.from_json(json.loads(saved(section).read_text())["rows"]))
     if size != "quick" or options.page:
         harness.claim.save(PAGE, page())
+        if all(saved(section).exists() for section in SECTIONS):
+            words = README.read_text()
+            words = re.sub(r"(<!-- jbp bench -->\n).*?(\n<!-- end of jbp bench -->)",
+                           lambda m: m[1] + summary() + m[2], words, flags=re.S)  # fmt: skip
+            harness.claim.save(README, words)
     return int(lost)
 
 

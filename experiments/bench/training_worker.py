@@ -83,23 +83,17 @@ def jax_loss(params: Any, x: Any, y: Any) -> Any:
     return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
 
-def with_plain_jax(cell: Cell) -> Train:
-    """The epoch in one scan, donated; optax's SGD."""
+def plain_epoch(x: Any, y: Any, batch: int, optimizer: Any) -> Callable[..., Any]:
+    """(params, state, key, i) -> (params, state, mean loss): the epoch in one scan, donated."""
     from functools import partial
 
     import jax
-    import jax.numpy as jnp
     import optax
-
-    optimizer = optax.sgd(cell.rate, momentum=cell.momentum)
-    x, y = jnp.asarray(cell.x), jnp.asarray(cell.y)
-
-    _, run_key = jax.random.split(jax.random.key(0))  # which makes the common order
 
     @partial(jax.jit, donate_argnums=(0, 1))
     def epoch(params: Any, state: Any, key: Any, i: Any) -> Any:
         order = jax.random.permutation(jax.random.split(jax.random.fold_in(key, i))[0], len(x))
-        chosen = order.reshape(-1, cell.batch)
+        chosen = order.reshape(-1, batch)
 
         def step(carry: Any, rows: Any) -> Any:
             params, state = carry
@@ -109,6 +103,19 @@ def with_plain_jax(cell: Cell) -> Train:
 
         (params, state), values = jax.lax.scan(step, (params, state), chosen)
         return params, state, values.mean()
+
+    return epoch
+
+
+def with_plain_jax(cell: Cell) -> Train:
+    """The epoch in one scan, donated; optax's SGD."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    optimizer = optax.sgd(cell.rate, momentum=cell.momentum)
+    epoch = plain_epoch(jnp.asarray(cell.x), jnp.asarray(cell.y), cell.batch, optimizer)
+    _, run_key = jax.random.split(jax.random.key(0))  # which makes the common order
 
     def train() -> Any:
         params = [(jnp.array(w), jnp.array(b)) for w, b in cell.params]

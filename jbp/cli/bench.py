@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from jbp.cli.parser import Command, Failed, argument, check_choice, option
 
-SECTIONS = ("step", "first_step", "memory", "per_example", "training", "limit", "growth")
+SECTIONS = ("step", "first_step", "memory", "per_example", "training", "limit", "growth", "profile_step")
 
 
 @dataclass(frozen=True)
