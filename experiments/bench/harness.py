@@ -5,6 +5,7 @@ A section is a script `experiments/bench/<section>.py` with
     TITLE                             what it measures, a phrase
     run(size: Size) -> list[Row]      measures; asserts that all contenders compute the same before it times them
     plot(rows) -> figure or None      a picture from the saved rows alone
+    notes(rows) -> list[str]          if there, lines below the table
 
 A `Row` is one case (a net, a batch) with its `Figure`s: a counted figure (`counted`: FLOPs, bytes) is the same in every
 run; a timed one is a median with its 5 to 95 % range. A figure may have a target. Nothing here decides what is timed.

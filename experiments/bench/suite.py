@@ -37,6 +37,7 @@ mpl.use("agg")
 SECTIONS = ("step", "first_step", "memory", "per_example", "training", "limit", "growth", "profile_step")
 PAGE = harness.HERE / "README.md"
 README = harness.ROOT / "README.md"
+MISSED = harness.HERE / "missed.md"  # in words, by hand
 
 
 def saved(section: str) -> Path:
@@ -83,8 +84,10 @@ def words(section: str, result: dict[str, Any]) -> str:
     text = [f"## {module.TITLE}", "", (module.__doc__ or "").split("\n\n    python")[0].split("\n\n", 1)[-1], ""]
     if (RESULTS / f"bench_{section}.png").exists():
         text += [f"![{module.TITLE}](../results/bench_{section}.png)", ""]
-    made = f"{result['date']}, {result['seconds']:.0f} s, `python experiments/bench/suite.py {section}`"
-    return "\n".join([*text, harness.markdown(rows), "", *harness.targets(rows), "", made, ""])
+    full = " --full" if result["size"] == "full" else ""
+    made = f"{result['date']}, {result['seconds']:.0f} s, `python experiments/bench/suite.py {section}{full}`"
+    notes = module.notes(rows) if hasattr(module, "notes") else []
+    return "\n".join([*text, harness.markdown(rows), "", *harness.targets(rows), *notes, "", made, ""])
 
 
 def page() -> str:
@@ -100,7 +103,7 @@ def page() -> str:
         + ", ".join(f"{name} {version}" for name, version in where["versions"].items())
         + ".\n\n"
     )
-    return text + "\n".join(words(section, result) for section, result in results.items())
+    return text + "\n".join([*(words(section, result) for section, result in results.items()), MISSED.read_text()])
 
 
 def summary() -> str:
