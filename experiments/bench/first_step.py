@@ -87,12 +87,14 @@ def plot(rows: list[Row]) -> Any:
         (axes[1], "repeat of", "under repeat"),
     ):
         chosen = [r for r in rows if start in r.name and " residual" not in r.name]
+        chosen += [r for r in rows if start != "repeat of" and r.name.startswith("64-64-64-10")]
         chosen.sort(key=lambda row: row.facts["depth"])
         for way, colour in (("jbp", "C0"), ("autodiff", "C1")):
             for stage, style in (("trace + lower", "o-"), ("compile", "s--")):
                 pairs = [(r.facts["depth"], r[f"{way}, {stage}, ms"].value) for r in chosen]
                 ax.plot(*zip(*pairs, strict=True), style, color=colour, label=f"{way}, {stage}") if pairs else None
         ax.set(xscale="log", yscale="log", xlabel="layers", title=title)
+        harness.plain_ticks(ax, (2, 8, 32, 128, 256))
     axes[0].set_ylabel("milliseconds")
     axes[1].legend(frameon=False, fontsize=9)
     return figure

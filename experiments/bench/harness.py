@@ -259,6 +259,13 @@ def progress(items: Iterable[Any], what: str) -> Iterable[Any]:
     return claim.progress(items, what)
 
 
+def plain_ticks(ax: Any, values: Iterable[Any]) -> None:
+    """Ticks of a logarithmic axis at these values, as numbers."""
+    values = sorted(set(values))
+    ax.set_xticks(values, [str(value) for value in values])
+    ax.set_xticks([], minor=True)
+
+
 def short(value: float) -> str:
     """Three digits."""
     if value == 0 or 1e-3 <= abs(value) < 1e4:

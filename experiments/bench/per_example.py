@@ -255,6 +255,7 @@ def plot(rows: list[Row]) -> Any:
                 ax.errorbar([b for b, _ in known], [f.value for _, f in known], span, fmt=style, label=way)
         ax.axhline(1, color="0.5", lw=1)
         ax.set(xscale="log", yscale="log", xlabel="batch size", title=quantity)
+        harness.plain_ticks(ax, (r.facts["batch"] for r in chosen))
     axes[0].set_ylabel("time, other / jbp")
     axes[0].legend(frameon=False, fontsize=9)
     return figure

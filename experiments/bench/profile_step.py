@@ -1,9 +1,9 @@
 """Where a training step's time goes, kernel by kernel as XLA records it: jbp's `fit` beside plain JAX's scanned epoch.
 
 The two programs are compared on the cells of the training section. Kernels are summed by kind; their sum may differ
-from the step's time, for some run at once and the loop itself costs something. Beside them the step's bare matrix
-products by XLA and by PyTorch: no program of XLA's is faster than its products, so PyTorch's step over them is the most
-that jbp could gain on PyTorch here. Then what compiler options were tried, and what each moved.
+from the step's time, for some run at once, the loop itself costs something, and recording a kernel costs about a
+microsecond, which shows in the smallest net. Beside them the step's bare matrix products by XLA and by PyTorch, as
+programs of their own. Then what compiler options were tried, and what each moved.
 
     python experiments/bench/suite.py profile_step  writes experiments/results/bench_profile_step.json
 

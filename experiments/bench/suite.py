@@ -16,6 +16,7 @@ import json
 import os
 import re
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -123,22 +124,21 @@ def summary() -> str:
     norms, clipped = named("per_example", "norms, batch 128"), named("per_example", "clipped, batch 128")
     epochs = [named("training", cell.name) for cell in importlib.import_module("training").CELLS]
     names = [f.name for f in epochs[0].figures[1:]]
-    lines = [
-        f"- One gradient step, {len(rows['step'])} nets, in units of `jax.value_and_grad`'s:",
-        f"  FLOPs {span('step', 'FLOPs')}, bytes of temporaries {span('step', 'temporary bytes')},",
-        f"  time {span('step', 'time over autodiff')}; tracing and lowering",
-        f"  {span('first_step', 'trace + lower', lambda row: row.name in judged)}.",
+    texts = [
+        f"- One gradient step, {len(rows['step'])} nets, in units of `jax.value_and_grad`'s: "
+        f"FLOPs {span('step', 'FLOPs')}, bytes of temporaries {span('step', 'temporary bytes')}, "
+        f"time {span('step', 'time over autodiff')}; tracing and lowering "
+        f"{span('first_step', 'trace + lower', lambda row: row.name in judged)}.",
         "- A training step of 48 repeated layers updated in place: "
-        f"{deep['in place, temporary MB'].value:.1f} MB of temporaries, where autodiff",
-        f"  with optax needs {deep['autodiff + optax, temporary MB'].value:.1f}.",
-        f"- Norms of 128 examples' gradients: {norms['vmap(grad) over jbp, time']} times faster and",
-        f"  {norms['vmap(grad) over jbp, bytes']} times leaner than `vmap(grad)`; clipping takes",
-        f"  {clipped['jbp, in plain steps']} plain steps.",
+        f"{deep['in place, temporary MB'].value:.1f} MB of temporaries, where autodiff with optax needs "
+        f"{deep['autodiff + optax, temporary MB'].value:.1f}.",
+        f"- Norms of 128 examples' gradients: {norms['vmap(grad) over jbp, time']} times faster and "
+        f"{norms['vmap(grad) over jbp, bytes']} times leaner than `vmap(grad)`; clipping takes "
+        f"{clipped['jbp, in plain steps']} plain steps.",
         "- An epoch of training takes the others so many times jbp's:",
-        "",
-        "| net | " + " | ".join(names) + " |",
-        "| --- |" + " ---: |" * len(names),
     ]
+    lines = [textwrap.fill(text, 118, subsequent_indent="  ") for text in texts]
+    lines += ["", "| net | " + " | ".join(names) + " |", "| --- |" + " ---: |" * len(names)]
     for row in epochs:
         lines.append(f"| {row.name} | " + " | ".join(harness.short(row[n].value or np.nan) for n in names) + " |")
     return "\n".join(lines)

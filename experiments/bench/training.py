@@ -234,7 +234,7 @@ def plot(rows: list[Row]) -> Any:
         axes.plot([], [], "o", color=f"C{j}", ms=4, label=name)
     axes.axvline(1, color="0.5", lw=1)
     axes.set_yticks(range(len(rows)), [row.name for row in rows])
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set(xscale="log", xlabel="time of an epoch, other / jbp (median, 5 to 95 %)")
     axes.legend(frameon=False, fontsize=9, bbox_to_anchor=(1, 1))
     return figure
