@@ -68,7 +68,7 @@ class Cell:
 
 
 CELLS = (
-    Cell("digits", (64, 32, 10), 32, 1408, 20, 6.0),
+    Cell("digits", (64, 32, 10), 32, 1408, 60, 6.0),  # as many epochs as `jbp train` takes at most
     Cell("mnist", (784, 128, 10), 64, 25600, 2, 3.0),
     Cell("mnist", (784, 512, 512, 10), 128, 25600, 1, 2.0),
     Cell("mnist", (784, 2048, 2048, 10), 512, 10240, 1, 1.5),
