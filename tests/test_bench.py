@@ -2,8 +2,10 @@
 
 import importlib
 import json
+import re
 import runpy
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -49,17 +51,19 @@ def test_a_target_is_met_by_the_median_or_where_it_says_so_by_the_range(harness)
     assert str(harness.counted("FLOPs", 1.01, 1.005)) == "1.01 !"
 
 
-def test_contenders_run_in_turn(harness):
+def test_contenders_run_in_turn_and_every_other_round_in_the_opposite_order(harness):
     order: list[str] = []
-    times = harness.in_turn({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=4, warm=1)
-    assert {name: len(values) for name, values in times.items()} == {"a": 4, "b": 4}
-    first_of_rounds = [name for name, before in zip(order[2:], order[1:], strict=False) if name != before]
-    assert len(first_of_rounds) >= 4
+    runs = {name: (lambda name=name: order.append(name) or time.sleep(3e-3)) for name in "abc"}
+    times = harness.in_turn(runs, rounds=4, warm=1)
+    assert {name: len(values) for name, values in times.items()} == dict.fromkeys("abc", 4)
+    changes = [name for name, before in zip(order[3:], order[2:], strict=False) if name != before]
+    assert "".join(changes) == "babcbabc", "what ends a round begins the next"
 
 
 def rows(harness: Any, **figures: float) -> list[Any]:
     made = [harness.counted("FLOPs", figures.get("flops", 1.0)),
-            harness.counted("bytes", figures.get("bytes", 100.0), 10.0, "higher"),
+            harness.counted("bytes", figures.get("bytes", 100.0), better="higher"),
+            harness.counted("theirs", figures.get("theirs", 1.0), better=None),
             harness.timed("time", figures.get("time", 1.0) * np.linspace(0.9, 1.1, 30))]  # fmt: skip
     return [harness.Row("a", tuple(made))]
 
@@ -74,6 +78,7 @@ def test_only_a_counted_loss_of_over_ten_percent_counts(harness):
     assert changed(flops=0.5) == ["a, FLOPs: 1 -> 0.5"]
     assert changed(bytes=50) == ["LOSS a, bytes: 100 -> 50"]  # of which more is better
     assert changed(bytes=150) == ["a, bytes: 100 -> 150"]
+    assert changed(theirs=2.0) == ["a, theirs: 1 -> 2"]
     assert changed(time=1.1) == []  # within noise
     assert changed(time=3.0) == ["a, time: 1 -> 3"]
 
@@ -83,14 +88,30 @@ def test_rows_survive_json_and_show_what_is_missed(harness):
     again = harness.from_json(json.loads(json.dumps(harness.to_json([row]))))
     assert again == [row]
     assert harness.markdown(again).splitlines()[-1] == "| a | 2 ! | missing |"
-    assert harness.targets(again) == ["- FLOPs ≤ 1.005: 0 of 1; missed: a: 2"]
+    assert harness.targets(again) == ["- FLOPs, ≤ 1.005: 0 of 1; missed: a: 2"]
+
+
+def test_what_is_no_longer_measured_is_said(harness):
+    (row,) = rows(harness)
+    assert harness.changes([row], []) == ["a: not measured now"]
+    assert harness.changes([row], [harness.Row("a", row.figures[1:])]) == ["LOSS a, FLOPs: not measured now"]
+
+
+def test_targets_say_how_they_are_judged_and_what_was_not_measured(harness):
+    fast, slow = (harness.timed("time", scale * np.linspace(0.9, 1.1, 30), 1.0) for scale in (1.05, 1.5))
+    made = [harness.Row("a", (fast,)), harness.Row("b", (slow,)), harness.Row("c", (harness.missing("time"),))]
+    (line,) = harness.targets(made)
+    assert line == f"- time, the range reaches ≤ 1: 1 of 2; missed: b: {slow}".removesuffix(" !") + "; 1 not measured"
 
 
 def test_the_saved_results_are_what_the_page_shows(suite, harness):
-    for section in suite["SECTIONS"]:
-        result = json.loads(suite["saved"](section).read_text())
-        assert result["section"] == section and result["size"] in ("bench", "full")
+    for path in suite["kept"]():
+        result = json.loads(path.read_text())
+        assert result["section"] in path.stem and result["size"] in ("bench", "full")
         assert harness.from_json(result["rows"])
+    assert all(suite["saved"](section).exists() for section in suite["SECTIONS"])
+    assert all(suite["saved"](section, True).exists() for section in suite["MORE_IN_FULL"])
+    assert not re.search(r"\{\w+ \d\}", suite["missed"]()), "a figure that is not filled in"
     assert suite["SECTIONS"] == bench.SECTIONS
     assert suite["page"]() == suite["PAGE"].read_text(), "make bench ARGS=--page"
     assert suite["summary"]() in suite["README"].read_text(), "make bench ARGS=--page"
@@ -123,6 +144,10 @@ def test_the_command(tmp_path, monkeypatch, capsys, suite, harness, as_users_run
     assert cli.main(["bench", "--compare", "nothing.json"]) == 2
     assert cli.main(["bench", "--quick", "--full"]) == 2
     capsys.readouterr()
+    for text in ("[]", "{}", "no json", json.dumps(old | {"section": "memory"})):
+        (tmp_path / "wrong.json").write_text(text)
+        assert cli.main(["bench", "step", "--quick", "--compare", str(tmp_path / "wrong.json")]) == 2
+        assert "wrong.json is " in capsys.readouterr().err
     monkeypatch.setattr(bench, "__file__", str(tmp_path / "a" / "b" / "c.py"))
     assert cli.main(["bench"]) == 2
     assert "from a checkout" in capsys.readouterr().err

@@ -192,3 +192,21 @@ def test_clipping_offers_both_keeping_the_pairs_and_walking_twice():
         assert found[False][0] <= 1.01
         assert found[True][0] <= 4 / 3 * 1.02
         assert found[True][1] < 0.75 * found[False][1]
+
+
+def test_norms_are_100_times_leaner_than_all_the_gradients_at_once():
+    params, x, y = arguments(FLAT, 784, 128)
+
+    def error(p, x, y):
+        output, _ = jbp.forward(FLAT, p, x[None])
+        return LOSS.value(output[0], y)
+
+    def norms(p, x, y):
+        squares = (jnp.square(g).reshape(len(x), -1).sum(1) for g in jax.tree.leaves(each(p, x, y)))
+        return jnp.sqrt(sum(squares))
+
+    each = jax.vmap(jax.grad(error), (None, 0, 0))
+    ours = xla_cost(lambda *args: COSTS["norms"].run(FLAT, *args), params, x, y)[1]
+    theirs = xla_cost(norms, params, x, y)[1]
+    print(f"norms at 128: vmap(grad) needs {theirs / ours:.0f} times the bytes")
+    assert theirs > 100 * ours

@@ -1,6 +1,7 @@
 """Where a training step's time goes, kernel by kernel as XLA records it: jbp's `fit` beside plain JAX's scanned epoch.
 
-The two programs are compared on the cells of the training section. Kernels are summed by kind; their sum may differ
+The two programs are compared on the cells of the training section, an epoch at a time with the making of its order,
+which `fit` does while the epoch before runs. Kernels are summed by kind; their sum may differ
 from the step's time, for some run at once, the loop itself costs something, and recording a kernel costs about a
 microsecond, which shows in the smallest net. Beside them the step's bare matrix products by XLA and by PyTorch, as
 programs of their own. Then what compiler options were tried, and what each moved.
@@ -55,10 +56,12 @@ class Ready(NamedTuple):
 
     run: Any
     arguments: Callable[[], tuple[Any, ...]]
+    order: Callable[[], tuple[Any, ...]] = tuple
+    """Makes the last arguments, of which the time counts: the order, where the program does not make it."""
 
     def text(self) -> str:
         """The program as compiled."""
-        return self.run.lower(*self.arguments()).compile().as_text()
+        return self.run.lower(*self.arguments(), *self.order()).compile().as_text()
 
 
 def jbps(cell: Any, options: dict[str, Any]) -> Ready:
@@ -71,12 +74,14 @@ def jbps(cell: Any, options: dict[str, Any]) -> Ready:
     take = program.steps_function(net, jbp.losses.softmax_cross_entropy, optimizer, (), Mask.of(None), "shuffle",
                                   cell.batch, n, Method())  # fmt: skip
     steps, key = n // cell.batch, jax.random.key(0)
-    order = program.order_of(key, 1, "shuffle", cell.batch, n)()
 
     def arguments() -> tuple[Any, ...]:
-        return program.start(tuple(layers), optimizer, steps, 0), x, y, key, 1, 0, steps, order
+        return program.start(tuple(layers), optimizer, steps, 0), x, y, key, 1, 0, steps
 
-    return Ready(jax.jit(take, donate_argnums=0, compiler_options=options or None), arguments)
+    def order() -> tuple[Any, ...]:
+        return (program.order_of(key, 1, "shuffle", cell.batch, n)(),)
+
+    return Ready(jax.jit(take, donate_argnums=0, compiler_options=options or None), arguments, order)
 
 
 def plain(cell: Any) -> Ready:
@@ -126,8 +131,8 @@ def kinds(text: str, shapes: set[str]) -> dict[str, str]:
 def profile(ready: Ready, steps: int, shapes: set[str]) -> dict[str, float]:
     """Microseconds a step of each kind of kernel, as XLA records them."""
     of = kinds(ready.text(), shapes)
-    jax.block_until_ready(ready.run(*ready.arguments()))
-    args = jax.block_until_ready(ready.arguments())
+    jax.block_until_ready(ready.run(*ready.arguments(), *ready.order()))
+    args = jax.block_until_ready((*ready.arguments(), *ready.order()))
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             jax.block_until_ready(ready.run(*args))
@@ -184,7 +189,7 @@ def measure(cell: training.Cell, rounds: int) -> tuple[Row, str]:
             ready = tried.get(name, ways["plain JAX"])
             args = jax.block_until_ready(ready.arguments())
             began = time.perf_counter()
-            jax.block_until_ready(ready.run(*args))
+            jax.block_until_ready(ready.run(*args, *ready.order()))
             seconds[name].append((time.perf_counter() - began) / steps)
     took = {name: np.asarray(values[1:]) for name, values in seconds.items()}
     bare = harness.in_turn(products(data), max(rounds, 5))

@@ -2,9 +2,10 @@
 
     python experiments/bench/suite.py [SECTION …] [--quick | --full] [--compare OLD.json]      `make bench`
 
-Each section writes experiments/results/bench_<section>.json and a picture, all of them experiments/bench/README.md.
-`--compare` prints what changed against an older result (a section's file), and ends with 1 if a counted figure lost
-more than 10 %. Peers come from the extra `bench`; one that is not installed is reported as missing.
+Each section writes experiments/results/bench_<section>.json and a picture, all of them experiments/bench/README.md;
+with --full, sections that measure more then write bench_<section>_full.json. `--compare` prints what changed against an
+older result (a section's file), and ends with 1 if a counted figure lost more than 10 %. Peers come from the extra
+`bench`; one that is not installed is reported as missing.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from typing import Any
 
 # Some machines force an old BLAS kernel on NumPy, which would make a straw man of it.
 for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
-    os.environ.pop(name, None)
+    if os.environ.pop(name, None) and "numpy" in sys.modules:
+        print(f"bench: NumPy was loaded with {name} and keeps it; python {__file__} runs without", file=sys.stderr)
 sys.path[:0] = [str(Path(__file__).resolve().parent)]
 
 import harness  # noqa: E402
@@ -36,14 +38,22 @@ from rich.markdown import Markdown  # noqa: E402
 
 mpl.use("agg")
 SECTIONS = ("step", "first_step", "memory", "per_example", "training", "limit", "growth", "profile_step")
+MORE_IN_FULL = ("per_example", "training")
+"""Sections that measure more with --full, into a file of their own: a later run without it leaves that alone."""
 PAGE = harness.HERE / "README.md"
 README = harness.ROOT / "README.md"
 MISSED = harness.HERE / "missed.md"  # in words, by hand
 
 
-def saved(section: str) -> Path:
-    """Where a section's result is."""
-    return RESULTS / f"bench_{section}.json"
+def saved(section: str, full: bool = False) -> Path:
+    """Where a section's result is, or that of its full form."""
+    return RESULTS / f"bench_{section}{'_full' * full}.json"
+
+
+def kept() -> list[Path]:
+    """The results there are, in the order of the page."""
+    paths = [saved(section, full) for section in SECTIONS for full in (False, True)]
+    return [path for path in paths if path.exists()]
 
 
 def measure(section: str, size: harness.Size) -> dict[str, Any]:
@@ -60,9 +70,12 @@ def measure(section: str, size: harness.Size) -> dict[str, Any]:
     }
 
 
-def draw(section: str, rows: list[Row]) -> None:
-    """The section's picture, as PNG and SVG."""
+def draw(path: Path) -> None:
+    """The picture of a saved result, as PNG and SVG beside it."""
     import matplotlib.pyplot as plt
+
+    result = json.loads(path.read_text())
+    section, rows = result["section"], harness.from_json(result["rows"])
 
     mpl.rcParams.update(
         {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": section}
@@ -71,21 +84,24 @@ def draw(section: str, rows: list[Row]) -> None:
     if figure is None:
         return
     for kind in ("png", "svg"):
-        part = RESULTS / f".bench_{section}.part.{kind}"
+        part = path.with_name(f".{path.stem}.part.{kind}")
         metadata = {"Date": None} if kind == "svg" else {"Software": None}
         figure.savefig(part, dpi=150, bbox_inches="tight", metadata=metadata)
-        part.replace(RESULTS / f"bench_{section}.{kind}")
+        part.replace(path.with_suffix(f".{kind}"))
     plt.close(figure)
 
 
-def words(section: str, result: dict[str, Any]) -> str:
+def words(path: Path) -> str:
     """A section of the page: its table and targets."""
+    result = json.loads(path.read_text())
+    section, full = result["section"], " --full" if path.stem.endswith("_full") else ""
     module = importlib.import_module(section)
     rows = harness.from_json(result["rows"])
     text = [f"## {module.TITLE}", "", (module.__doc__ or "").split("\n\n    python")[0].split("\n\n", 1)[-1], ""]
-    if (RESULTS / f"bench_{section}.png").exists():
-        text += [f"![{module.TITLE}](../results/bench_{section}.png)", ""]
-    full = " --full" if result["size"] == "full" else ""
+    if full:
+        text = [f"### {module.TITLE}: in full", ""]
+    if path.with_suffix(".png").exists():
+        text += [f"![{module.TITLE}](../results/{path.stem}.png)", ""]
     made = f"{result['date']}, {result['seconds']:.0f} s, `python experiments/bench/suite.py {section}{full}`"
     notes = module.notes(rows) if hasattr(module, "notes") else []
     return "\n".join([*text, harness.markdown(rows), "", *harness.targets(rows), *notes, "", made, ""])
@@ -93,8 +109,8 @@ def words(section: str, result: dict[str, Any]) -> str:
 
 def page() -> str:
     """The page of all sections, from what is saved."""
-    results = {section: json.loads(saved(section).read_text()) for section in SECTIONS if saved(section).exists()}
-    where = next(iter(results.values()))["machine"] if results else harness.machine()
+    paths = kept()
+    where = json.loads(paths[0].read_text())["machine"] if paths else harness.machine()
     text = (
         "# Benchmark\n\n<!-- Made by `make bench`; do not edit. -->\n\n"
         "jbp beside what people would use instead, contenders in turn in one run, equal losses asserted first. Given "
@@ -104,7 +120,23 @@ def page() -> str:
         + ", ".join(f"{name} {version}" for name, version in where["versions"].items())
         + ".\n\n"
     )
-    return text + "\n".join([*(words(section, result) for section, result in results.items()), MISSED.read_text()])
+    return text + "\n".join([*map(words, paths), missed()])
+
+
+def missed() -> str:
+    """What is missed, in words, with the figures of the saved results."""
+    text = MISSED.read_text()
+    if not (saved("training").exists() and saved("profile_step").exists()):
+        return text
+    epochs, steps = (
+        harness.from_json(json.loads(saved(name).read_text())["rows"]) for name in ("training", "profile_step")
+    )
+    for i, (epoch, step) in enumerate(zip(epochs, steps, strict=True)):
+        whole, found = step["jbp, µs a step"].value or np.nan, epoch["PyTorch"].value or np.nan
+        share = (step["jbp: products, µs"].value or np.nan) / whole
+        for what, value in (("share", share), ("ratio", found), ("bound", found / share)):
+            text = text.replace(f"{{{what} {i}}}", f"{value:.2f}")
+    return text
 
 
 def summary() -> str:
@@ -135,13 +167,31 @@ def summary() -> str:
         f"- Norms of 128 examples' gradients: {norms['vmap(grad) over jbp, time']} times faster and "
         f"{norms['vmap(grad) over jbp, bytes']} times leaner than `vmap(grad)`; clipping takes "
         f"{clipped['jbp, in plain steps']} plain steps.",
-        "- An epoch of training takes the others so many times jbp's:",
+        "- An epoch of training (on MNIST of the first 25,600 examples, in the largest net 10,240) takes the others so "
+        "many times jbp's; ! marks a missed target:",
     ]
     lines = [textwrap.fill(text, 118, subsequent_indent="  ") for text in texts]
     lines += ["", "| net | " + " | ".join(names) + " |", "| --- |" + " ---: |" * len(names)]
     for row in epochs:
-        lines.append(f"| {row.name} | " + " | ".join(harness.short(row[n].value or np.nan) for n in names) + " |")
+        shown = (harness.short(row[n].value or np.nan) + " !" * (row[n].met is False) for n in names)
+        lines.append(f"| {row.name} | {' | '.join(shown)} |")
     return "\n".join(lines)
+
+
+class WrongFile(ValueError):
+    """What is to be compared with is no result of what is measured."""
+
+
+def older(path: Path, sections: list[str]) -> dict[str, Any]:
+    """A saved result to compare with."""
+    try:
+        result = json.loads(path.read_text())
+        section, _ = result["section"], harness.from_json(result["rows"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WrongFile(f"{path} is no result of the benchmark ({type(error).__name__}: {error})") from error
+    if section not in (sections or SECTIONS):
+        raise WrongFile(f"{path} is a result of {section}: compare it with that section")
+    return result
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -160,7 +210,7 @@ def main(arguments: list[str] | None = None) -> int:
     unknown = [section for section in options.sections if section not in SECTIONS]
     if unknown:
         parser.error(f"unknown section {unknown[0]!r}: expected some of {', '.join(SECTIONS)}")
-    old = json.loads(options.compare.read_text()) if options.compare else None
+    old = older(options.compare, options.sections) if options.compare else None
     chosen = options.sections or ([old["section"]] if old else list(SECTIONS))
     size: harness.Size = "quick" if options.quick else "full" if options.full else "bench"
     lost = False
@@ -175,12 +225,12 @@ def main(arguments: list[str] | None = None) -> int:
             print("\n".join(lines) or "nothing changed beyond noise")
             lost |= any(line.startswith("LOSS") for line in lines)
         if size != "quick":
-            harness.claim.save(saved(section), json.dumps(result, indent=1) + "\n")
-            draw(section, rows)
+            path = saved(section, size == "full" and section in MORE_IN_FULL)
+            harness.claim.save(path, json.dumps(result, indent=1) + "\n")
+            draw(path)
     if options.page:
-        for section in SECTIONS:
-            if saved(section).exists():
-                draw(section, harness.from_json(json.loads(saved(section).read_text())["rows"]))
+        for path in kept():
+            draw(path)
     if size != "quick" or options.page:
         harness.claim.save(PAGE, page())
         if all(saved(section).exists() for section in SECTIONS):
@@ -194,6 +244,9 @@ def main(arguments: list[str] | None = None) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
+    except WrongFile as error:
+        print(f"bench: error: {error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("bench: interrupted; the sections that were finished are saved", file=sys.stderr)
         sys.exit(130)

@@ -4,17 +4,18 @@ Every contender has a process of its own, starts from the same parameters, goes 
 order with momentum SGD, and must end with the same training loss and test accuracy: only then is anything timed. Rounds
 run the contenders one after the other, each from the start. PyTorch: tensors in memory, no loader; Flax NNX and Equinox
 with optax as their tutorials write the step; plain JAX with the epoch in one scan; scikit-learn's MLPClassifier given
-the order. Each draws an order for every epoch, jbp and plain JAX the common one, the others one that they throw away.
-PyTorch and scikit-learn run with the number of threads that is best for them, which is stated.
+the order. Each draws an order for every epoch, jbp and plain JAX the common one, the others one that they throw away;
+scikit-learn draws none. PyTorch and scikit-learn run with the number of threads that is best for them, which is stated.
+On MNIST an epoch is not the whole training part but its first 25,600 examples (10,240 in the largest net); in the
+grid, 200 steps (60 in the largest net), a third of that at batch 512. Digits are trained for 60 epochs, as `jbp train`
+does at most (20 in the rest of the grid), so that what a run costs once is spread over an ordinary run. The rate is
+0.05, below a batch of 32 less in proportion: there a larger one amplifies rounding until the losses differ.
 
-Targets: against each peer the range of the ratio reaches 1.00; against PyTorch eager 6, 3, 2 and 1.5 times on the four
-cells; 4 times scikit-learn on the first.
+Targets: against each peer the range of the ratio reaches 1.00; by the median, against PyTorch eager 6, 3, 2 and 1.5
+times on the four cells, and 4 times scikit-learn on the first.
 
     python experiments/bench/suite.py training      writes experiments/results/bench_training.json
     python experiments/bench/suite.py training --full    the grid of batch 10, 32, 128, 512, and Fashion-MNIST
-
-On MNIST an "epoch" is the first examples of the training part, at most 200 steps in the grid.
-The rate is 0.05, below a batch of 32 less in proportion.
 """
 
 from __future__ import annotations
@@ -163,7 +164,7 @@ def measure(cell: Cell, rounds: int, skipped: tuple[str, ...] = (), strict: bool
                     lacking[name] = "does not run here"
             for name in list(workers):
                 try:
-                    same(cell, first["jbp"], first[name], name)
+                    same(cell, first["jbp"], first[name], name, 1e-3 if strict else 1e-2)
                 except AssertionError as error:
                     if strict:
                         raise
@@ -186,7 +187,7 @@ def measure(cell: Cell, rounds: int, skipped: tuple[str, ...] = (), strict: bool
             wanted = 4.0
         if name in seconds:
             ratio = np.asarray(seconds[name]) / np.asarray(seconds["jbp"])
-            figures.append(timed(name, ratio, wanted, "higher"))
+            figures.append(timed(name, ratio, wanted, "higher", reaches=wanted == 1))
         else:
             figures.append(harness.missing(name, lacking[name]))
     facts = {
@@ -198,9 +199,12 @@ def measure(cell: Cell, rounds: int, skipped: tuple[str, ...] = (), strict: bool
     return Row(cell.name, tuple(figures), facts)
 
 
-def same(cell: Cell, ours: dict[str, Any], theirs: dict[str, Any], name: str) -> None:
-    """Refuse a contender that did other work: losses agree to 1 %, accuracies to half a point and three examples."""
-    harness.same(ours["loss"], theirs["loss"], f"{cell.name}, {name}", rtol=1e-2)
+def same(cell: Cell, ours: dict[str, Any], theirs: dict[str, Any], name: str, rtol: float) -> None:
+    """Refuse a contender that did other work: losses agree to `rtol`, accuracies to half a point and three examples.
+
+    The losses are those of the last epoch, after hundreds of steps, each of which can amplify rounding.
+    """
+    harness.same(ours["loss"], theirs["loss"], f"{cell.name}, {name}", rtol)
     assert abs(ours["accuracy"] - theirs["accuracy"]) < 0.005 + 3 / 360, (cell.name, name, ours, theirs)
 
 
@@ -209,12 +213,15 @@ def run(size: Size) -> list[Row]:
     if size == "quick":
         return [measure(Cell("digits", (64, 32, 10), 32, 320, 2), 1, skipped=("PyTorch compiled",))]
     cells = list(CELLS) if size == "bench" else grid()
-    return [measure(cell, 5, strict=size == "bench") for cell in harness.progress(cells, TITLE)]
+    return [measure(cell, 5, strict=cell in CELLS) for cell in harness.progress(cells, TITLE)]
 
 
 def notes(rows: list[Row]) -> list[str]:
-    """With how many threads PyTorch and scikit-learn were fastest."""
-    lines = []
+    """Where PyTorch is not slower at all, and with how many threads it and scikit-learn were fastest."""
+    higher = [row for row in rows if row["PyTorch"].target != 1 and (row["PyTorch"].high or 2) < 1]
+    lines = [
+        f"- PyTorch is faster by its whole range: {row.name}: {row['PyTorch']}".removesuffix(" !") for row in higher
+    ]
     for name in ("PyTorch", "PyTorch compiled", "scikit-learn"):
         best = [row.facts["threads"][name] for row in rows if name in row.facts["threads"]]
         if best:

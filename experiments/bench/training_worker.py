@@ -148,6 +148,8 @@ def with_equinox(cell: Cell) -> Train:
         empty = eqx.nn.Linear(*w.shape, key=jax.random.key(0))
         return eqx.tree_at(lambda m: (m.weight, m.bias), empty, (jnp.array(w.T), jnp.array(b)))
 
+    start = Net([linear(w, b) for w, b in cell.params])
+
     def loss(net: Any, x: Any, y: Any) -> Any:
         return optax.softmax_cross_entropy_with_integer_labels(jax.vmap(net)(x), y).mean()
 
@@ -158,7 +160,7 @@ def with_equinox(cell: Cell) -> Train:
         return eqx.apply_updates(net, updates), state, value
 
     def train() -> Any:
-        net = Net([linear(w, b) for w, b in cell.params])
+        net = start
         state, values = optimizer.init(eqx.filter(net, eqx.is_array)), []
         for order in cell.orders:
             values = []
@@ -180,9 +182,6 @@ def with_flax(cell: Cell) -> Train:
     class Net(nnx.Module):
         def __init__(self, params: Any):
             self.layers = nnx.List([nnx.Linear(*w.shape, rngs=nnx.Rngs(0)) for w, _ in params])
-            for layer, (w, b) in zip(self.layers, params, strict=True):
-                layer.kernel[...] = jnp.array(w)
-                layer.bias[...] = jnp.array(b)  # type: ignore[index]
 
         def __call__(self, x: Any) -> Any:
             for layer in self.layers[:-1]:
@@ -198,9 +197,13 @@ def with_flax(cell: Cell) -> Train:
         optimizer.update(net, grads)
         return value
 
+    net, rule = Net(cell.params), optax.sgd(cell.rate, momentum=cell.momentum)
+
     def train() -> Any:
-        net = Net(cell.params)
-        optimizer = nnx.Optimizer(net, optax.sgd(cell.rate, momentum=cell.momentum), wrt=nnx.Param)
+        for layer, (w, b) in zip(net.layers, cell.params, strict=True):
+            layer.kernel[...] = jnp.array(w)
+            layer.bias[...] = jnp.array(b)  # type: ignore[index]
+        optimizer = nnx.Optimizer(net, rule, wrt=nnx.Param)
         values: list[Any] = []
         for order in cell.orders:
             values = [step(net, optimizer, cell.x[rows], cell.y[rows]) for rows in cell.batches(order)]
@@ -250,10 +253,11 @@ def with_sklearn(cell: Cell) -> Train:
     hidden = tuple(w.shape[1] for w, _ in cell.params[:-1])
     ordered = [(cell.x[order], cell.y[order]) for order in cell.orders[:1]]
 
+    net = MLPClassifier(hidden, solver="sgd", alpha=0.0, batch_size=cell.batch, learning_rate_init=cell.rate,
+                        momentum=cell.momentum, nesterovs_momentum=False, shuffle=False)  # fmt: skip
+    net.partial_fit(cell.x[: cell.batch], cell.y[: cell.batch], classes=classes)  # allocates
+
     def train() -> Any:
-        net = MLPClassifier(hidden, solver="sgd", alpha=0.0, batch_size=cell.batch, learning_rate_init=cell.rate,
-                            momentum=cell.momentum, nesterovs_momentum=False, shuffle=False)  # fmt: skip
-        net.partial_fit(cell.x[: cell.batch], cell.y[: cell.batch], classes=classes)  # allocates
         for i, (w, b) in enumerate(cell.params):
             net.coefs_[i][:], net.intercepts_[i][:] = w, b
         for velocity in net._optimizer.velocities:
