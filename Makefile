@@ -55,7 +55,7 @@ measurements: $(VENV)/.installed-plots  ## the other runs behind the numbers (AR
 bench: $(VENV)/.installed-bench  ## time jbp beside what one would use instead (ARGS=--quick: in a minute)
 	$(BIN)/python experiments/bench/suite.py $(ARGS)
 
-bench-full: $(VENV)/.installed-bench  ## the same with every batch size and data set, hours
+bench-full: $(VENV)/.installed-bench  ## the same with every batch size and data set, an hour
 	$(BIN)/python experiments/bench/suite.py --full $(ARGS)
 
 build: $(VENV)/.installed-dev  ## make a wheel in dist/

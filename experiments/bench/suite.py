@@ -178,6 +178,16 @@ def summary() -> str:
     return "\n".join(lines)
 
 
+def write() -> None:
+    """The page, and the README's part of it, from what is saved."""
+    harness.claim.save(PAGE, page())
+    if all(saved(section).exists() for section in SECTIONS):
+        words = README.read_text()
+        words = re.sub(r"(<!-- jbp bench -->\n).*?(\n<!-- end of jbp bench -->)",
+                       lambda m: m[1] + summary() + m[2], words, flags=re.S)  # fmt: skip
+        harness.claim.save(README, words)
+
+
 class WrongFile(ValueError):
     """What is to be compared with is no result of what is measured."""
 
@@ -203,7 +213,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--quick", action="store_true", help="small cases and few rounds, under a minute, nothing written"
     )
-    parser.add_argument("--full", action="store_true", help="the full grid of training runs too, up to three hours")
+    parser.add_argument("--full", action="store_true", help="the full grid of training runs too, about an hour")
     parser.add_argument("--compare", type=Path, metavar="OLD.json", help="print what changed against an older result")
     parser.add_argument("--page", action="store_true", help="write pictures and page from the saved results, and stop")
     options = parser.parse_args(arguments)
@@ -228,16 +238,11 @@ def main(arguments: list[str] | None = None) -> int:
             path = saved(section, size == "full" and section in MORE_IN_FULL)
             harness.claim.save(path, json.dumps(result, indent=1) + "\n")
             draw(path)
+            write()
     if options.page:
         for path in kept():
             draw(path)
-    if size != "quick" or options.page:
-        harness.claim.save(PAGE, page())
-        if all(saved(section).exists() for section in SECTIONS):
-            words = README.read_text()
-            words = re.sub(r"(<!-- jbp bench -->\n).*?(\n<!-- end of jbp bench -->)",
-                           lambda m: m[1] + summary() + m[2], words, flags=re.S)  # fmt: skip
-            harness.claim.save(README, words)
+        write()
     return int(lost)
 
 

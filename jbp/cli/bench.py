@@ -19,7 +19,7 @@ class Bench(Command):
 
     section: str | None = argument(f"one of {', '.join(SECTIONS)} (default: all of them)", "SECTION", default=None)
     quick: bool = option(False, "small cases, few rounds, under a minute; writes nothing", "what to run")
-    full: bool = option(False, "the full grid of training runs too, up to three hours", "what to run")
+    full: bool = option(False, "the full grid of training runs too, about an hour", "what to run")
     compare: str | None = option(None, "print what changed against this result", "what to run", metavar="OLD.json")
 
     summary: ClassVar[str] = "time jbp beside what one would use instead (from a checkout)"
