@@ -108,15 +108,16 @@ class SoftmaxCrossEntropy(Loss):
     """
 
     def value(self, output: Array, target: Target) -> Array:
-        """Σt · logsumexp(s) − ⟨t, s⟩."""
+        """Σt · logsumexp(s − m) + ⟨t, m − s⟩, m the largest of s: nothing large is added that is then taken away."""
         axis = output.ndim - 1
         largest = lax.reduce_max(output, (axis,))
-        lse = lax.log(lax.reduce_sum(lax.exp(output - jnp.expand_dims(largest, axis)), (axis,))) + largest
+        below = output - jnp.expand_dims(largest, axis)
+        lse = lax.log(lax.reduce_sum(lax.exp(below), (axis,)))
         if _is_index(self, output, target):
-            return _mean_over_positions(lse - _picked(output, target))
+            return _mean_over_positions(lse + (largest - _picked(output, target)))
         t = jnp.asarray(target, output.dtype)
         # A class with t = 0 takes no part, not even if its logit is −inf.
-        return _mean_over_positions(t.sum(-1) * lse - jnp.where(t == 0, jnp.zeros_like(t), t * output).sum(-1))
+        return _mean_over_positions(t.sum(-1) * lse - jnp.where(t == 0, jnp.zeros_like(t), t * below).sum(-1))
 
     def delta(self, output: Array, target: Target) -> Array:
         """softmax(s) Σt − t."""

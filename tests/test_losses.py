@@ -229,3 +229,13 @@ def test_the_measure_of_error_counts_the_worst_entry_and_does_not_grow_with_size
         assert_close((expected,), expected, "net")
     with pytest.raises(AssertionError, match="not finite"):
         assert_close(expected.at[3].set(jnp.nan), expected, "net")
+
+
+@pytest.mark.parametrize("logits", [(100.0, 95.0), (1e4, 1e4 - 3), (-50.0, -53.0, -60.0)])
+def test_a_small_error_at_large_logits_keeps_its_digits(logits):
+    """Adding the largest logit and taking one away would leave half of float32's digits, or fewer."""
+    s = jnp.asarray(logits, jnp.float32)
+    expected = np.log(np.exp(np.asarray(logits) - max(logits)).sum())
+    for target in (0, jax.nn.one_hot(0, len(logits), dtype=s.dtype)):
+        found = float(jax.jit(losses.softmax_cross_entropy.value)(s, target))
+        assert abs(found - expected) <= 8 * np.finfo(np.float32).eps * expected
