@@ -114,7 +114,7 @@ class SoftmaxCrossEntropy(Loss):
         below = output - jnp.expand_dims(largest, axis)
         lse = lax.log(lax.reduce_sum(lax.exp(below), (axis,)))
         if _is_index(self, output, target):
-            return _mean_over_positions(lse + (largest - _picked(output, target)))
+            return _mean_over_positions(lse - _picked(below, target))
         t = jnp.asarray(target, output.dtype)
         # A class with t = 0 takes no part, not even if its logit is −inf.
         return _mean_over_positions(t.sum(-1) * lse - jnp.where(t == 0, jnp.zeros_like(t), t * below).sum(-1))
