@@ -26,7 +26,7 @@ fuzz: $(VENV)/.installed-test  ## compare random networks with autodiff (CASES=2
 	$(BIN)/python tests/fuzz.py --cases $(CASES)
 
 mutants: $(VENV)/.installed-test  ## change the derivatives one sign or term at a time, and see each caught
-	$(BIN)/python tests/mutate.py $(ARGS)
+	$(BIN)/python tests/mutation/mutate.py $(ARGS)
 
 peers: $(VENV)/.installed-test  ## compare with PyTorch, if it is installed in the environment
 	$(BIN)/python -m pytest -rs $(ARGS) tests/peers/peer_*.py

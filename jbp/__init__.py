@@ -21,6 +21,7 @@ from jbp.combine import branch as branch
 from jbp.combine import repeat as repeat
 from jbp.combine import residual as residual
 from jbp.combine import serial as serial
+from jbp.combine import tied as tied
 from jbp.layer import Layer as Layer
 from jbp.layers import Dense as Dense
 from jbp.layers import Dropout as Dropout
@@ -49,7 +50,6 @@ from jbp.pairs import Sum as Sum
 from jbp.pairs import contract as contract
 from jbp.private import Private as Private
 from jbp.private import clipped_sum as clipped_sum
-from jbp.ties import tied as tied
 from jbp.tracing import Trace as Trace
 from jbp.tracing import TraceRow as TraceRow
 from jbp.tracing import trace as trace

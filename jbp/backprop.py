@@ -20,12 +20,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jbp.combine import Combinator, Place, located
-from jbp.layer import ArrayLike, Layer, check_hashable
+from jbp.arguments import check_hashable, check_weights
+from jbp.combine import Combinator, Place, Tied, located
+from jbp.layer import ArrayLike, Layer
 from jbp.losses import Loss
-from jbp.pairs import Coupled, Weights, check_weights, is_pair, weigh
+from jbp.pairs import Coupled, Weights, is_pair, weigh
 from jbp.sinks import Sink, keep, total
-from jbp.ties import Tied
 
 
 def forward(

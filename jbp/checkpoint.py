@@ -24,8 +24,8 @@ import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
 from jbp import combine, layers
+from jbp.arguments import existing_file
 from jbp.backprop import apply
-from jbp.data.messages import existing_file
 from jbp.data.preparing import Standardizer
 from jbp.layer import Layer, Shape
 from jbp.layers import initializers

@@ -25,10 +25,11 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 from scipy.sparse.linalg import LinearOperator
 
+from jbp.arguments import as_count, check_weights, leaf_shapes
 from jbp.backprop import backward, check_call, forward
-from jbp.layer import Layer, as_count, leaf_shapes
+from jbp.layer import Layer
 from jbp.losses import Loss
-from jbp.pairs import Outer, Pair, Scale, Shift, Stack, Weights, check_weights, is_pair, weigh
+from jbp.pairs import Outer, Pair, Scale, Shift, Stack, Weights, is_pair, weigh
 from jbp.sinks import total
 from jbp.stats._paths import map_pairs
 from jbp.stats.kronecker import Factors, Sharing, kronecker

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import operator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import jax
 import numpy as np
 from jax.tree_util import register_dataclass, register_static
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
@@ -108,72 +105,3 @@ class Sign:
     def shape(self) -> Shape:
         """The array's shape."""
         return self.array.shape
-
-
-def as_count(value: Any, what: str) -> int:
-    """`value` as an int of at least 1.
-
-    Raises:
-        ValueError: naming `what`, if it is not one.
-    """
-    try:
-        count = operator.index(value)
-    except TypeError:
-        count = 0
-    if count < 1 or isinstance(value, bool):
-        raise ValueError(f"{what} must be a whole number of at least 1, but is {value!r}")
-    return count
-
-
-def as_number(value: Any, what: str, low: float = -math.inf, high: float = math.inf) -> float:
-    """`value` as a finite float in [low, high).
-
-    Raises:
-        ValueError: naming `what`, if it is not one.
-    """
-    try:
-        number = math.nan if isinstance(value, bool | str) else float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not (math.isfinite(number) and low <= number < high):
-        span = f" in [{low:g}, {high:g})" if (low, high) != (-math.inf, math.inf) else ""
-        raise ValueError(f"{what} must be a finite number{span}, but is {value!r}")
-    return number
-
-
-def as_shape(shape: Any) -> Shape:
-    """`shape` as a tuple of ints: the shape of one example, without the batch axis."""
-    try:
-        entries = tuple(shape) if isinstance(shape, tuple | list) else (shape,)
-        result = tuple(operator.index(entry) for entry in entries)
-    except TypeError:
-        result = (-1,)
-    if any(entry < 1 for entry in result):
-        raise ValueError(f"the shape of one example must be a tuple of positive whole numbers, but is {shape!r}")
-    return result
-
-
-def same_shape(layer: Layer, delta: Array, shape: Shape) -> None:
-    """Refuse a δ that has not the shape of the output it belongs to."""
-    if delta.shape != shape:
-        raise ValueError(f"{layer!r} got a δ of shape {delta.shape} for an output of shape {shape}")
-
-
-def check_hashable(layer: Layer) -> None:
-    """Refuse a layer under which no compiled program could be cached."""
-    try:
-        hash(layer)
-    except TypeError as error:
-        name = type(layer).__name__
-        raise ValueError(f"{name} cannot be hashed: make it a frozen dataclass without array or list fields") from error
-
-
-def no_params(layer: Layer, params: Any) -> None:
-    """Refuse parameters for a layer that has none."""
-    if params != ():
-        raise ValueError(f"{layer!r} has no parameters and takes (), but got {leaf_shapes(params)}")
-
-
-def leaf_shapes(tree: Any) -> Any:
-    """The shapes in a tree of arrays, for messages."""
-    return jax.tree.map(lambda leaf: tuple(getattr(leaf, "shape", ())), tree)

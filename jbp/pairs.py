@@ -18,11 +18,11 @@ from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jax.core import Tracer
 from jax.tree_util import register_dataclass
 from jaxtyping import Array, Float
+
+from jbp.arguments import check_weights
 
 Weights = Float[Array, " n"] | None
 
@@ -227,15 +227,3 @@ def contract(pairs: Any, weights: Weights = None) -> Any:
     if weights is None:
         return jax.tree.map(lambda pair: pair.total() / pair.batch, pairs, is_leaf=is_pair)
     return jax.tree.map(lambda pair: pair.total(weights), pairs, is_leaf=is_pair)
-
-
-def check_weights(weights: Weights, n: int) -> None:
-    """Refuse example weights that are not one finite number for each of the n examples; traced ones are not read."""
-    if weights is not None and (not hasattr(weights, "shape") or weights.shape != (n,)):
-        found = f"shape {weights.shape}" if hasattr(weights, "shape") else f"type {type(weights).__name__}"
-        raise ValueError(f"weights must be an array of one number for each of the {n} examples, but have {found}")
-    if weights is not None and not isinstance(weights, Tracer) and not np.isfinite(weights).all():
-        bad = np.flatnonzero(~np.isfinite(weights))
-        raise ValueError(
-            f"weights must be finite, but are {weights[bad[0]]} at {bad.tolist()}: take 0 for a row to leave out"
-        )

@@ -31,11 +31,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from jbp.arguments import as_number, check_weights
 from jbp.backprop import Mask, backward, check_call, forward
-from jbp.layer import Layer, as_number
+from jbp.layer import Layer
 from jbp.losses import Loss
 from jbp.method import Method
-from jbp.pairs import Pair, Stack, Weights, check_weights, is_pair, weigh
+from jbp.pairs import Pair, Stack, Weights, is_pair, weigh
 from jbp.sinks import keep
 from jbp.stats.clip import check_max_norm, clip_factor
 from jbp.stats.norms import network_norms, squared_bounds

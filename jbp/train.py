@@ -24,8 +24,9 @@ from jaxtyping import Array
 
 from jbp import private as privacy
 from jbp import program, rules
+from jbp.arguments import as_count, as_number
 from jbp.backprop import Mask
-from jbp.layer import Layer, as_count, as_number
+from jbp.layer import Layer
 from jbp.losses import Loss
 from jbp.method import Method
 from jbp.private import Private

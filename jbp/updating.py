@@ -19,7 +19,7 @@ from jax.tree_util import register_dataclass
 from jaxtyping import Array
 
 from jbp.backprop import Mask, _backward_leaf, value_output_delta
-from jbp.combine import Combinator, Repeat, located
+from jbp.combine import Combinator, Repeat, Tied, located
 from jbp.layer import Layer
 from jbp.losses import Loss
 from jbp.method import Method
@@ -27,7 +27,6 @@ from jbp.optim.momentum import MomentumState
 from jbp.optim.sgd import SgdState
 from jbp.pairs import Weights
 from jbp.sinks import total
-from jbp.ties import Tied
 
 
 @register_dataclass

@@ -14,7 +14,8 @@ import numpy as np
 
 import jbp
 from jbp import losses
-from jbp.layer import Layer, Static, as_number
+from jbp.arguments import as_number
+from jbp.layer import Layer, Static
 from jbp.layers import Elu, Gelu, LeakyRelu
 
 BATCH = 11

@@ -14,7 +14,7 @@ from cases import Gain, Table
 
 import jbp
 from jbp import combine, layers, losses
-from jbp.ties import Tied
+from jbp.combine import Tied
 
 UNITS = {"layer": 32, "net": 64, "steps": 64}
 """Allowed error in eps(dtype) × the largest entry of the leaf. Never scaled by the number of elements.

@@ -17,10 +17,10 @@ from jbp import cli, combine, layers, losses, optim
 from jbp.check.catalogue import Gain, catalogue
 from jbp.cli import console as cli_console
 from jbp.cli.check import Check
+from jbp.combine import Tied
 from jbp.layers import Activation
 from jbp.layers.step import Step
 from jbp.rules.rule import Way
-from jbp.ties import Tied
 
 ROOT = Path(__file__).parents[1]
 

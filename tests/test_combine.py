@@ -12,8 +12,8 @@ from oracles import assert_close, assert_same, compiled, replaced
 
 import jbp
 from jbp import combine
+from jbp.combine import Tied
 from jbp.pairs import is_pair
-from jbp.ties import Tied
 
 KEY = jax.random.key(2)
 REPEATS = [case for case in NETS if isinstance(case.net, combine.Repeat)]

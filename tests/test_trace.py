@@ -13,7 +13,7 @@ from cases import COMBINED, LOSSES, NETS, SINGLE, LossCase, NetCase, drawn, ever
 
 import jbp
 from jbp import layers
-from jbp.ties import Tied
+from jbp.combine import Tied
 from jbp.tracing import formulas
 
 ERF = np.vectorize(math.erf)

@@ -10,8 +10,8 @@ from cases import BATCH, NETS, Centre, Gain, announced, drawn
 from oracles import compiled, error_in_units
 
 import jbp
+from jbp.combine import Tied
 from jbp.losses import l2_loss, softmax_cross_entropy
-from jbp.ties import Tied
 from jbp.updating import _has_ties, backward_update
 
 CASES = [case for case in NETS if jax.tree.leaves(announced(case)[0]) and not _has_ties(case.net)]

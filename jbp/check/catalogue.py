@@ -21,10 +21,9 @@ from jbp.check.loss import loss
 from jbp.check.optimizer import optimizer
 from jbp.check.report import Report
 from jbp.check.trees import as_key, entropy, normal
-from jbp.combine import branch, repeat, residual, serial
+from jbp.combine import branch, repeat, residual, serial, tied
 from jbp.layer import Layer
 from jbp.pairs import Scale
-from jbp.ties import tied
 
 Kind = Literal["layer", "combinator", "net", "loss", "optimiser"]
 

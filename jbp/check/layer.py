@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jbp.arguments import as_count, as_shape, check_hashable
 from jbp.backprop import forward
 from jbp.check.compare import PRECISION, called, explain, largest, problem
 from jbp.check.compiled import compiled
@@ -34,7 +35,7 @@ from jbp.check.trees import (
     split,
 )
 from jbp.combine import Combinator
-from jbp.layer import Layer, as_count, as_shape, check_hashable
+from jbp.layer import Layer
 
 
 def layer(

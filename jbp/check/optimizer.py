@@ -15,12 +15,12 @@ import numpy as np
 import optax
 from jax import Array
 
+from jbp.arguments import as_count
 from jbp.check.compare import compare, explain, fact, problem, skipped
 from jbp.check.compiled import compiled
 from jbp.check.report import Entry, Report
 from jbp.check.tolerance import ELEMENTWISE, Level, check_level
 from jbp.check.trees import as_dtype, as_key, cast, check_finite, dtype_of, entropy, is_float, normal, paths
-from jbp.layer import as_count
 
 
 def optimizer(

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from jbp.arguments import did_you_mean, existing_file
 from jbp.cli.parser import Command, Failed, argument, option
-from jbp.data.messages import did_you_mean, existing_file
 
 if TYPE_CHECKING:
     from jbp.check import Report

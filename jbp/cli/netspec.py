@@ -11,8 +11,8 @@ import dataclasses
 import re
 
 from jbp import layers
+from jbp.arguments import did_you_mean
 from jbp.combine import Serial, serial
-from jbp.data.messages import did_you_mean
 from jbp.layer import Layer, Shape
 from jbp.layers import initializers
 from jbp.layers.initializers import Initializer

@@ -16,7 +16,7 @@ from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
-from jbp.data.messages import did_you_mean
+from jbp.arguments import did_you_mean
 
 _KINDS = {int: "a whole number", float: "a number", str: "text", Path: "a path", bool: "true or false"}
 

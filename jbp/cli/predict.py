@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from jbp.arguments import did_you_mean, existing_file, listed
 from jbp.cli.parser import Command, argument, option
-from jbp.data.messages import did_you_mean, existing_file, listed
 
 if TYPE_CHECKING:
     from jbp.checkpoint import Run

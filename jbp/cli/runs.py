@@ -9,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from jbp.arguments import did_you_mean
 from jbp.checkpoint import CONFIG, PARAMS, cannot_write, read_json, write_atomically
-from jbp.data.messages import did_you_mean
 
 METRICS, SUMMARY, CURVES = "metrics.jsonl", "summary.json", "curves.png"
 FILES = (CONFIG, METRICS, SUMMARY, CURVES, PARAMS)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from jbp.arguments import did_you_mean
 from jbp.cli.parser import Command, option
 from jbp.data.dataset import TASKS
-from jbp.data.messages import did_you_mean
 
 if TYPE_CHECKING:
     pass

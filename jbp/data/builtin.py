@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from jbp.arguments import did_you_mean
 from jbp.data import idx
-from jbp.data.messages import did_you_mean
 
 # Where Debian's package dataset-fashion-mnist puts its folder.
 SYSTEM_FOLDER = Path("/usr/share/datasets")

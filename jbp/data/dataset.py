@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from jbp.data.messages import did_you_mean, listed
+from jbp.arguments import did_you_mean, listed
 from jbp.data.preparing import split
 
 Task = Literal["classification", "regression"]

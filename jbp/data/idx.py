@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jbp.data.messages import cannot_read, existing_file
+from jbp.arguments import cannot_read, existing_file
 
 _TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from jbp.arguments import did_you_mean
 from jbp.data.builtin import NAMES, classes, load
 from jbp.data.dataset import Dataset, checked_task
-from jbp.data.messages import did_you_mean
 from jbp.data.npz import load_npz
 from jbp.data.tables import load_csv
 

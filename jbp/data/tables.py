@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from jbp.arguments import cannot_read, did_you_mean, existing_file, listed
 from jbp.data.dataset import Dataset, Part, Task, from_parts
-from jbp.data.messages import cannot_read, did_you_mean, existing_file, listed
 
 _WHOLE = re.compile(r"[+-]?[0-9]+")
 

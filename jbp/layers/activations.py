@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jbp.layer import Layer, Shape, Sign, Static, as_number, as_shape, no_params, same_shape
+from jbp.arguments import as_number, as_shape, no_params, same_shape
+from jbp.layer import Layer, Shape, Sign, Static
 from jbp.layers.initializers import Initializer, glorot_normal, he_normal, lecun_normal
 
 

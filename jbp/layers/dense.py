@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jbp.layer import Layer, Shape, as_count, as_shape, leaf_shapes
+from jbp.arguments import as_count, as_shape, leaf_shapes
+from jbp.layer import Layer, Shape
 from jbp.layers.activations import Activation
 from jbp.layers.initializers import Initializer, lecun_normal, zeros
 from jbp.pairs import Outer, Shift

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from jbp.layer import Layer, Shape, Static, as_number, as_shape, no_params, same_shape
+from jbp.arguments import as_number, as_shape, no_params, same_shape
+from jbp.layer import Layer, Shape, Static
 
 
 @dataclass(frozen=True, repr=False)

@@ -8,7 +8,8 @@ from typing import Any
 
 from jaxtyping import Array, PRNGKeyArray
 
-from jbp.layer import Layer, Shape, Static, as_shape, no_params, same_shape
+from jbp.arguments import as_shape, no_params, same_shape
+from jbp.layer import Layer, Shape, Static
 
 
 @dataclass(frozen=True, repr=False)

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jbp.layer import Shape, as_number
+from jbp.arguments import as_number
+from jbp.layer import Shape
 
 
 class Initializer:

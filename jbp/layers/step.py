@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from jbp.layer import as_number
+from jbp.arguments import as_number
 from jbp.layers.activations import Activation
 
 Surrogate = Literal["straight_through", "boxcar", "triangle", "sigmoid", "fast_sigmoid"]

@@ -22,8 +22,9 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from jbp import program, rules
+from jbp.arguments import as_count, as_number
 from jbp.backprop import Mask
-from jbp.layer import Layer, as_count, as_number
+from jbp.layer import Layer
 from jbp.losses import Loss
 from jbp.many.programs import Optimizer, is_optimizer, programs
 from jbp.many.result import InterruptedMany, Many, One

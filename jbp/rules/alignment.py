@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jbp.arguments import leaf_shapes
 from jbp.backprop import Mask, value_grad_output
-from jbp.layer import Layer, leaf_shapes
+from jbp.layer import Layer
 from jbp.losses import Loss
 from jbp.pairs import Weights
 from jbp.rules.names import method_of

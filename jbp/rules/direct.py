@@ -11,9 +11,10 @@ import jax
 from jax.tree_util import register_dataclass
 from jaxtyping import Array
 
+from jbp.arguments import as_number
 from jbp.backprop import Mask, backward, forward
 from jbp.combine import Combinator, Place, Repeat, Visit
-from jbp.layer import Layer, as_number
+from jbp.layer import Layer
 from jbp.rules.rule import Rule, RuleMethod, Way, depths_of
 
 

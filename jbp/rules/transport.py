@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jbp.arguments import as_number
 from jbp.backprop import Mask
 from jbp.combine import Visit
-from jbp.layer import Layer, as_number
+from jbp.layer import Layer
 from jbp.rules.rule import Rule, RuleMethod, chosen, depths_of, replaced, trained
 
 

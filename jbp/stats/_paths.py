@@ -10,7 +10,8 @@ import jax
 from jax.tree_util import DictKey, GetAttrKey, SequenceKey
 from jaxtyping import Array, Float
 
-from jbp.pairs import Coupled, Pair, Stack, Sum, Weights, check_weights, is_pair
+from jbp.arguments import check_weights
+from jbp.pairs import Coupled, Pair, Stack, Sum, Weights, is_pair
 
 Groups = Mapping[str, str | tuple[str, ...] | list[str]]
 Per = str | Groups

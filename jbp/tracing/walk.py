@@ -15,11 +15,11 @@ from jaxtyping import Array, Float
 
 from jbp.backprop import _backward_leaf, _check_input, _forward_leaf
 from jbp.combine import Branch, Combinator, Repeat, Residual, located
+from jbp.combine.tied import Path, Tied
 from jbp.layer import Layer
 from jbp.losses import Loss
 from jbp.pairs import is_pair
 from jbp.sinks import total
-from jbp.ties import Path, Tied
 from jbp.tracing import formulas
 from jbp.tracing.result import Step, Trace, TraceRow, place_of
 

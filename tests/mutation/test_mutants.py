@@ -1,4 +1,4 @@
-"""Every mutant of tests/mutants.py is caught by the public checks, by the law it names; the right code passes them."""
+"""Every mutant of mutants.py is caught by the public checks, by the law it names; the right code passes them."""
 
 import ast
 import json
@@ -77,9 +77,9 @@ def test_each_reason_belongs_to_a_mutant_and_each_test_that_holds_one_exists():
     assert not mutate_survivors.EQUIVALENT.keys() & mutate_survivors.HELD.keys()
     for _, test in mutate_survivors.HELD.values():
         file, name = test.split("[")[0].split("::")
-        functions = ast.parse((Path(mutate.__file__).parents[1] / file).read_text()).body
+        functions = ast.parse((Path(mutate.__file__).parents[2] / file).read_text()).body
         assert name in {f.name for f in functions if isinstance(f, ast.FunctionDef)}, test
 
 
 def test_the_page_is_made_of_the_saved_results():
-    assert mutate_page.PAGE.read_text() == mutate_page.page(), "python tests/mutate_page.py writes it"
+    assert mutate_page.PAGE.read_text() == mutate_page.page(), "python tests/mutation/mutate_page.py writes it"

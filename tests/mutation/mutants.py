@@ -19,9 +19,9 @@ from mutant_tools import Gain, Mutant, with_pair, with_total, wrong
 import jbp
 import jbp.check
 from jbp import backprop, losses, optim
+from jbp.combine.tied import _join
 from jbp.optim.momentum import _descend
 from jbp.pairs import Outer, Pair, Shift, Stack, is_pair
-from jbp.ties import _join
 
 GRADIENT: Any = sys.modules["jbp.check.gradient"]
 """The module; `jbp.check.gradient` is the function in it."""

@@ -1,6 +1,6 @@
 """Change one operator, sign, index or term at a time in everything that computes a derivative or a step.
 
-    python tests/mutate.py [--list] [--only TEXT] [--rest] [--workers N]
+    python tests/mutation/mutate.py [--list] [--only TEXT] [--rest] [--workers N]
 
 Each mutant is one change in the syntax tree of one function. It is compiled in place of the right one, in a worker
 process with its own import of jbp, and the public checks that reach that function run until one fails; an exception
@@ -32,8 +32,9 @@ _HASTE = "--xla_backend_optimization_level=0 --xla_cpu_multi_thread_eigen=false"
 _HASTE += " --xla_cpu_use_fusion_emitters=false" if version("jax").startswith("0.10.") else ""
 _KEEP = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
-RESULT = HERE.parent / "experiments" / "results" / "mutants.json"
+ROOT = HERE.parents[1]
+sys.path[:0] = [str(HERE), str(HERE.parent), str(ROOT)]
+RESULT = ROOT / "experiments" / "results" / "mutants.json"
 LIMIT = 90
 """Seconds for one mutant."""
 BEFORE_A_FRESH_ONE = 150
@@ -222,7 +223,7 @@ def mutants() -> list[dict[str, Any]]:
     """All mutants, as places: file, function, line, its text, the number of the node and of the alternative."""
     found = []
     for file, functions in TARGETS.items():
-        source = (HERE.parent / "jbp" / file).read_text()
+        source = (ROOT / "jbp" / file).read_text()
         tree, lines = ast.parse(source), source.splitlines()
         for qualname, checks in functions.items():
             for i, node in enumerate(nodes_of(find(tree, qualname))):
@@ -242,8 +243,8 @@ def unreached() -> list[str]:
     the slopes of a step send back is no derivative: tests/test_rules.py holds each to its own formula."""
     names = ("backward", "walk_backward", "pull", "delta", "sqrt_hessian", "total")
     found = []
-    for path in sorted((HERE.parent / "jbp").rglob("*.py")):
-        file = path.relative_to(HERE.parent / "jbp").as_posix()
+    for path in sorted((ROOT / "jbp").rglob("*.py")):
+        file = path.relative_to(ROOT / "jbp").as_posix()
         for kind in (n for n in ast.parse(path.read_text()).body if isinstance(n, ast.ClassDef)):
             for method in (n for n in kind.body if isinstance(n, ast.FunctionDef) and n.name in names):
                 abstract = isinstance(method.body[-1], ast.Raise | ast.Expr)
@@ -291,7 +292,7 @@ def run(mutant: dict[str, Any]) -> dict[str, Any]:
 
     if (test := holder(mutant)) and not mutate_checks.passes_right_code(test):
         raise RuntimeError(f"{test} does not pass on the right code")
-    source = (HERE.parent / "jbp" / mutant["file"]).read_text()
+    source = (ROOT / "jbp" / mutant["file"]).read_text()
     function = find(ast.parse(source), mutant["function"])
     old = nodes_of(function)[mutant["node"]]
     new = ast.fix_missing_locations(_Put(old, alternatives(old)[mutant["alternative"]][1]).visit(function))
@@ -377,7 +378,7 @@ def _save(results: list[dict[str, Any]]) -> None:
     for law in (m["law"] for m in results if "law" in m):
         laws[law] = laws.get(law, 0) + 1
     summary = {
-        "command": "python tests/mutate.py", "made": len(results), "caught": verdicts.count("caught"),
+        "command": "python tests/mutation/mutate.py", "made": len(results), "caught": verdicts.count("caught"),
         "caught_as": mutate_page.counted(laws), "held": verdicts.count("held"), "survived": verdicts.count("survived"),
         "unexplained": sum(unexplained(m) for m in results),
         "seconds": round(sum(m["seconds"] for m in results)),

@@ -1,6 +1,6 @@
-"""docs/mutants.md, from the saved results of tests/mutate.py and experiments/check_grads_blindness.py.
+"""docs/mutants.md, from the saved results of tests/mutation/mutate.py and experiments/check_grads_blindness.py.
 
-python tests/mutate_page.py
+python tests/mutation/mutate_page.py
 """
 
 import json
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RESULTS, PAGE = ROOT / "experiments" / "results", ROOT / "docs" / "mutants.md"
 STRUCTURE = ("tree", "shapes", "dtypes", "protocol", "key")
 """The laws that compare no numbers."""
@@ -108,7 +108,7 @@ def _beside_others(saved: dict[str, Any]) -> list[str]:
     cells = {"missed": "**missed**", "no": "—"}
     return [
         "## Beside other checkers",
-        f"The {of} named mutants of `tests/mutants.py`, as a `jax.custom_vjp` given to `jax.test_util.check_grads` and "
+        f"The {of} named mutants in `tests/mutation/`, as a `jax.custom_vjp` given to `jax.test_util.check_grads` and "
         "`chex.assert_numerical_grads` with default tolerances in reverse mode: "
         f"`python experiments/check_grads_blindness.py`, jax {versions['jax']}, chex {versions['chex']}, saved in "
         "`experiments/results/check_grads.json`. A dash: not a derivative of a function, so not given to them.",

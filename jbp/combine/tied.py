@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from jbp.combine import Combinator, Place, Visit
-from jbp.layer import Layer, Shape, check_hashable, leaf_shapes
+from jbp.arguments import check_hashable, leaf_shapes
+from jbp.combine.base import Combinator, Place, Visit
+from jbp.layer import Layer, Shape
 from jbp.pairs import is_pair, merge
 
 Path = tuple[int | str, ...]

@@ -1,4 +1,4 @@
-"""The public checks that tests/mutate.py runs, by short names, and how it puts a changed function in place.
+"""The public checks that tests/mutation/mutate.py runs, by short names, and how it puts a changed function in place.
 
 Those of `jbp.check.catalogue`, without finite differences, and beside them what the catalogue does not reach: example
 weights, positions, targets that do not add up to 1, schedules, and the pair Scale.
@@ -31,7 +31,7 @@ import jbp
 import jbp.check
 from jbp import backprop, layers, losses, optim
 from jbp.check.catalogue import _at_zero
-from jbp.ties import tied
+from jbp.combine import tied
 
 laws: Any = sys.modules["jbp.check.laws"]
 laws.clues_for = lambda run, leaf: None  # the diagnosis is half of the time, and decides nothing
@@ -92,7 +92,7 @@ def passes(test: str) -> bool:
         del sys.modules[name]  # some keep what they measured
     jax.clear_caches()
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-        status = pytest.main(["-x", "--assert=plain", "-p", "no:cacheprovider", f"{HERE.parent / test}"])
+        status = pytest.main(["-x", "--assert=plain", "-p", "no:cacheprovider", f"{HERE.parents[1] / test}"])
     if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         raise RuntimeError(f"{test} did not run: {status!r}")
     return status == pytest.ExitCode.OK

@@ -1,4 +1,4 @@
-"""The changes that tests/mutate.py makes and no check of derivatives can see: those that compute the same, with the
+"""What mutate.py changes and no check of derivatives can see: those that compute the same, with the
 reason, and those that compute something else, rightly differentiated, with a test that fails on it."""
 
 from typing import Any

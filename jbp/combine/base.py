@@ -1,0 +1,140 @@
+"""Combinators: nets made of layers. Plumbing, with no mathematics of its own beyond adding up δ.
+
+A combinator never calls a layer and never sees a batch axis. It is handed `visit(place, layer, ...)`, which takes one
+layer's step and answers with what that layer answered; so one walk serves the forward pass, the backward pass and
+every statistic. Parameters: `serial` and `branch` hold a tuple, one entry a layer; `residual` holds its layer's own;
+`repeat` its layer's own with an axis l in front.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+from jaxtyping import PRNGKeyArray
+
+from jbp.arguments import check_hashable
+from jbp.layer import Layer
+
+Visit = Callable[..., tuple[Any, Any]]
+Place = tuple[int, ...]
+"""Where a layer is: the indices that lead to its parameters, which `residual` and `repeat` do not lengthen."""
+
+
+class LayerError(ValueError):
+    """A mistake found at one layer of a net; says at which."""
+
+    def __init__(self, place: Place, problem: str):
+        self.place, self.problem = place, problem
+        super().__init__(problem)
+
+    def __str__(self) -> str:
+        """The problem, after the layer's path."""
+        return f"layer {''.join(f'[{i}]' for i in self.place)}: {self.problem}" if self.place else self.problem
+
+
+@contextmanager
+def located(place: Place, layer: Layer) -> Iterator[None]:
+    """Add the layer's place to whatever goes wrong inside."""
+    try:
+        yield
+    except LayerError as error:
+        error.place = place + error.place
+        raise
+    except ValueError as error:
+        raise LayerError(place, str(error)) from error
+    except Exception as error:
+        if place and not isinstance(layer, Combinator):
+            error.add_note(f"jbp: in {layer!r}, layer {''.join(f'[{i}]' for i in place)} of its combinator")
+        raise
+
+
+class Combinator(Layer):
+    """A net made of layers. Subclasses give `children`, `init`, and the two walks."""
+
+    @property
+    def children(self) -> tuple[Layer, ...]:
+        """The layers inside, in order."""
+        raise NotImplementedError
+
+    def walk_forward(self, visit: Visit, params: Any, x: Any, key: PRNGKeyArray | None) -> tuple[Any, Any]:
+        """Step 1: `visit(place, layer, params, x, key)` for each child; answers with output and saved."""
+        raise NotImplementedError
+
+    def walk_backward(self, visit: Visit, params: Any, saved: Any, delta: Any) -> tuple[Any, Any]:
+        """Step 2: `visit(place, layer, params, saved, delta)` in reverse; answers with delta_x and the tree of
+        what the visits found, shaped like `params`."""
+        raise NotImplementedError
+
+    def walk_coupling(self, visit: Callable[[Place, Layer, bool], bool], coupled: bool) -> bool:
+        """Whether a layer that couples examples stands between a place and the output: `coupled` says so of this
+        net's output, `visit(place, layer, coupled)` answers for a layer's input, this for the net's.
+
+        By default any coupling inside counts for every layer inside, which errs on the safe side.
+        """
+        coupled |= self.couples_batch
+        for i, layer in enumerate(self.children):
+            visit((i,), layer, coupled)
+        return coupled
+
+    @property
+    def couples_batch(self) -> bool:  # type: ignore[override]
+        """Whether a layer inside couples the examples."""
+        return any(child.couples_batch for child in self.children)
+
+    @property
+    def piecewise_linear(self) -> bool:  # type: ignore[override]
+        """Whether every layer inside is piecewise linear."""
+        return all(child.piecewise_linear for child in self.children)
+
+    @property
+    def uses_key(self) -> bool | None:  # type: ignore[override]
+        """True if any child needs a key, False if all never do."""
+        said = [child.uses_key for child in self.children]
+        return True if True in said else (None if None in said else False)
+
+    def __repr__(self) -> str:
+        """The call that makes this net."""
+        return f"{type(self).__name__.lower()}({', '.join(map(repr, self.children))})"
+
+
+def check_layers(name: str, layers: Any) -> tuple[Layer, ...]:
+    """`layers` as a tuple, if each is a layer."""
+    layers = tuple(layers)
+    if not layers:
+        raise ValueError(f"{name} needs at least one layer")
+    for layer in layers:
+        if isinstance(layer, type) and issubclass(layer, Layer):
+            raise ValueError(f"{name} got the class {layer.__name__}: call it, as in {layer.__name__}(...)")
+        if not isinstance(layer, Layer):
+            raise ValueError(f"{name} takes layers (subclasses of jbp.Layer), but got {layer!r}")
+        check_hashable(layer)
+    return layers
+
+
+def split_key(key: PRNGKeyArray | None, layers: tuple[Layer, ...]) -> list[Any]:
+    """A key for each layer that may look at one."""
+    if key is None or all(layer.uses_key is False for layer in layers):
+        return [None] * len(layers)
+    keys = jax.random.split(key, len(layers))
+    return [None if layer.uses_key is False else keys[i] for i, layer in enumerate(layers)]
+
+
+def sum_of(arrays: list[Any]) -> Any:
+    """The arrays, added up from the first to the last."""
+    total = arrays[0]
+    for array in arrays[1:]:
+        total = total + array
+    return total
+
+
+def expect_tuple(net: Any, params: Any) -> None:
+    """Refuse parameters that are not one tree for each of the net's layers."""
+    if not isinstance(params, tuple) or len(params) != len(net.layers):
+        found = f"a tuple of {len(params)}" if isinstance(params, tuple) else f"a {type(params).__name__}"
+        raise ValueError(
+            f"{type(net).__name__.lower()} of {len(net.layers)} layers expects a tuple of {len(net.layers)} "
+            f"parameter trees, as net.init makes it, but got {found}"
+        )

@@ -1,0 +1,107 @@
+"""`branch`: the same x into several layers, and the sum over paths on the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import PRNGKeyArray
+
+from jbp.arguments import as_shape
+from jbp.combine.base import Combinator, Place, Visit, check_layers, expect_tuple, located, split_key, sum_of
+from jbp.layer import Layer, Shape, Static
+
+
+@dataclass(frozen=True, repr=False)
+class Branch(Combinator):
+    """The same x into every layer (fan-out); the outputs summed, or joined along the last axis.
+
+    The δ of the copies of x add up: the chain rule's sum over paths.
+    """
+
+    layers: tuple[Layer, ...]
+    join: Literal["sum", "concat"] = "sum"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", check_layers("branch", self.layers))
+        if self.join not in ("sum", "concat"):
+            raise ValueError(f"join of branch must be 'sum' or 'concat', but is {self.join!r}")
+
+    @property
+    def children(self) -> tuple[Layer, ...]:
+        """The layers, each of which gets x."""
+        return self.layers
+
+    def init(self, key: PRNGKeyArray, shape: Shape) -> tuple[tuple[Any, ...], Shape]:
+        """A tuple of the layers' parameters; their outputs must fit together."""
+        shape, params, outs = as_shape(shape), [], []
+        for i, (layer, k) in enumerate(
+            zip(self.before(None).children, jax.random.split(key, len(self.layers)), strict=True)
+        ):
+            with located((i,), layer):
+                p, out = layer.init(k, shape)
+            params.append(p)
+            outs.append(out)
+        return tuple(params), self._joined_shape(outs)
+
+    def before(self, following: Layer | None) -> Branch:
+        """Joined outputs go on to the next activation as they are; summed ones do not."""
+        following = following if self.join == "concat" else None
+        return Branch(tuple(layer.before(following) for layer in self.layers), self.join)
+
+    def walk_forward(self, visit: Visit, params: Any, x: Any, key: PRNGKeyArray | None) -> tuple[Any, Any]:
+        """The sum or the join of what the layers make of x."""
+        expect_tuple(self, params)
+        ys, saved = [], []
+        for i, (layer, k) in enumerate(zip(self.layers, split_key(key, self.layers), strict=True)):
+            y, s = visit((i,), layer, params[i], x, k)
+            ys.append(y)
+            saved.append(s)
+        self._joined_shape([y.shape for y in ys])
+        widths = Static(tuple(y.shape[-1] for y in ys) if self.join == "concat" else ())
+        joined = jnp.concatenate(ys, -1) if self.join == "concat" else sum_of(ys)
+        return joined, (tuple(saved), widths)
+
+    def walk_backward(self, visit: Visit, params: Any, saved: Any, delta: Any) -> tuple[Any, Any]:
+        """Each layer's own part of δ back through it, and the sum of what comes out."""
+        expect_tuple(self, params)
+        saved, widths = saved
+        deltas, found, start = [], [], 0
+        if self.join == "concat" and (not delta.ndim or delta.shape[-1] != sum(widths.value)):
+            raise ValueError(f"branch joins outputs of widths {widths.value}, but got a δ of shape {delta.shape}")
+        for i, layer in enumerate(self.layers):
+            part = delta
+            if self.join == "concat":
+                part = lax.slice_in_dim(delta, start, start + widths.value[i], axis=-1)
+                start += widths.value[i]
+            delta_x, f = visit((i,), layer, params[i], saved[i], part)
+            deltas.append(delta_x)
+            found.append(f)
+        known = [d for d in deltas if d is not None]
+        return sum_of(known) if known else None, tuple(found)
+
+    def walk_coupling(self, visit: Callable[[Place, Layer, bool], bool], coupled: bool) -> bool:
+        """One arm does not couple the others, but what comes before the branch."""
+        arms = [visit((i,), layer, coupled) for i, layer in enumerate(self.layers)]
+        return any(arms)
+
+    def _joined_shape(self, shapes: list[Shape]) -> Shape:
+        """The shape of the joined outputs, if they fit."""
+        same = [s if self.join == "sum" else s[:-1] for s in shapes]
+        if len(set(same)) > 1 or (self.join == "concat" and () in shapes):
+            need = "equal shapes" if self.join == "sum" else "shapes that differ in the last axis only"
+            raise ValueError(f"branch with join={self.join!r} needs outputs of {need}, but got {shapes}")
+        return shapes[0] if self.join == "sum" else (*same[0], sum(s[-1] for s in shapes))
+
+    def __repr__(self) -> str:
+        """The call that makes this net."""
+        return super().__repr__() if self.join == "sum" else f"{super().__repr__()[:-1]}, join={self.join!r})"
+
+
+def branch(*layers: Layer, join: Literal["sum", "concat"] = "sum") -> Branch:
+    """The same x into every layer; outputs summed, or joined along the last axis. Parameters: a tuple."""
+    return Branch(layers, join)
