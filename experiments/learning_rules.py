@@ -124,7 +124,7 @@ def run(config: Config) -> dict[str, Any]:
             early = event.step in (10, 30, 100)
             if rule is not None and (event.row or early):
                 told = jbp.rules.alignment(
-                    rule, event.rule_state, net, loss, event.params, x_held[:1000], y_held[:1000]
+                    rule, event.state.method_state, net, loss, event.params, x_held[:1000], y_held[:1000]
                 )
                 angles.append([event.step, *(float(told[f"{i}.weight"].angle) for i in (1, 3))])
             return early and event.row is None and event.step == 100

@@ -37,9 +37,6 @@ from jbp.layers import silu as silu
 from jbp.layers import softmax as softmax
 from jbp.layers import softplus as softplus
 from jbp.layers import tanh as tanh
-from jbp.many import InterruptedMany as InterruptedMany
-from jbp.many import Many as Many
-from jbp.many import fit_many as fit_many
 from jbp.pairs import Coupled as Coupled
 from jbp.pairs import Outer as Outer
 from jbp.pairs import Pair as Pair
@@ -50,6 +47,14 @@ from jbp.pairs import Sum as Sum
 from jbp.pairs import contract as contract
 from jbp.private import Private as Private
 from jbp.private import clipped_sum as clipped_sum
+from jbp.step import Backpropagation as Backpropagation
+from jbp.step import Batch as Batch
+from jbp.step import Method as Method
+from jbp.step import Problem as Problem
+from jbp.step import State as State
+from jbp.step import Sums as Sums
+from jbp.step import init_state as init_state
+from jbp.step import make_step as make_step
 from jbp.tracing import Trace as Trace
 from jbp.tracing import TraceRow as TraceRow
 from jbp.tracing import trace as trace
@@ -57,8 +62,12 @@ from jbp.train import Diverged as Diverged
 from jbp.train import Event as Event
 from jbp.train import Fit as Fit
 from jbp.train import Interrupted as Interrupted
+from jbp.train import InterruptedMany as InterruptedMany
+from jbp.train import Many as Many
+from jbp.train import Progress as Progress
 from jbp.train import accuracy as accuracy
 from jbp.train import fit as fit
+from jbp.train import fit_many as fit_many
 
 load = checkpoint.load_run
 

@@ -1,4 +1,4 @@
-"""What jbp accepts from whoever calls it, and how it says what is wrong: every refusal that more than one place makes.
+"""What jbp accepts from whoever calls it, and how it says what is wrong: every refusal that several places make.
 
 Nothing of jbp is imported here, so that everything may import it; classes to look for are handed in.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import math
 import operator
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -88,15 +89,20 @@ def leaf_shapes(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: tuple(getattr(leaf, "shape", ())), tree)
 
 
-def check_weights(weights: Any, n: int) -> None:
-    """Refuse example weights that are not one finite number for each of the n examples; traced ones are not read."""
+def check_weights(weights: Any, n: int, least: float = -math.inf) -> None:
+    """Refuse example weights that are not one finite number ≥ `least` for each of the n examples; traced ones are not
+    read."""
     if weights is not None and (not hasattr(weights, "shape") or weights.shape != (n,)):
         found = f"shape {weights.shape}" if hasattr(weights, "shape") else f"type {type(weights).__name__}"
         raise ValueError(f"weights must be an array of one number for each of the {n} examples, but have {found}")
-    if weights is not None and not isinstance(weights, Tracer) and not np.isfinite(weights).all():
-        bad = np.flatnonzero(~np.isfinite(weights))
+    if weights is None or isinstance(weights, Tracer):
+        return
+    sound = np.isfinite(weights) & (np.asarray(weights) >= least)
+    if not sound.all():
+        bad = np.flatnonzero(~sound)
+        wanted = "finite" if least == -math.inf else f"finite and at least {least:g}"
         raise ValueError(
-            f"weights must be finite, but are {weights[bad[0]]} at {bad.tolist()}: take 0 for a row to leave out"
+            f"weights must be {wanted}, but are {weights[bad[0]]} at {bad.tolist()}: take 0 for a row to leave out"
         )
 
 
@@ -134,3 +140,8 @@ def existing_file(path: str | Path) -> Path:
 def cannot_read(path: Path, error: OSError) -> ValueError:
     """The ValueError for a file the operating system does not let us read."""
     return ValueError(f"{path}: expected a readable file, but {error.strerror or error}; check its permissions")
+
+
+def renamed(old: str, new: str) -> None:
+    """Warn that a name has changed; the caller then answers under the old one, for this version."""
+    warnings.warn(f"{old} is now {new}", DeprecationWarning, stacklevel=3)

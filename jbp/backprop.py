@@ -11,14 +11,15 @@ Source: lecture A, the three steps; lecture B, the δ recursion.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, PRNGKeyArray
+from jax.tree_util import register_dataclass
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jbp.arguments import check_hashable, check_weights
 from jbp.combine import Combinator, Place, Tied, located
@@ -29,24 +30,66 @@ from jbp.sinks import Sink, keep, total
 
 
 def forward(
-    net: Layer, params: Any, x: Float[ArrayLike, "n ..."], key: PRNGKeyArray | None = None, weights: Weights = None
+    net: Layer,
+    params: Any,
+    x: Float[ArrayLike, "n ..."],
+    key: PRNGKeyArray | None = None,
+    weights: Weights = None,
+    *,
+    training: bool | None = None,
+    mask: Bool[ArrayLike, "n t"] | None = None,
+    rows: Int[ArrayLike, " n"] | None = None,
 ) -> tuple[Any, Any]:
-    """Step 1: the outputs [n, ...] and every h that the way back needs. `key` None means evaluation.
+    """Step 1: the outputs [n, ...] and every h that the way back needs.
 
-    `weights` [n] only reach layers that couple the examples, in whose averages a row of weight 0 must not count.
+    `training` None means training if there is a key; in evaluation a key is not looked at. `weights` [n] only reach
+    layers that couple the examples, in whose averages a row of weight 0 must not count, and `mask` [n, t], True where a
+    position is real, layers that declare `uses_mask`. `rows` [n] are the places of these examples in a whole batch of
+    which they are a part (None: 0…n−1): an example draws by its place, so cutting a batch changes nothing it draws.
     """
-    _check_input(net, x, key)
+    check_input(net, x, key)
+    training = key is not None if training is None else training
+    if training and key is None and net.uses_key is True:
+        raise ValueError(f"{net!r} draws at random in training, so it needs a key: pass key=...")
+    key = key if training else None
 
     def visit(place: Place, layer: Layer, params: Any, x: Any, key: Any) -> tuple[Any, Any]:
         with located(place, layer):
             if isinstance(layer, Combinator):
                 return layer.walk_forward(visit, params, x, key)
             if layer.couples_batch:
-                return layer.forward(params, x, key, weights)  # type: ignore[call-arg]
-            keys = None if key is None or layer.uses_key is False else jax.random.split(key, x.shape[0])
-            return _forward_leaf(layer, params, x, keys)
+                told: dict[str, Any] = {"weights": weights}
+                told |= {"training": training} if layer.couples_batch == "training" else {}
+                told |= {"mask": mask} if layer.uses_mask else {}
+                return layer.forward(params, x, key, **told)
+            keys = None if key is None or layer.uses_key is False else _keys(key, x.shape[0], rows)
+            return forward_leaf(layer, params, x, keys, mask if layer.uses_mask else None)
 
-    return visit((), net, params, x, key)
+    output, saved = visit((), net, params, x, key)
+    return output, _Ran(saved, training) if net.couples_batch == "training" else saved
+
+
+@register_dataclass
+@dataclass(frozen=True, eq=False)
+class _Ran:
+    """What was saved, and in which mode, of a net with a layer that couples the examples in training only."""
+
+    saved: Any
+    training: bool = field(metadata={"static": True})
+
+
+def coupling_of(net: Layer, saved: Any) -> tuple[dict[Place, str], Any]:
+    """The places below a layer that coupled the examples in the pass that left `saved`, each with the path of such a
+    layer; and what the layers saved."""
+    training = True
+    if isinstance(saved, _Ran):
+        saved, training = saved.saved, saved.training
+    return (_coupled_places(net, training) if net.couples_batch else {}), saved
+
+
+def _keys(key: PRNGKeyArray, n: int, rows: Any) -> PRNGKeyArray:
+    """A key for each example, by its place: fold_in(key, i) is split(key, n)[i]."""
+    return jax.random.split(key, n) if rows is None else jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
 
 
 def backward(
@@ -59,7 +102,7 @@ def backward(
     the completed pair of a shared parameter, unless it is linear. Below a layer that couples the examples the pairs
     are `Coupled`.
     """
-    coupled = _coupled_places(net) if net.couples_batch else {}
+    coupled, saved = coupling_of(net, saved)
 
     def at(above: Place, sink: Sink) -> Callable[..., tuple[Any, Any]]:
         def visit(place: Place, layer: Layer, params: Any, saved: Any, delta: Any) -> tuple[Any, Any]:
@@ -69,8 +112,7 @@ def backward(
                     return delta_x, sink(pairs)
                 if isinstance(layer, Combinator):
                     return layer.walk_backward(at(above + place, sink), params, saved, delta)
-                leaf = layer.backward if layer.couples_batch else partial(_backward_leaf, layer)
-                delta_x, pairs = leaf(params, saved, delta)
+                delta_x, pairs = backward_leaf(layer, params, saved, delta)
                 if above + place in coupled:
                     pairs = jax.tree.map(lambda pair: Coupled(pair, coupled[above + place]), pairs, is_leaf=is_pair)
                 return delta_x, sink(pairs)
@@ -80,26 +122,27 @@ def backward(
     return at((), sink)((), net, params, saved, delta)
 
 
-def _coupled_places(net: Layer) -> dict[Place, str]:
+def _coupled_places(net: Layer, training: bool) -> dict[Place, str]:
     """The places of the leaf layers below a layer that couples the examples, each with the path of such a layer."""
     found: dict[Place, str] = {}
-    culprits: list[str] = []
+    culprits: dict[Place, str] = {}
 
     def at(above: Place) -> Callable[[Place, Layer, bool], bool]:
         def visit(place: Place, layer: Layer, coupled: bool) -> bool:
             here = above + place
             if isinstance(layer, Combinator):
                 return layer.walk_coupling(at(here), coupled)
-            if layer.couples_batch:
-                culprits.append(f"{''.join(f'[{i}]' for i in here) or 'of the net'} ({layer!r})")
+            couples = layer.couples_batch is True or (training and layer.couples_batch == "training")
+            if couples:
+                culprits[here] = f"{''.join(f'[{i}]' for i in here) or 'of the net'} ({layer!r})"
             if coupled:
                 found[here] = ""
-            return coupled or layer.couples_batch
+            return coupled or couples
 
         return visit
 
     at(())((), net, False)
-    return dict.fromkeys(found, " and ".join(culprits))
+    return dict.fromkeys(found, " and ".join(culprits.values()))
 
 
 # Inlined, so that the compiled program is the same as without `jit`, but layers alike are traced only once.
@@ -108,12 +151,24 @@ _INLINE: Any = getattr(getattr(jax, "Inline", None), "JAX_EARLY", True)
 
 
 @partial(jax.jit, static_argnums=0, inline=_INLINE)
-def _forward_leaf(layer: Layer, params: Any, x: Any, keys: Any) -> tuple[Any, Any]:
-    return jax.vmap(layer.forward, (None, 0, None if keys is None else 0))(params, x, keys)
+def forward_leaf(layer: Layer, params: Any, x: Any, keys: Any, mask: Any = None) -> tuple[Any, Any]:
+    """One layer that does not couple the examples, on the batch; `keys` [n] one an example, None in evaluation."""
+    in_axes = (None, 0, None if keys is None else 0)
+    if layer.uses_mask:
+        masked = partial(jax.vmap, in_axes=(*in_axes, None if mask is None else 0))
+        return masked(lambda p, x, k, m: layer.forward(p, x, k, mask=m))(params, x, keys, mask)  # type: ignore[call-arg]
+    return jax.vmap(layer.forward, in_axes)(params, x, keys)
+
+
+def backward_leaf(layer: Layer, params: Any, saved: Any, delta: Any) -> tuple[Any, Any]:
+    """One layer's way back on the batch: δ at its input, and its pairs."""
+    if layer.couples_batch:
+        return layer.backward(params, saved, delta)
+    return _backward_examples(layer, params, saved, delta)
 
 
 @partial(jax.jit, static_argnums=0, inline=_INLINE)
-def _backward_leaf(layer: Layer, params: Any, saved: Any, delta: Any) -> tuple[Any, Any]:
+def _backward_examples(layer: Layer, params: Any, saved: Any, delta: Any) -> tuple[Any, Any]:
     return jax.vmap(layer.backward, (None, 0, 0))(params, saved, delta)
 
 
@@ -123,11 +178,13 @@ def apply(net: Layer, params: Any, x: Float[ArrayLike, "n ..."]) -> Array:
 
 
 def value_and_grad(net: Layer, loss: Loss, trainable: Any = None) -> Callable[..., tuple[Array, Any]]:
-    """The function (params, x, y, key=None, weights=None) -> (value, gradient): steps 1, 2 and 3, compiled.
+    """The function (params, x, y, key=None, weights=None, mask=None, rows=None, training=None) -> (value, gradient):
+    steps 1, 2 and 3, compiled.
 
     value = Σₙ wₙ eₙ and gradient = Σₙ wₙ gₙ with `weights` [n] as given, not renormalised; without, wₙ = 1/N, the mean.
     A row of weight 0 takes no part, whatever it holds. `key` feeds dropout: a net that draws at random must be given
-    one here (for its gradient in evaluation, use `forward` and `backward`).
+    one here, or `training=False`, which makes it the gradient in evaluation. `mask` and `rows` as in `jbp.forward`; the
+    mask reaches the loss too.
 
     `trainable` is a tree of bools that starts like `params` (a bool may stand for a whole subtree); where it is
     False the gradient is zero and neither its contraction nor a δ that only it needs is computed.
@@ -137,17 +194,43 @@ def value_and_grad(net: Layer, loss: Loss, trainable: Any = None) -> Callable[..
     Raises:
         ValueError: if shapes do not fit (naming the layer), or a key is missing.
     """
-    _check_net(net)
-    _check_loss(loss)
-    return _compiled(net, loss, Mask.of(trainable))
+    check_net(net)
+    check_loss(loss)
+    return _compiled(net, loss, Trainable.of(trainable))
 
 
 @lru_cache(maxsize=256)
-def _compiled(net: Layer, loss: Loss, mask: Mask) -> Callable[..., tuple[Array, Any]]:
-    def value_and_gradient(params: Any, x: Any, y: Any, key: Any = None, weights: Weights = None) -> Any:
-        return value_grad_output(net, loss, params, x, y, key, weights, mask)[:2]
+def _compiled(net: Layer, loss: Loss, trainable: Trainable) -> Callable[..., tuple[Array, Any]]:
+    @partial(jax.jit, static_argnames="training")
+    def value_and_gradient(
+        params: Any,
+        x: Any,
+        y: Any,
+        key: Any = None,
+        weights: Weights = None,
+        mask: Any = None,
+        rows: Any = None,
+        training: bool | None = None,
+    ) -> Any:
+        batch = Batch(x, y, weights, mask, rows)
+        return value_grad_output(net, loss, params, batch, key, trainable, training)[:2]
 
-    return jax.jit(value_and_gradient)
+    return value_and_gradient
+
+
+class Batch(NamedTuple):
+    """The examples of one step."""
+
+    x: Any
+    """Inputs [n, ...], an array or a tree of arrays."""
+    y: Any
+    """Targets [n, ...]."""
+    weights: Weights = None
+    """[n]: how much each example counts; 0 leaves a row out whatever it holds. None: all alike."""
+    mask: Any = None
+    """[n, t] bools: which positions are real. None: all of them."""
+    rows: Any = None
+    """[n]: the places of these examples in the whole batch that they are a part of. None: 0…n−1."""
 
 
 def value_and_pairs(
@@ -178,50 +261,65 @@ def value_and_pairs(
 
 
 @dataclass(frozen=True)
-class Mask:
+class Trainable:
     """Which parameters are trained: a tree of bools in hashable form, or nothing, which means all of them."""
 
     leaves: tuple[bool, ...]
     structure: Any
 
     @staticmethod
-    def of(trainable: Any) -> Mask:
+    def of(tree: Any) -> Trainable:
         """From a tree of bools, or None."""
-        leaves, structure = jax.tree.flatten(trainable)
+        leaves, structure = jax.tree.flatten(tree)
         if not all(isinstance(leaf, bool) for leaf in leaves):
-            raise ValueError(f"trainable must be a tree of bools that starts like params, but is {trainable!r}")
-        return Mask(tuple(leaves), structure)
+            raise ValueError(f"trainable must be a tree of bools that starts like params, but is {tree!r}")
+        return Trainable(tuple(leaves), structure)
 
     def __call__(self, tree: Any) -> Any:
         """`tree`, with zeros where nothing is trained; XLA then drops what only those needed."""
         if not self.leaves:
             return tree
-        mask = jax.tree.unflatten(self.structure, self.leaves)
-        return jax.tree.map(lambda on, part: part if on else jax.tree.map(jnp.zeros_like, part), mask, tree)
+        trained = jax.tree.unflatten(self.structure, self.leaves)
+        return jax.tree.map(lambda on, part: part if on else jax.tree.map(jnp.zeros_like, part), trained, tree)
+
+    def flags(self, params: Any) -> tuple[bool, ...]:
+        """Of each parameter, in leaf order, whether it is trained."""
+        if not self.leaves:
+            return (True,) * len(jax.tree.leaves(params))
+        parts = self.structure.flatten_up_to(params)
+        return tuple(on for on, part in zip(self.leaves, parts, strict=True) for _ in jax.tree.leaves(part))
 
 
 def value_grad_output(
-    net: Layer, loss: Loss, params: Any, x: Any, y: Any, key: Any, weights: Weights, mask: Mask
+    net: Layer,
+    loss: Loss,
+    params: Any,
+    batch: Batch,
+    key: Any,
+    trainable: Trainable,
+    training: bool | None = None,
 ) -> tuple[Array, Any, Any]:
     """Σₙ wₙ eₙ, Σₙ wₙ gₙ and the net's outputs: forward, the loss's δ, backward."""
-    value, output, saved, delta = value_output_delta(net, loss, params, x, y, key, weights)
+    value, output, saved, delta = value_output_delta(net, loss, params, batch, key, training)
     _, grads = backward(net, params, saved, delta, total)
-    return value, mask(grads), output
+    return value, trainable(grads), output
 
 
 def value_output_delta(
-    net: Layer, loss: Loss, params: Any, x: Any, y: Any, key: Any, weights: Weights
+    net: Layer, loss: Loss, params: Any, batch: Batch, key: Any, training: bool | None = None
 ) -> tuple[Array, Any, Any, Any]:
     """Step 1 and the loss: Σₙ wₙ eₙ, the outputs, what was saved, and wₙ δₙ at the output."""
+    x, y, weights, mask, rows = batch
     n = _batch_size(x, y)
     check_weights(weights, n)
-    if key is None and net.uses_key is True:
+    if key is None and net.uses_key is True and training is not False:
         raise ValueError(f"{net!r} draws at random in training, so its gradient needs a key: pass key=...")
     if weights is not None:  # a padding row may hold anything, even NaN
         x = jax.tree.map(lambda a: _silence(weights, a), x)
-    output, saved = forward(net, params, x, key, weights)
-    errors = jax.vmap(loss.value)(output, y)
-    delta = jax.vmap(loss.delta)(output, y)
+    output, saved = forward(net, params, x, key, weights, training=training, mask=mask, rows=rows)
+    targets = (output, y) if mask is None else (output, y, mask)
+    errors = jax.vmap(loss.value)(*targets)
+    delta = jax.vmap(loss.delta)(*targets)
     if weights is None:
         value, delta = errors.mean(), delta / n
     else:
@@ -236,25 +334,27 @@ def check_call(net: Any, loss: Any, x: Any, y: Any) -> int:
     Raises:
         ValueError: if the net is no layer, the loss none, x or y no array, or the batch empty or of two sizes.
     """
-    _check_input(net, x, None)
-    _check_loss(loss)
+    check_input(net, x, None)
+    check_loss(loss)
     return _batch_size(x, y)
 
 
-def _check_net(net: Any) -> None:
+def check_net(net: Any) -> None:
+    """Refuse what is no layer."""
     if not isinstance(net, Layer):
         raise ValueError(f"the net must be a layer, such as jbp.serial(...) makes, but is {net!r}")
     check_hashable(net)
 
 
-def _check_loss(loss: Any) -> None:
+def check_loss(loss: Any) -> None:
+    """Refuse what is no loss."""
     if not isinstance(loss, Loss):
         raise ValueError(f"the loss must come from jbp.losses, or be an instance of a jbp.losses.Loss, but is {loss!r}")
 
 
-def _check_input(net: Any, x: Any, key: Any) -> None:
+def check_input(net: Any, x: Any, key: Any) -> None:
     """Refuse what would end in an error that names nothing: no net, an input that is no array, a key that is none."""
-    _check_net(net)
+    check_net(net)
     if any(not hasattr(leaf, "shape") for leaf in jax.tree.leaves(x)):
         raise ValueError(f"x must be an array [n, ...], but is a {type(x).__name__}: wrap it in jnp.asarray")
     if key is not None and not hasattr(key, "dtype"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from jax.tree_util import register_dataclass, register_static
@@ -34,9 +34,13 @@ class Layer:
     uses_key: ClassVar[bool | None] = None
     """True: draws at random in training, so training needs a key. False: never looks at its key.
     None (not said): gets a key whenever there is one."""
-    couples_batch: ClassVar[bool] = False
-    """True: couples the examples, as batch normalisation does. Its functions then take the whole batch [n, ...], and
-    forward the example weights too: `forward(params, x, key, weights)`, where None means that all count alike."""
+    couples_batch: ClassVar[bool | Literal["training"]] = False
+    """True: couples the examples. Its functions then take the whole batch [n, ...], and forward the example weights
+    too, `forward(params, x, key, weights)`, where None means that all count alike. "training": couples them in training
+    only, as batch normalisation does, and is told the mode: `forward(params, x, key, weights, training)`; what backward
+    must know of it is saved."""
+    uses_mask: ClassVar[bool] = False
+    """True: `forward(params, x, key, mask)` is told which positions are real: `mask` [t], or None for all of them."""
     piecewise_linear: ClassVar[bool] = False
     """True: linear in its parameters, and linear in its input but for kinks. What a Hessian diagonal rests on."""
 

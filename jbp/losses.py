@@ -15,11 +15,12 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jbp.layers.activations import softmax
 
 Target = Any
+Mask = Bool[Array, "*t"] | None
 
 
 class Loss:
@@ -27,19 +28,29 @@ class Loss:
 
     Laws: `delta` is ∂value/∂output; the columns v of `sqrt_hessian` satisfy Σᵥ sᵥ sᵥᵀ = ∂²value/∂output².
     A subclass is a frozen dataclass; `sqrt_hessian` may be left out, and then only what needs it refuses.
+
+    `mask` [*t], True where a position is real, makes the mean over positions one over the real ones (0 if there is
+    none); what stands at the others changes nothing. It is the third argument of each function, None if there is
+    none; a loss of your own may leave it out, and then a batch with a mask is refused.
     """
 
-    def value(self, output: Float[Array, "*t k"], target: Target) -> Float[Array, ""]:
+    def value(self, output: Float[Array, "*t k"], target: Target, *mask: Any, **named: Any) -> Float[Array, ""]:
         """e(output, target), a scalar."""
         raise NotImplementedError(f"{type(self).__name__} has no value")
 
-    def delta(self, output: Float[Array, "*t k"], target: Target) -> Float[Array, "*t k"]:
+    def delta(self, output: Float[Array, "*t k"], target: Target, *mask: Any, **named: Any) -> Float[Array, "*t k"]:
         """∂e/∂output."""
         raise NotImplementedError(f"{type(self).__name__} has no delta")
 
-    def sqrt_hessian(self, output: Float[Array, "*t k"], target: Target) -> Float[Array, "v *t k"]:
+    def sqrt_hessian(
+        self, output: Float[Array, "*t k"], target: Target, *mask: Any, **named: Any
+    ) -> Float[Array, "v *t k"]:
         """Columns v, first axis, with Σᵥ sᵥ sᵥᵀ = ∂²e/∂output²."""
         raise NotImplementedError(f"{type(self).__name__} has no sqrt_hessian, which this quantity needs")
+
+    def predict(self, output: Float[Array, "*t k"]) -> Array:
+        """What an output says: classes [*t], answers or values [*t, k]; in the form of the loss's targets."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what an output predicts: give it a predict")
 
     def __repr__(self) -> str:
         """The name under which jbp offers the loss."""
@@ -50,51 +61,65 @@ class Loss:
 class SquaredError(Loss):
     """e = Σ (p − y)², δ = 2(p − y), Hessian 2I (lectures B and D)."""
 
-    def value(self, output: Array, target: Target) -> Array:
+    def value(self, output: Array, target: Target, mask: Mask = None) -> Array:
         """Σₖ (p − y)²."""
-        return _mean_over_positions(_over_outputs(jnp.square(_error(self, output, target))))
+        return _mean_over_positions(_over_outputs(jnp.square(_error(self, output, target))), mask)
 
-    def delta(self, output: Array, target: Target) -> Array:
+    def delta(self, output: Array, target: Target, mask: Mask = None) -> Array:
         """2(p − y)."""
-        return _per_position(2 * _error(self, output, target))
+        return _per_position(2 * _error(self, output, target), mask)
 
-    def sqrt_hessian(self, output: Array, target: Target) -> Array:
+    def sqrt_hessian(self, output: Array, target: Target, mask: Mask = None) -> Array:
         """√2 I."""
-        return _diagonal_columns(jnp.full_like(output, math.sqrt(2)))
+        return _diagonal_columns(jnp.full_like(output, math.sqrt(2)), mask)
+
+    def predict(self, output: Array) -> Array:
+        """The output itself."""
+        return output
 
 
 @dataclass(frozen=True, repr=False)
 class L2Loss(Loss):
     """e = ½ Σ (p − y)², δ = p − y, Hessian I (lecture A)."""
 
-    def value(self, output: Array, target: Target) -> Array:
+    def value(self, output: Array, target: Target, mask: Mask = None) -> Array:
         """½ Σₖ (p − y)²."""
-        return 0.5 * _mean_over_positions(_over_outputs(jnp.square(_error(self, output, target))))
+        return 0.5 * _mean_over_positions(_over_outputs(jnp.square(_error(self, output, target))), mask)
 
-    def delta(self, output: Array, target: Target) -> Array:
+    def delta(self, output: Array, target: Target, mask: Mask = None) -> Array:
         """p − y."""
-        return _per_position(_error(self, output, target))
+        return _per_position(_error(self, output, target), mask)
 
-    def sqrt_hessian(self, output: Array, target: Target) -> Array:
+    def sqrt_hessian(self, output: Array, target: Target, mask: Mask = None) -> Array:
         """I."""
-        return _diagonal_columns(jnp.ones_like(output))
+        return _diagonal_columns(jnp.ones_like(output), mask)
+
+    def predict(self, output: Array) -> Array:
+        """The output itself."""
+        return output
 
 
 @dataclass(frozen=True, repr=False)
 class MeanSquaredError(Loss):
     """e = 1/k Σ (p − y)² over the k outputs, δ = 2(p − y)/k, Hessian 2I/k (lecture E)."""
 
-    def value(self, output: Array, target: Target) -> Array:
+    def value(self, output: Array, target: Target, mask: Mask = None) -> Array:
         """1/k Σₖ (p − y)²."""
-        return jnp.square(_error(self, output, target)).mean()
+        squares = jnp.square(_error(self, output, target))
+        return squares.mean() if mask is None else _mean_over_positions(squares.mean(-1), mask)
 
-    def delta(self, output: Array, target: Target) -> Array:
+    def delta(self, output: Array, target: Target, mask: Mask = None) -> Array:
         """2(p − y)/k."""
-        return _error(self, output, target) * (2 / output.size)
+        error = _error(self, output, target)
+        return error * (2 / output.size) if mask is None else _per_position(error * (2 / output.shape[-1]), mask)
 
-    def sqrt_hessian(self, output: Array, target: Target) -> Array:
+    def sqrt_hessian(self, output: Array, target: Target, mask: Mask = None) -> Array:
         """√(2/k) I."""
-        return _diagonal_columns(jnp.full_like(output, math.sqrt(2 / _classes(output))))
+        return _diagonal_columns(jnp.full_like(output, math.sqrt(2 / _classes(output))), mask)
+
+    def predict(self, output: Array) -> Array:
+        """The output itself."""
+        return output
 
 
 @dataclass(frozen=True, repr=False)
@@ -107,34 +132,38 @@ class SoftmaxCrossEntropy(Loss):
     an index of more than 32 bits, JAX reads the lowest 32). `jbp.fit` and `jbp.data` check labels before they start.
     """
 
-    def value(self, output: Array, target: Target) -> Array:
+    def value(self, output: Array, target: Target, mask: Mask = None) -> Array:
         """Σt · logsumexp(s − m) + ⟨t, m − s⟩, m the largest of s: nothing large is added that is then taken away."""
         axis = output.ndim - 1
         largest = lax.reduce_max(output, (axis,))
         below = output - jnp.expand_dims(largest, axis)
         lse = lax.log(lax.reduce_sum(lax.exp(below), (axis,)))
         if _is_index(self, output, target):
-            return _mean_over_positions(lse - _picked(below, target))
+            return _mean_over_positions(lse - _picked(below, target), mask)
         t = jnp.asarray(target, output.dtype)
         # A class with t = 0 takes no part, not even if its logit is −inf.
-        return _mean_over_positions(t.sum(-1) * lse - jnp.where(t == 0, jnp.zeros_like(t), t * below).sum(-1))
+        return _mean_over_positions(t.sum(-1) * lse - jnp.where(t == 0, jnp.zeros_like(t), t * below).sum(-1), mask)
 
-    def delta(self, output: Array, target: Target) -> Array:
+    def delta(self, output: Array, target: Target, mask: Mask = None) -> Array:
         """softmax(s) Σt − t."""
         p = softmax.value(output)
         if _is_index(self, output, target):
             # Added in place at the class, which XLA counts (and computes) as less than subtracting a one-hot t.
-            return _per_position(_added(p, target, lax.full(jnp.shape(target), -1, p.dtype)))
+            return _per_position(_added(p, target, lax.full(jnp.shape(target), -1, p.dtype)), mask)
         t = jnp.asarray(target, output.dtype)
-        return _per_position(p * t.sum(-1, keepdims=True) - t)
+        return _per_position(p * t.sum(-1, keepdims=True) - t, mask)
 
-    def sqrt_hessian(self, output: Array, target: Target) -> Array:
+    def sqrt_hessian(self, output: Array, target: Target, mask: Mask = None) -> Array:
         """Column v at each position: √(pᵥ Σt)(eᵥ − p), for which Σᵥ sᵥsᵥᵀ = Σt (diag(p) − ppᵀ)."""
         is_index = _is_index(self, output, target)
         p = softmax.value(output)
         eye = jnp.eye(p.shape[-1], dtype=p.dtype).reshape((1,) * (p.ndim - 1) + (p.shape[-1],) * 2)
         weight = jnp.sqrt(p if is_index else p * jnp.asarray(target, p.dtype).sum(-1, keepdims=True))
-        return _block_columns(jnp.expand_dims(weight, -1) * (eye - jnp.expand_dims(p, -2)))
+        return _block_columns(jnp.expand_dims(weight, -1) * (eye - jnp.expand_dims(p, -2)), mask)
+
+    def predict(self, output: Array) -> Array:
+        """The class of the largest output."""
+        return output.argmax(-1)
 
 
 @dataclass(frozen=True, repr=False)
@@ -144,20 +173,24 @@ class SigmoidBinaryCrossEntropy(Loss):
     Hessian diag(σ(1−σ)). Targets have the output's shape, with entries in [0, 1]. Finite for all finite logits.
     """
 
-    def value(self, output: Array, target: Target) -> Array:
+    def value(self, output: Array, target: Target, mask: Mask = None) -> Array:
         """Σₖ max(s, 0) − s t + log(1 + e^−|s|)."""
         t = _like(self, output, target)
         positive = jnp.maximum(output, jnp.zeros((), output.dtype))
-        return _mean_over_positions(_over_outputs(positive - output * t + jnp.log1p(jnp.exp(-jnp.abs(output)))))
+        return _mean_over_positions(_over_outputs(positive - output * t + jnp.log1p(jnp.exp(-jnp.abs(output)))), mask)
 
-    def delta(self, output: Array, target: Target) -> Array:
+    def delta(self, output: Array, target: Target, mask: Mask = None) -> Array:
         """σ(s) − t."""
-        return _per_position(lax.logistic(output) - _like(self, output, target))
+        return _per_position(lax.logistic(output) - _like(self, output, target), mask)
 
-    def sqrt_hessian(self, output: Array, target: Target) -> Array:
+    def sqrt_hessian(self, output: Array, target: Target, mask: Mask = None) -> Array:
         """√(σ(s) σ(−s)) on the diagonal."""
         _like(self, output, target)
-        return _diagonal_columns(jnp.sqrt(lax.logistic(output) * lax.logistic(-output)))
+        return _diagonal_columns(jnp.sqrt(lax.logistic(output) * lax.logistic(-output)), mask)
+
+    def predict(self, output: Array) -> Array:
+        """Yes where σ(s) > ½."""
+        return output > 0
 
 
 @dataclass(frozen=True, repr=False)
@@ -169,26 +202,30 @@ class CrossEntropy(Loss):
     Source: lecture B (−log h_y), lecture E (∂L/∂yᵢ = −tᵢ/yᵢ).
     """
 
-    def value(self, output: Array, target: Target) -> Array:
+    def value(self, output: Array, target: Target, mask: Mask = None) -> Array:
         """−Σₖ t log y."""
         if _is_index(self, output, target):
-            return _mean_over_positions(-lax.log(_picked(output, target)))
+            return _mean_over_positions(-lax.log(_picked(output, target)), mask)
         t = jnp.asarray(target, output.dtype)
-        return _mean_over_positions(-jnp.where(t == 0, jnp.zeros_like(t), t * jnp.log(output)).sum(-1))
+        return _mean_over_positions(-jnp.where(t == 0, jnp.zeros_like(t), t * jnp.log(output)).sum(-1), mask)
 
-    def delta(self, output: Array, target: Target) -> Array:
+    def delta(self, output: Array, target: Target, mask: Mask = None) -> Array:
         """−t/y."""
         if _is_index(self, output, target):
-            return _per_position(_added(lax.full_like(output, 0), target, -1 / _picked(output, target)))
+            return _per_position(_added(lax.full_like(output, 0), target, -1 / _picked(output, target)), mask)
         t = jnp.asarray(target, output.dtype)
-        return _per_position(-jnp.where(t == 0, jnp.zeros_like(t), t / output))
+        return _per_position(-jnp.where(t == 0, jnp.zeros_like(t), t / output), mask)
 
-    def sqrt_hessian(self, output: Array, target: Target) -> Array:
+    def sqrt_hessian(self, output: Array, target: Target, mask: Mask = None) -> Array:
         """√t / y on the diagonal."""
         if _is_index(self, output, target):
-            return _diagonal_columns(_added(lax.full_like(output, 0), target, 1 / _picked(output, target)))
+            return _diagonal_columns(_added(lax.full_like(output, 0), target, 1 / _picked(output, target)), mask)
         t = jnp.asarray(target, output.dtype)
-        return _diagonal_columns(jnp.where(t == 0, jnp.zeros_like(t), jnp.sqrt(t) / output))
+        return _diagonal_columns(jnp.where(t == 0, jnp.zeros_like(t), jnp.sqrt(t) / output), mask)
+
+    def predict(self, output: Array) -> Array:
+        """The class of the largest output."""
+        return output.argmax(-1)
 
 
 squared_error = SquaredError()
@@ -268,26 +305,46 @@ def _over_outputs(errors: Array) -> Array:
     return errors.sum(-1) if errors.ndim else errors
 
 
-def _mean_over_positions(values: Array) -> Array:
-    return values.mean() if values.ndim else values
+def _mean_over_positions(values: Array, mask: Mask = None) -> Array:
+    if mask is None:
+        return values.mean() if values.ndim else values
+    return jnp.where(mask, values, jnp.zeros_like(values)).sum() / _real(values, mask)
 
 
-def _per_position(delta: Array) -> Array:
+def _per_position(delta: Array, mask: Mask = None) -> Array:
     """δ of a mean over positions, from the δ of each."""
-    return delta / _positions(delta) if _positions(delta) > 1 else delta
+    if mask is None:
+        return delta / _positions(delta) if _positions(delta) > 1 else delta
+    return jnp.where(jnp.expand_dims(mask, -1), delta, jnp.zeros_like(delta)) / _real(delta[..., 0], mask)
 
 
-def _diagonal_columns(root: Float[Array, "*t k"]) -> Float[Array, "v *t k"]:
+def _real(values: Float[Array, "*t"], mask: Mask) -> Array:
+    """How many positions are real, but at least 1."""
+    real = jnp.asarray(mask)
+    if real.shape != values.shape:
+        raise ValueError(f"the mask must have the positions {values.shape} of an output, but has {real.shape}")
+    return jnp.maximum(real.sum(dtype=values.dtype), jnp.ones((), values.dtype))
+
+
+def _diagonal_columns(root: Float[Array, "*t k"], mask: Mask = None) -> Float[Array, "v *t k"]:
     """The columns of a diagonal root, v = t·k, scaled by 1/√T for the mean over positions."""
-    flat = root.reshape(-1) / math.sqrt(_positions(root))
+    if mask is not None:
+        root = jnp.where(jnp.expand_dims(mask, -1), root, jnp.zeros_like(root))
+        flat = root.reshape(-1) / jnp.sqrt(_real(root[..., 0], mask))
+    else:
+        flat = root.reshape(-1) / math.sqrt(_positions(root))
     return jnp.diag(flat).reshape(flat.size, *root.shape)
 
 
-def _block_columns(roots: Float[Array, "*t k k"]) -> Float[Array, "v *t k"]:
+def _block_columns(roots: Float[Array, "*t k k"], mask: Mask = None) -> Float[Array, "v *t k"]:
     """The columns of a block-diagonal root, one block [v, k] a position, v = t·k, scaled likewise."""
     *lead, k, _ = roots.shape
     positions = math.prod(lead)
-    blocks = roots.reshape(positions, k, k) / math.sqrt(positions)
+    if mask is not None:
+        roots = jnp.where(jnp.expand_dims(mask, (-1, -2)), roots, jnp.zeros_like(roots))
+        blocks = roots.reshape(positions, k, k) / jnp.sqrt(_real(roots[..., 0, 0], mask))
+    else:
+        blocks = roots.reshape(positions, k, k) / math.sqrt(positions)
     eye = jnp.eye(positions, dtype=roots.dtype)
     columns = jnp.expand_dims(eye, (1, 3)) * jnp.expand_dims(blocks, 2)
     return columns.reshape(positions * k, *lead, k)

@@ -23,7 +23,7 @@ import os
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,14 +32,14 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jbp.arguments import as_number, check_weights
-from jbp.backprop import Mask, backward, check_call, forward
+from jbp.backprop import Trainable, backward, check_call, forward
 from jbp.layer import Layer
 from jbp.losses import Loss
-from jbp.method import Method
 from jbp.pairs import Pair, Stack, Weights, is_pair, weigh
 from jbp.sinks import keep
 from jbp.stats.clip import check_max_norm, clip_factor
 from jbp.stats.norms import network_norms, squared_bounds
+from jbp.step import Batch, Method, Problem, State, Sums, measured, moved, optimised
 
 SHARE = 0.999
 """Of δ, what goes into the account; the rest pays for batches that did not fit (`Private.epsilon`)."""
@@ -81,47 +81,48 @@ def clipped_sum(
 
     Source: Abadi et al. 2016, arXiv:1607.00133, algorithm 1; `automatic`: Bu et al. 2023, arXiv:2206.07136.
     """
-    return _clipped(net, loss, params, x, y, max_norm, key, weights, automatic, lean, Mask.of(None))[1:]
+    how = Clip(max_norm, automatic, lean)
+    return _clipped(net, loss, params, Batch(x, y, weights), key, how, Trainable.of(None))[1:]
+
+
+class Clip(NamedTuple):
+    """How an example's gradient is clipped: the arguments of `clipped_sum`."""
+
+    max_norm: float | Array
+    automatic: bool
+    lean: bool
 
 
 def _clipped(
-    net: Layer,
-    loss: Loss,
-    params: Any,
-    x: Any,
-    y: Any,
-    max_norm: float | Array,
-    key: Array | None,
-    weights: Weights,
-    automatic: bool,
-    lean: bool,
-    mask: Mask,
+    net: Layer, loss: Loss, params: Any, batch: Batch, key: Array | None, how: Clip, trainable: Trainable
 ) -> tuple[Array, Array, Array, Any]:
-    """The outputs, errors and norms, and the sum; norms and sum over the parameters that `mask` trains."""
-    check_max_norm(max_norm, automatic)
+    """The outputs, errors and norms, and the sum; norms and sum over the parameters that are trained."""
+    x, y, weights, mask, rows = batch
+    check_max_norm(how.max_norm, how.automatic)
     check_weights(weights, check_call(net, loss, x, y))
     _check_uncoupled(net)
     if weights is not None:
         x = jax.tree.map(lambda a: _rows(weights != 0, a), x)
-    output, saved = forward(net, params, x, key)
-    delta = lax.optimization_barrier(jax.vmap(loss.delta)(output, y))
-    _, found = backward(net, params, saved, delta, squared_bounds if lean else keep)
-    norms = network_norms(mask(found if lean else squared_bounds(found)))
-    c = clip_factor(norms, max_norm, automatic)
+    output, saved = forward(net, params, x, key, mask=mask, rows=rows)
+    targets = (output, y) if mask is None else (output, y, mask)
+    delta = lax.optimization_barrier(jax.vmap(loss.delta)(*targets))
+    _, found = backward(net, params, saved, delta, squared_bounds if how.lean else keep)
+    norms = network_norms(trainable(found if how.lean else squared_bounds(found)))
+    c = clip_factor(norms, how.max_norm, how.automatic)
     scale = weigh(weights, c)
     sound = jnp.isfinite(norms)
 
     def total(pairs: Any) -> Any:
         """Σₙ of each pair, with cₙ here or, `lean`, in the δ already; without the examples that are not sound."""
-        factors = sound.astype(norms.dtype) if lean else scale
+        factors = sound.astype(norms.dtype) if how.lean else scale
         return jax.tree.map(lambda pair: _silenced(pair, sound).total(factors), pairs, is_leaf=is_pair)
 
     total.linear = True  # type: ignore[attr-defined]
-    if lean:
+    if how.lean:
         _, found = backward(net, params, saved, lax.optimization_barrier(weigh(scale, delta)), total)
     else:
         found = total(found)
-    return output, jax.vmap(loss.value)(output, y), norms, mask(found)
+    return output, jax.vmap(loss.value)(*targets), norms, trainable(found)
 
 
 @dataclass(frozen=True)
@@ -210,36 +211,41 @@ class PrivateMethod(Method):
     private: Private
     batch_size: int
 
-    def gradient(
-        self,
-        state: Any,
-        net: Layer,
-        loss: Loss,
-        params: Any,
-        x: Any,
-        y: Any,
-        key: Array | None,
-        weights: Weights,
-        mask: Mask,
-    ) -> tuple[Array, Any, Any]:
-        """Σₙ wₙ eₙ, (Σ cₙ gₙ + z) / B over the rows whose weight is not 0, and the outputs.
+    def init(self, key: Array, problem: Problem, params: Any, example: Any) -> Any:
+        """Nothing is carried."""
+        _check_uncoupled(problem.net)
+        return ()
 
-        Parameters that `mask` does not train take no part: not in the norms, and they get no noise.
+    def root_key(self, seed: int | None) -> Array:
+        """A secret one, unless a seed was given: noise that others can draw again protects nothing."""
+        return secret_key() if seed is None else jax.random.key(seed)
+
+    def sums(self, problem: Problem, state: State, batch: Batch, key: Array) -> Sums:
+        """Σₙ wₙ eₙ and Σ cₙ gₙ over the rows whose weight is not 0.
+
+        Parameters that are not trained take no part: not in the norms, and they get no noise.
         """
-        assert key is not None and weights is not None, "private training draws: noise, and who is in the batch"
-        noise_key, key = jax.random.split(key)
-        how, drawn = self.private, (weights != 0).astype(weights.dtype)
+        _, key = jax.random.split(key)
+        weights = jnp.ones(len(batch.y)) if batch.weights is None else batch.weights
+        drawn, how = (weights != 0).astype(weights.dtype), self.private
         output, errors, _, total = _clipped(
-            net, loss, params, x, y, how.max_norm, key, drawn, how.automatic, how.lean, mask
-        )
-        noise = mask(_noise(noise_key, total, how.noise_multiplier * how.max_norm))
-        grads = jax.tree.map(lambda g, z: (g + z) / self.batch_size, total, noise)
-        return weigh(weights, errors).sum(), grads, output
+            problem.net, problem.loss, state.params, batch._replace(weights=drawn), key,
+            Clip(how.max_norm, how.automatic, how.lean), problem.trainable,
+        )  # fmt: skip
+        return Sums(weigh(weights, errors).sum(), total, measured(problem, output, batch))
+
+    def finish(self, problem: Problem, sums: Sums, key: Array) -> Sums:
+        """(Σ cₙ gₙ + z) / B."""
+        noise_key, _ = jax.random.split(key)
+        noise = problem.trainable(_noise(noise_key, sums.grads, self.private.noise_multiplier * self.private.max_norm))
+        return sums._replace(grads=jax.tree.map(lambda g, z: (g + z) / self.batch_size, sums.grads, noise))
+
+    def update(self, problem: Problem, state: State, found: Sums, value_fn: Any) -> State:
+        """The optimiser's step; it is not told the value of the loss, which is not noised."""
+        return moved(problem, state, *optimised(problem, state, found, None))
 
 
-def check_fit(
-    private: Any, net: Any, rule: Any, sampling: str, monitor: Any, patience: Any, target: Any, restore_best: Any
-) -> None:
+def check_fit(private: Any, net: Any, *, sampling: str, weights: Any, **chosen: Any) -> None:
     """Refuse what `fit` cannot do with `private`.
 
     Raises:
@@ -250,12 +256,11 @@ def check_fit(
         raise ValueError(f"private must be a jbp.Private(noise_multiplier, max_norm, delta), but is {private!r}")
     if isinstance(net, Layer):
         _check_uncoupled(net)
-    if rule is not None:
-        raise ValueError("expected one of rule and private: the account is of clipped true gradients only")
     if sampling == "replacement":
         raise ValueError("private training samples by 'poisson', which the account is of: leave sampling out")
-    chosen = {"monitor": monitor, "patience": patience, "target": target, "restore_best": restore_best or None}
-    given = [name for name, value in chosen.items() if value is not None]
+    if weights is not None:
+        raise ValueError("private training bounds what one example adds, whatever it weighs: leave weights out")
+    given = [name for name, value in chosen.items() if value is not None and value is not False]
     if given:
         raise ValueError(
             f"private training cannot use {', '.join(given)}: what stops a run or picks its parameters by a figure "

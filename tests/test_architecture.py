@@ -12,8 +12,8 @@ SOURCES = sorted((ROOT / "jbp").rglob("*.py"))
 # A module imports only what stands on an earlier line, or in its own package.
 ORDER = [
     ("arguments", "paths"), ("pairs",), ("stats", "sinks"), ("layer",), ("layers",), ("combine",), ("losses",),
-    ("backprop",), ("method", "tracing"), ("curvature", "rules", "private"), ("optim", "data", "sharding"),
-    ("updating",), ("program",), ("train",), ("many",), ("checkpoint",), ("check", "bridge"), ("cli",), ("__main__",),
+    ("backprop",), ("tracing", "curvature", "step"), ("rules", "private"), ("optim", "data", "sharding"),
+    ("train",), ("checkpoint",), ("check", "bridge"), ("cli",), ("__main__",),
 ]  # fmt: skip
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 GROUND = {"arguments", "paths"}

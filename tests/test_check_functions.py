@@ -48,14 +48,14 @@ def test_every_loss_passes(name, dtype):
 class WrongDelta(SquaredError):
     how: str = ""
 
-    def delta(self, output, target):
+    def delta(self, output, target, mask=None):
         right = super().delta(output, target)
         return {"half": right / 2, "sign": -right, "target": 2 * output, "mean": right / output.size}[self.how]
 
 
 @dataclass(frozen=True, repr=False)
 class WrongRoot(SoftmaxCrossEntropy):
-    def sqrt_hessian(self, output, target):
+    def sqrt_hessian(self, output, target, mask=None):
         return jnp.diag(jnp.sqrt(jax.nn.softmax(output)))
 
 
@@ -112,7 +112,7 @@ class ZeroLogZero(Loss):
 class CutDelta(SoftmaxCrossEntropy):
     """No δ at large logits: finite, and wrong."""
 
-    def delta(self, output, target):
+    def delta(self, output, target, mask=None):
         right = super().delta(output, target)
         return jnp.where(jnp.abs(output) > 30, jnp.zeros_like(right), right)
 
@@ -134,13 +134,13 @@ def test_delta_is_checked_at_large_logits(dtype):
 class Tiny(SquaredError):
     """10⁻⁶ of the squared error, with the other sign in float32."""
 
-    def value(self, output, target):
+    def value(self, output, target, mask=None):
         return 1e-6 * super().value(output, target)
 
-    def delta(self, output, target):
+    def delta(self, output, target, mask=None):
         return (-1e-6 if output.dtype == jnp.float32 else 1e-6) * super().delta(output, target)
 
-    def sqrt_hessian(self, output, target):
+    def sqrt_hessian(self, output, target, mask=None):
         return 1e-3 * super().sqrt_hessian(output, target)
 
 
@@ -170,7 +170,7 @@ class Picky(SoftmaxCrossEntropy):
     on: tuple[str, ...] = ()
     error: Any = TypeError
 
-    def value(self, output, target):
+    def value(self, output, target, mask=None):
         kind = "classes" if jnp.issubdtype(target.dtype, jnp.integer) else "floats"
         if kind in self.on:
             raise self.error(f"no {kind} here")
@@ -201,14 +201,14 @@ def test_a_loss_that_crashes_on_a_kind_of_target_fails_and_one_that_refuses_it_s
 class Reads(SquaredError):
     """Looks at its numbers, so that it does not trace."""
 
-    def value(self, output, target):
+    def value(self, output, target, mask=None):
         return output.sum() if float(output.sum()) > 0 else -output.sum()
 
 
 class NoMass(SoftmaxCrossEntropy):
     """Its δ is right only for targets that add up to 1."""
 
-    def delta(self, output, target):
+    def delta(self, output, target, mask=None):
         return jax.nn.softmax(output) - super().delta(jnp.zeros_like(output), target) * 0 - target
 
 
@@ -294,7 +294,7 @@ def test_many_rows_and_layers_of_padding_on_kinks_are_no_mistake():
 class BatchSum(MeanSquaredError):
     """Its δ is 6 times what it should be, as if the mean over the batch were missing."""
 
-    def delta(self, output, target):
+    def delta(self, output, target, mask=None):
         return super().delta(output, target) * 6
 
 

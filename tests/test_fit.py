@@ -10,7 +10,9 @@ import optax
 import pytest
 
 import jbp
-from jbp import program
+from jbp.step import epoch_keys
+from jbp.train.batches import Resident, draw_order, order_of
+from jbp.train.program import evaluation_program
 
 N, WIDTH, K = 23, 5, 3  # examples, inputs, classes
 X = np.random.default_rng(0).normal(size=(N, WIDTH))
@@ -94,7 +96,7 @@ def coverage(batch_size: int, sampling: Any, epochs: int = 1) -> np.ndarray:
         net, jbp.losses.l2_loss, recorder(), (np.ones((N, 1)), np.eye(N)),
         params=params, batch_size=batch_size, epochs=epochs, sampling=sampling,
     )  # fmt: skip
-    return -np.asarray(fitted.opt_state.total["bias"])
+    return -np.asarray(fitted.state.opt_state.total["bias"])
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 7, N])
@@ -137,7 +139,7 @@ def test_a_step_is_the_lectures_update_on_the_examples_picked(batch_size: int):
     params, _ = NET.init(jax.random.key(5), (WIDTH,))
     fitted = run(params=params, batch_size=batch_size, epochs=1, optimizer=jbp.optim.sgd(0.3), seed=9)
     _, key = jax.random.split(jax.random.key(9))
-    order = program._order(jax.random.split(jax.random.fold_in(key, 1))[0], "shuffle", batch_size, N)
+    order = draw_order(jax.random.split(jax.random.fold_in(key, 1))[0], Resident("shuffle", batch_size, N))
     assert order is not None
     gradient = jbp.value_and_grad(NET, LOSS)
     for t, expected in enumerate(fitted.step_losses):
@@ -168,7 +170,7 @@ def test_rows_hold_the_means_over_the_epochs_examples():
 @pytest.mark.parametrize("block", [1, 5, 23, 100])
 def test_evaluation_in_blocks_is_the_mean_over_all(block: int):
     params, _ = NET.init(jax.random.key(5), (WIDTH,))
-    loss, hit = program.evaluation_program(NET, LOSS, (jbp.accuracy,), block)(params, jnp.asarray(X), jnp.asarray(Y))
+    loss, hit = evaluation_program(NET, LOSS, (jbp.accuracy,), None, block)(params, jnp.asarray(X), jnp.asarray(Y))
     output = jbp.apply(NET, params, X)
     np.testing.assert_allclose(loss, jax.vmap(LOSS.value)(output, Y).mean(), rtol=1e-13)
     np.testing.assert_allclose(hit, (np.asarray(output.argmax(-1)) == Y).mean(), rtol=1e-13)
@@ -351,12 +353,12 @@ def test_an_epochs_order_is_that_of_jax_however_it_is_made():
     for n, batch_size in ((1, 1), (2, 3), (23, 5), (1626, 7), (70_001, 128)):  # sorted no times, once, twice
         for epoch in (1, 7):
             key = jax.random.key(epoch)
-            order = program.order_of(key, epoch, "shuffle", batch_size, n)()
-            inside = program._order(program._epoch_keys(key, epoch)[0], "shuffle", batch_size, n)
+            reader = Resident("shuffle", batch_size, n)
+            order = order_of(key, epoch, reader)()
+            inside = draw_order(epoch_keys(key, epoch)[0], reader)
             assert order is not None and inside is not None and order.dtype == inside.dtype
             np.testing.assert_array_equal(order, inside)
-            np.testing.assert_array_equal(program._order_program("shuffle", batch_size, n)(key, epoch), inside)
-    assert program.order_of(jax.random.key(0), 1, "replacement", 2, 5)() is None
+    assert order_of(jax.random.key(0), 1, Resident("replacement", 2, 5))() is None
 
 
 def test_an_optimiser_made_again_finds_the_compiled_program():

@@ -19,11 +19,11 @@ from dp_accounting import pld
 from oracles import assert_close, assert_same, compiled, plain, plain_errors
 
 import jbp
-from jbp import cli, losses, program
+from jbp import cli, losses
 from jbp import private as privacy
-from jbp.backprop import Mask
 from jbp.cli import runs
 from jbp.private import MOST, OVERFLOW, SHARE, clipped_sum
+from jbp.train.batches import draw_poisson
 
 NAMES = ("classifier", "positions", "repeat in repeat", "a table of positions",
          "tied uses of several kinds", "tied stacks")  # fmt: skip
@@ -37,7 +37,6 @@ Y = random("private y").integers(0, K, N)
 NET = jbp.serial(jbp.Dense(7), jbp.tanh, jbp.Dense(K))
 CROSS = losses.softmax_cross_entropy
 PARAMS = NET.init(jax.random.key(3), (WIDTH,))[0]
-ALL = Mask.of(None)
 SGD = jbp.optim.sgd(0.1, momentum=0.9)
 HOW = jbp.Private(1.3, BOUND, 1e-4)
 SURE = 4.4
@@ -156,10 +155,16 @@ def test_keeping_costs_what_the_gradient_costs_and_lean_a_third_more():
         assert own <= limit * gradient
 
 
-@partial(jax.jit, static_argnames="mask")
-def gradients(key: Any, weights: Any, mask: Mask = ALL) -> Any:
+def gradients(key: Any, weights: Any, trainable: Any = None) -> Any:
     """What a step of training with batches of 8 hands to the optimiser."""
-    return HOW.bind(8).gradient((), NET, CROSS, PARAMS, X, Y, key, weights, mask)[1]
+    return _gradients(jbp.Problem(NET, CROSS, SGD, trainable=trainable, method=HOW.bind(8)), key, weights)
+
+
+@partial(jax.jit, static_argnums=0)
+def _gradients(problem: jbp.Problem, key: Any, weights: Any) -> Any:
+    state = jbp.State(PARAMS, (), (), key, jnp.int32(1), jnp.int32(0))
+    sums = problem.method.sums(problem, state, jbp.Batch(X, Y, weights), key)
+    return problem.method.finish(problem, sums, key).grads
 
 
 @pytest.fixture(scope="module")
@@ -193,10 +198,10 @@ def test_the_noise_has_the_stated_deviation_and_no_two_numbers_share_it():
 
 def test_frozen_parameters_get_no_noise_and_count_in_no_norm(own):
     trainable = (False, True, {"weight": True, "bias": False})
-    found = gradients(jax.random.key(1), np.ones(N), mask=Mask.of(trainable))
+    found = gradients(jax.random.key(1), np.ones(N), trainable=trainable)
     assert not any(np.asarray(a).any() for a in jax.tree.leaves((found[0], found[2]["bias"])))
     expected = clipped_one_by_one(own[2]["weight"], np.ones(N))[1] / 8
-    noise = gradients(jax.random.key(1), np.zeros(N), mask=Mask.of(trainable))
+    noise = gradients(jax.random.key(1), np.zeros(N), trainable=trainable)
     assert_close(found[2]["weight"] - noise[2]["weight"], expected, "net")
     fitted = run(trainable=trainable)
     start = NET.init(jax.random.split(jax.random.key(0))[0], (WIDTH,))[0]
@@ -208,7 +213,7 @@ def draws(batch_size: int, n: int, capacity: int, count: int) -> tuple[np.ndarra
     """(drawn [count, n], rows used [count]) of that many draws."""
 
     def draw(key: Any) -> Any:
-        chosen, real = program._poisson(key, batch_size, n, capacity)
+        chosen, real = draw_poisson(key, batch_size, n, capacity)
         return jnp.zeros(n, int).at[chosen].add(real.astype(int)), real.sum()
 
     key = jax.random.key(int(random(f"draws {batch_size} of {n}").integers(2**31)))

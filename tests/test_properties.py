@@ -154,7 +154,7 @@ def plant(monkeypatch):
 
     def forget():
         backprop._compiled.cache_clear()
-        for leaf in (backprop._forward_leaf, backprop._backward_leaf):
+        for leaf in (backprop.forward_leaf, backprop._backward_examples):
             leaf.clear_cache()  # pyright: ignore[reportAttributeAccessIssue]
 
     with monkeypatch.context() as patch:

@@ -1,7 +1,6 @@
 """Learning rules, against plain arrays: each formula written out for one small net, δ and all."""
 
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -14,14 +13,14 @@ from oracles import assert_close, assert_same
 
 import jbp
 from jbp import cli, rules
-from jbp.backprop import Mask
+from jbp.backprop import Batch, Trainable, value_grad_output
 from jbp.cli.train import RULES
 from jbp.rules import DirectFeedbackAlignment, FeedbackAlignment, KolenPollack, SignSymmetry, Step, Transport
+from jbp.rules.rule import Way
 
 N = 11
 NET = jbp.serial(jbp.Dense(7), jbp.tanh, jbp.Dense(5), jbp.tanh, jbp.Dense(2))  # of inputs [3]
 LOSS = jbp.losses.l2_loss  # δ = output − target
-ALL = Mask.of(None)
 KEY = jax.random.key(5)
 EVERY = [*rules.NAMES.values(), SignSymmetry("fixed", scale=0.3)]
 
@@ -51,15 +50,27 @@ def setting(net: Any = NET, shape: tuple[int, ...] = (3,), outputs: int = 2) -> 
 
 
 def bound(rule: Any, net: Any, params: Any, x: Any, trainable: Any = None) -> tuple[Any, Any]:
-    method = rules.method_of(rule, net, params, x, Mask.of(trainable))
-    return method, method.init(KEY, net, params)
+    own = rules.rule_of(rule).bind(net, params, x, Trainable.of(trainable))
+    return own, own.init(KEY, params)
+
+
+def by_rule(own: Any, state: Any, net: Any, params: Any, x: Any, y: Any, key: Any = None, weights: Any = None) -> Any:
+    """What a bound rule finds in place of the gradient."""
+    way = Way(net, own)
+    return value_grad_output(way, LOSS, (params, state), Batch(x, y, weights), key, Trainable.of(None))[1]
 
 
 def found(rule: Any, net: Any, params: Any, x: Any, y: Any, loss: Any = LOSS, key: Any = None) -> tuple[Any, Any]:
     """The rule's state and what it finds in place of the gradient."""
-    method, state = bound(rule, net, params, x)
-    step = jax.jit(lambda state, *args: method.gradient(state, net, loss, *args, None, ALL)[1])
-    return state, step(state, params, x, y, key)
+    problem = jbp.Problem(net, loss, SGD, method=rules.method_of(rule))
+    _, state = bound(rule, net, params, x)
+
+    @jax.jit
+    def sums(method_state: Any, params: Any, x: Any, y: Any, key: Any) -> Any:
+        state = jbp.State(params, (), method_state, KEY, jnp.int32(1), jnp.int32(0))
+        return problem.method.sums(problem, state, Batch(x, y), key).grads
+
+    return state, sums(state, params, x, y, key)
 
 
 def mlp_updates(params: Any, x: Any, y: Any, below: Any) -> Any:
@@ -101,7 +112,7 @@ def test_with_one_hidden_layer_and_the_same_weights_feedback_alignment_is_the_di
     state, ours = found(FeedbackAlignment(), net, params, x, y)
     direct, own = bound(DirectFeedbackAlignment(), net, params, x)
     shared = own | {"2": state[2]["weight"].T}
-    assert_close(direct.gradient(shared, net, LOSS, params, x, y, None, None, ALL)[1], ours, "net")
+    assert_close(by_rule(direct, shared, net, params, x, y), ours, "net")
 
 
 @pytest.mark.parametrize("magnitude", ["uniform", "batchwise", "fixed"])
@@ -182,8 +193,8 @@ def test_every_rule_runs_through_every_net():
             continue
 
         def step(rule: Any, params: Any, x: Any, y: Any, net: Any = case.net) -> Any:
-            method, state = bound(rule, net, params, x)
-            return method.gradient(state, net, LOSS, params, x, y, KEY, None, ALL)[1]
+            own, state = bound(rule, net, params, x)
+            return by_rule(own, state, net, params, x, y, KEY)
 
         for rule in (FeedbackAlignment(), DirectFeedbackAlignment()):
             assert jax.eval_shape(lambda *args: step(rule, *args), params, x, y) == params, case.name  # noqa: B023
@@ -193,8 +204,8 @@ def test_below_a_layer_that_couples_the_examples_a_rule_works_too():
     net = jbp.serial(jbp.Dense(5), Centre(), jbp.tanh, jbp.Dense(2))
     params, x, y = setting(net)
     weights = jnp.arange(N) / N
-    method, _ = bound(Same(), net, params, x)
-    ours = method.gradient((), net, LOSS, params, x, y, None, weights, ALL)[1]
+    own, _ = bound(Same(), net, params, x)
+    ours = by_rule(own, (), net, params, x, y, None, weights)
     _, true = jbp.value_and_grad(net, LOSS)(params, x, y, None, weights)
     assert_close((ours[0]["weight"], *ours[1:]), (true[0]["weight"], *true[1:]), "net")  # the bias cancels: rounding
     state, ours = found(FeedbackAlignment(), net, params, x, y)
@@ -306,8 +317,8 @@ def test_direct_feedback_alignment_of_tied_layers_in_a_stack_is_that_of_the_laye
     assert {name: b.shape for name, b in state.items()} == {"0.0": (3, 2, 5), "0.2": (3, 2, 5), "1": (2, 5)}
     layers = [jax.tree.map(lambda a: a[layer], params[0]) for layer in range(3)]  # noqa: B023
     same = {f"{layer}.{i}": state[f"0.{i}"][layer] for layer in range(3) for i in (0, 2)} | {"3": state["1"]}
-    method, _ = bound(DirectFeedbackAlignment(), flat, (*layers, params[1]), x)
-    *each, last = method.gradient(same, flat, LOSS, (*layers, params[1]), x, y, None, None, ALL)[1]
+    own, _ = bound(DirectFeedbackAlignment(), flat, (*layers, params[1]), x)
+    *each, last = by_rule(own, same, flat, (*layers, params[1]), x, y)
     assert_close(ours, (jax.tree.map(lambda *a: jnp.stack(a), *each), last), "net")
 
 
@@ -328,8 +339,8 @@ def test_another_way_back_costs_what_backpropagation_costs():
     params, x, y = setting(net)
     true = product_flops(jbp.value_and_grad(net, LOSS), params, x, y)
     for rule in EVERY:
-        method, state = bound(rule, net, params, x)
-        cost = product_flops(lambda s, p: method.gradient(s, net, LOSS, p, x, y, None, None, ALL), state, params)  # noqa: B023
+        own, state = bound(rule, net, params, x)
+        cost = product_flops(lambda s, p: by_rule(own, s, net, p, x, y), state, params)  # noqa: B023
         assert cost <= true if isinstance(rule, DirectFeedbackAlignment) else cost == true, rule
 
 
@@ -368,7 +379,7 @@ def test_alignment_names_a_state_of_another_net_and_a_loss_that_is_none(rule: st
     _, state = bound(rule, NET, params, x)
     _, other = bound(rule, jbp.Dense(2), *setting(jbp.Dense(2))[:2])
     for wrong in ((), other):
-        with pytest.raises(ValueError, match=r"the state of .* pass the rule_state of a jbp.fit"):
+        with pytest.raises(ValueError, match=r"the state of .* pass the state.method_state of a jbp.fit"):
             rules.alignment(rule, wrong, NET, LOSS, params, x, y)
     with pytest.raises(ValueError, match=r"the loss must come from jbp.losses.* but is 'l2'"):
         rules.alignment(rule, state, NET, "l2", params, x, y)  # type: ignore[arg-type]
@@ -386,7 +397,7 @@ def test_training_by_feedback_alignment_brings_the_angle_below_90_degrees():
     angles = []
 
     def watch(event: jbp.Event) -> None:
-        told = rules.alignment("feedback_alignment", event.rule_state, NET, LOSS, event.params, x, y)
+        told = rules.alignment("feedback_alignment", event.state.method_state, NET, LOSS, event.params, x, y)
         angles.append([float(told[f"{i}.weight"].angle) for i in (0, 2)])
 
     sgd = jbp.optim.sgd(0.1, momentum=0.9)
@@ -409,7 +420,7 @@ SGD = jbp.optim.sgd(0.1, momentum=0.9)
 def test_a_rule_trains_to_the_same_bits_and_other_ones_with_another_seed(rule: Any):
     first, again, other = train(rule), train(rule, chunk_steps=1), train(rule, seed=4)
     assert_same(first.params, again.params)
-    assert jax.tree.all(jax.tree.map(jnp.array_equal, first.rule_state, again.rule_state))
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, first.state.method_state, again.state.method_state))
     assert not bool((first.params[0]["weight"] == other.params[0]["weight"]).all())
     assert not bool((first.params[0]["weight"] == train(None).params[0]["weight"]).all())
 
@@ -418,7 +429,7 @@ def test_a_step_of_fit_is_the_rule_and_then_the_optimiser():
     params, x, y = setting()
     options: Any = {"params": params, "epochs": 1, "batch_size": N}
     fitted = jbp.fit(NET, LOSS, SGD, (x, y), rule="feedback_alignment", **options)
-    back = [s["weight"] for s in fitted.rule_state[::2]]  # fixed, so it is still what it was
+    back = [s["weight"] for s in fitted.state.method_state[::2]]  # fixed, so it is still what it was
     updates = mlp_updates(params, x, y, lambda i, e, d: jnp.einsum("no,io->ni", d, back[i]))
     assert_close(fitted.params, jax.tree.map(lambda p, g: p - 0.1 * g, params, updates), "steps")
 
@@ -430,15 +441,15 @@ def test_frozen_parameters_stay_and_so_do_their_ways_back():
     for tree in (start.params, end.params):
         assert_same(tree[0]["weight"], params[0]["weight"])
         assert_same(tree[4], params[4])
-    assert_same(end.rule_state[0], start.rule_state[0])
-    assert_same(end.rule_state[4], start.rule_state[4])
-    gap = [fit.params[2]["weight"] - fit.rule_state[2]["weight"] for fit in (start, end)]
+    assert_same(end.state.method_state[0], start.state.method_state[0])
+    assert_same(end.state.method_state[4], start.state.method_state[4])
+    gap = [fit.params[2]["weight"] - fit.state.method_state[2]["weight"] for fit in (start, end)]
     np.testing.assert_allclose(gap[1], 0.9**6 * gap[0], rtol=1e-12, atol=1e-14)  # 6 steps apart
     assert not bool((end.params[0]["bias"] == start.params[0]["bias"]).all())
 
 
 def test_without_a_rule_there_is_no_state():
-    assert train(None).rule_state == ()
+    assert train(None).state.method_state == ()
     assert_same(train(None).params, train(Same()).params)
 
 
@@ -547,5 +558,5 @@ def test_a_rule_of_your_own_is_two_functions():
 
 
 def test_a_method_of_your_own_is_taken_as_it_is():
-    own = type("Own", (jbp.method.Method,), {})()
-    assert rules.method_of(own, NET, (), SimpleNamespace()) is own
+    own = type("Own", (jbp.Method,), {})()
+    assert rules.method_of(own) is own

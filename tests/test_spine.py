@@ -35,7 +35,7 @@ class Counted(losses.L2Loss):
 
     tag: str
 
-    def value(self, output, target):
+    def value(self, output, target, mask=None):
         TRACES.append(self.tag)
         return super().value(output, target)
 

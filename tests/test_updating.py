@@ -12,7 +12,7 @@ from oracles import compiled, error_in_units
 import jbp
 from jbp.combine import Tied
 from jbp.losses import l2_loss, softmax_cross_entropy
-from jbp.updating import _has_ties, backward_update
+from jbp.train.in_place import _has_ties, backward_update
 
 CASES = [case for case in NETS if jax.tree.leaves(announced(case)[0]) and not _has_ties(case.net)]
 OPTIMISERS = {
@@ -145,13 +145,13 @@ def test_fit_in_place_trains_the_same_parameters():
     usual, ours = fitted(False), fitted(True)
     errors = error_in_units(ours.params, usual.params)
     assert max(errors.values()) <= 64, errors
-    assert ours.opt_state.steps == usual.opt_state.steps == 12
+    assert ours.state.opt_state.steps == usual.state.opt_state.steps == 12
 
 
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"rule": "feedback_alignment"}, "leave out rule"),
+        ({"rule": "feedback_alignment"}, "expected one of rule and in_place"),
         ({"trainable": True}, "leave out trainable"),
         ({"optimizer": optax.adam(0.1)}, "sgd, heavy_ball and nesterov"),
     ],

@@ -24,7 +24,7 @@ from harness import Row, Size, counted, timed
 from models import Case, mlp, residual_stack, stack
 
 import jbp
-from jbp.updating import backward_update
+from jbp.train.in_place import backward_update
 
 TITLE = "Memory and time of a training step"
 RATE = 0.01

@@ -36,9 +36,9 @@ import training_worker
 from harness import Figure, Row, Size, timed
 
 import jbp
-from jbp import program
-from jbp.backprop import Mask
-from jbp.method import Method
+from jbp.step import started
+from jbp.train.batches import Resident, Rows, order_of
+from jbp.train.program import ledger, steps_function
 
 TITLE = "Where a training step's time goes"
 KINDS = ("products", "update", "picking the batch", "copies", "the rest")
@@ -71,17 +71,21 @@ def jbps(cell: Any, options: dict[str, Any]) -> Ready:
     x, y, n = jnp.asarray(cell.x), jnp.asarray(cell.y), len(cell.x)
     layers: list[Any] = [()] * (2 * len(cell.params) - 1)
     layers[::2] = [{"weight": jnp.asarray(w), "bias": jnp.asarray(b)} for w, b in cell.params]
-    take = program.steps_function(net, jbp.losses.softmax_cross_entropy, optimizer, (), Mask.of(None), "shuffle",
-                                  cell.batch, n, Method())  # fmt: skip
-    steps, key = n // cell.batch, jax.random.key(0)
+    problem = jbp.Problem(net, jbp.losses.softmax_cross_entropy, optimizer)
+    reader, steps, key = Resident("shuffle", cell.batch, n), n // cell.batch, jax.random.key(0)
+    run = steps_function(problem, reader)
 
     def arguments() -> tuple[Any, ...]:
-        return program.start(tuple(layers), optimizer, steps, 0), x, y, key, 1, 0, steps
+        state = started(optimizer, tuple(layers), (), key)
+        return state, ledger(steps, 0), x, y, 1, 0, steps
 
     def order() -> tuple[Any, ...]:
-        return (program.order_of(key, 1, "shuffle", cell.batch, n)(),)
+        return (order_of(key, 1, reader)(),)
 
-    return Ready(jax.jit(take, donate_argnums=0, compiler_options=options or None), arguments, order)
+    def take(state: Any, book: Any, x: Any, y: Any, epoch: Any, first: Any, last: Any, order: Any) -> Any:
+        return run(state, book, Rows(x, y, None, order), epoch, first, last)
+
+    return Ready(jax.jit(take, donate_argnums=(0, 1), compiler_options=options or None), arguments, order)
 
 
 def plain(cell: Any) -> Ready:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jbp.backprop import Mask, backward, forward, value_and_grad
+from jbp.backprop import Trainable, backward, forward, value_and_grad
 from jbp.check.compare import PRECISION, called, compare, explain, fact, largest, problem
 from jbp.check.compiled import compiled
 from jbp.check.finite_differences import finite_differences
@@ -77,9 +77,9 @@ def gradient(
     refuse_complex("params", params)
     refuse_complex("x", x)
     n = _check_data(params, x, y, weights)
-    mask = Mask.of(trainable)
-    trained = _trained(mask, params)
-    by_hand = _by_hand(net, loss, key, trainable, mask)
+    only = Trainable.of(trainable)
+    trained = _trained(only, params)
+    by_hand = _by_hand(net, loss, key, trainable, only)
     return _run(net, loss, by_hand, trained, params, x, y, key, weights, n, level, differences)
 
 
@@ -171,7 +171,7 @@ def _run(
     return Report(subject, tuple(entries))
 
 
-def _by_hand(net: Layer, loss: Loss, key: Any, trainable: Any, mask: Mask) -> Any:
+def _by_hand(net: Layer, loss: Loss, key: Any, trainable: Any, only: Trainable) -> Any:
     """(params, x, y, weights) -> value and gradient, by jbp; in evaluation where there is no key."""
     if key is not None or net.uses_key is not True:
         return lambda params, x, y, weights: value_and_grad(net, loss, trainable)(
@@ -183,19 +183,19 @@ def _by_hand(net: Layer, loss: Loss, key: Any, trainable: Any, mask: Mask) -> An
         errors = jax.vmap(loss.value)(output, y)
         delta = jax.vmap(loss.delta)(output, y)
         if weights is None:
-            return errors.mean(), mask(contract(backward(net, params, saved, delta)[1]))
+            return errors.mean(), only(contract(backward(net, params, saved, delta)[1]))
         w = jnp.asarray(weights, errors.dtype)
         if net.couples_batch:  # there the weights belong into δ
-            return weigh(w, errors).sum(), mask(backward(net, params, saved, weigh(w, delta), total)[1])
-        return weigh(w, errors).sum(), mask(contract(backward(net, params, saved, delta)[1], w))
+            return weigh(w, errors).sum(), only(backward(net, params, saved, weigh(w, delta), total)[1])
+        return weigh(w, errors).sum(), only(contract(backward(net, params, saved, delta)[1], w))
 
     return evaluation
 
 
-def _trained(mask: Mask, params: Any) -> list[bool]:
+def _trained(only: Trainable, params: Any) -> list[bool]:
     """For each differentiable leaf of params, whether it is trained."""
     try:
-        marked = mask(jax.tree.map(lambda _: np.ones(()), params))
+        marked = only(jax.tree.map(lambda _: np.ones(()), params))
     except ValueError as error:
         raise ValueError(f"trainable must be a tree of bools that starts like params: {explain(error)}") from error
     trained = [bool(mark) for mark in floats_of(marked, params)]

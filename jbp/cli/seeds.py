@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from jbp import checkpoint
@@ -18,8 +19,7 @@ from jbp.cli import console, netspec, runs
 from jbp.cli.parser import Failed
 from jbp.cli.train import Train
 from jbp.cli.training import Plan, fit_options, make_plan, tested, versions
-from jbp.many import InterruptedMany, Many, fit_many
-from jbp.train import Event, Fit
+from jbp.train import Event, Fit, InterruptedMany, Many, fit_many
 
 FIGURES = ("accuracy", "r2", "rmse", "loss")
 
@@ -92,9 +92,10 @@ def _fit(plan: Plan, folder: runs.RunFolder) -> Many:
 
 
 def _single(many: Many, r: int) -> Fit:
-    """Run r as `fit` would have returned it, but for its optimiser's state."""
+    """Run r as `fit` would have returned it."""
     run = many.runs[r]
-    return Fit(many.params_of(r), None, run.history, run.best_epoch, run.stop_reason, many.step_losses[r])
+    state = jax.tree.map(lambda leaf: leaf[r], many.state)
+    return Fit(many.params_of(r), state, run.history, run.best_epoch, run.stop_reason, many.step_losses[r])
 
 
 def _summary(plan: Plan, many: Many, test: dict[int, dict[str, Any]]) -> dict[str, Any]:

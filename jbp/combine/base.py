@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from jaxtyping import PRNGKeyArray
@@ -74,15 +74,18 @@ class Combinator(Layer):
 
         By default any coupling inside counts for every layer inside, which errs on the safe side.
         """
-        coupled |= self.couples_batch
-        for i, layer in enumerate(self.children):
-            visit((i,), layer, coupled)
-        return coupled
+
+        def among(coupled: bool) -> bool:
+            said = [visit((i,), layer, coupled) for i, layer in enumerate(self.children)]
+            return any(said)
+
+        return among(coupled) and (coupled or among(True))
 
     @property
-    def couples_batch(self) -> bool:  # type: ignore[override]
-        """Whether a layer inside couples the examples."""
-        return any(child.couples_batch for child in self.children)
+    def couples_batch(self) -> bool | Literal["training"]:  # type: ignore[override]
+        """Whether a layer inside couples the examples; "training" if in training only."""
+        said = [child.couples_batch for child in self.children if child.couples_batch]
+        return True if True in said else ("training" if said else False)
 
     @property
     def piecewise_linear(self) -> bool:  # type: ignore[override]

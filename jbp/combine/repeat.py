@@ -99,7 +99,7 @@ class Repeat(Combinator):
 
     def walk_coupling(self, visit: Callable[[Place, Layer, bool], bool], coupled: bool) -> bool:
         """Below a coupling repetition are all the others, and the pairs of all are one stack."""
-        return visit((), self.layer, coupled or self.layer.couples_batch)
+        return visit((), self.layer, coupled) and (coupled or visit((), self.layer, True))
 
     def _expect_stack(self, params: Any) -> None:
         if any(jnp.shape(leaf)[:1] != (self.n,) for leaf in jax.tree.leaves(params)):

@@ -9,6 +9,7 @@ from jbp.rules.alignment import alignment as alignment
 from jbp.rules.direct import DirectFeedbackAlignment as DirectFeedbackAlignment
 from jbp.rules.names import NAMES as NAMES
 from jbp.rules.names import method_of as method_of
+from jbp.rules.names import rule_of as rule_of
 from jbp.rules.rule import Rule as Rule
 from jbp.rules.transport import FeedbackAlignment as FeedbackAlignment
 from jbp.rules.transport import KolenPollack as KolenPollack

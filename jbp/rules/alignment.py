@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,13 +10,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jbp.arguments import leaf_shapes
-from jbp.backprop import Mask, value_grad_output
+from jbp.backprop import Batch, Trainable, check_loss, value_grad_output
 from jbp.layer import Layer
 from jbp.losses import Loss
 from jbp.pairs import Weights
-from jbp.rules.names import method_of
-from jbp.rules.rule import Rule, RuleMethod, Way
+from jbp.rules.names import rule_of
+from jbp.rules.rule import Bound, Rule, Way
 from jbp.stats._paths import dotted
+from jbp.step import Method
 
 
 class Alignment(NamedTuple):
@@ -45,37 +45,32 @@ def alignment(
         angle = ∠(r, g),   norm_ratio = |r| / |g|
 
     Both are of the same (weighted) mean over x, y and from one forward pass. `state` is what the rule carries: the
-    `rule_state` of a `jbp.fit` with that rule, or of its events. Where g or r is 0 the angle is NaN.
+    `state.method_state` of a `jbp.fit` with that rule, or of its events. Where g or r is 0 the angle is NaN.
 
     Raises:
         ValueError: if there is no such rule, the state or the loss is none, or shapes do not fit.
     """
-    method = method_of(rule, net, params, x)
-    if not isinstance(method, RuleMethod):
+    if isinstance(rule, Method):
         raise ValueError(f"alignment compares a rule of jbp.rules with the gradient, but got {rule!r}")
-    if not isinstance(loss, Loss):
-        raise ValueError(f"the loss must come from jbp.losses, or be an instance of a jbp.losses.Loss, but is {loss!r}")
-    wanted, carried = leaf_shapes(jax.eval_shape(_first_state(method, net), params)), leaf_shapes(state)
+    check_loss(loss)
+    bound = rule_of(rule).bind(net, params, jax.tree.map(lambda a: a[:1], x), Trainable.of(None))
+    wanted, carried = leaf_shapes(jax.eval_shape(partial(bound.init, jax.random.key(0)), params)), leaf_shapes(state)
     if wanted != carried:
         raise ValueError(
             f"the state of {rule!r} for this net must be {wanted}, but is {carried}: "
-            "pass the rule_state of a jbp.fit of this net with this rule, or of its events"
+            "pass the state.method_state of a jbp.fit of this net with this rule, or of its events"
         )
-    return _alignment(method, net, loss, state, params, x, y, key, weights)
-
-
-def _first_state(method: RuleMethod, net: Layer) -> Callable[[Any], Any]:
-    return lambda params: method.init(jax.random.key(0), net, params)
+    return _alignment(bound, net, loss, state, params, Batch(x, y, weights), key)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _alignment(
-    method: RuleMethod, net: Layer, loss: Loss, state: Any, params: Any, x: Any, y: Any, key: Any, weights: Weights
+    bound: Bound, net: Layer, loss: Loss, state: Any, params: Any, batch: Batch, key: Any
 ) -> dict[str, Alignment]:
-    way = Way(net, method, compare=True)
-    _, (true, found), _ = value_grad_output(way, loss, (params, state), x, y, key, weights, Mask.of(None))
+    way = Way(net, bound, compare=True)
+    _, (true, found), _ = value_grad_output(way, loss, (params, state), batch, key, Trainable.of(None))
     paths, leaves = zip(*jax.tree_util.tree_flatten_with_path(true)[0], strict=True)
-    parts = zip(method.depths, paths, leaves, jax.tree.leaves(found), strict=True)
+    parts = zip(bound.depths, paths, leaves, jax.tree.leaves(found), strict=True)
     return {dotted(path): _compared(g, r, depth) for depth, path, g, r in parts if depth is not None}
 
 

@@ -12,10 +12,10 @@ from jax.tree_util import register_dataclass
 from jaxtyping import Array
 
 from jbp.arguments import as_number
-from jbp.backprop import Mask, backward, forward
+from jbp.backprop import Trainable, backward, forward
 from jbp.combine import Combinator, Place, Repeat, Visit
 from jbp.layer import Layer
-from jbp.rules.rule import Rule, RuleMethod, Way, depths_of
+from jbp.rules.rule import Bound, Rule, Way, depths_of
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class DirectFeedbackAlignment(Rule):
         if self.stddev is not None:
             object.__setattr__(self, "stddev", as_number(self.stddev, "the stddev of DirectFeedbackAlignment", 0.0))
 
-    def bind(self, net: Layer, params: Any, x: Any, mask: Mask) -> DirectMethod:
-        """The method of this rule for this net."""
+    def bind(self, net: Layer, params: Any, x: Any, trainable: Trainable) -> BoundDirect:
+        """This rule for this net."""
         depths = depths_of(net, params, x)
         found: dict[str, _Shape] = {}
 
@@ -49,8 +49,8 @@ class DirectFeedbackAlignment(Rule):
             output, saved = forward(net, params, x)
             return backward(Way(net, _Shapes(depths, found)), (params, ()), saved, output)[0]
 
-        jax.eval_shape(walk, params, x[:1])
-        return DirectMethod(depths, self.stddev, tuple(sorted(found.items())))
+        jax.eval_shape(walk, params, x)
+        return BoundDirect(depths, self.stddev, tuple(sorted(found.items())))
 
 
 class _Shape(NamedTuple):
@@ -61,13 +61,13 @@ class _Shape(NamedTuple):
 
 
 @dataclass(frozen=True)
-class DirectMethod(RuleMethod):
+class BoundDirect(Bound):
     """Direct feedback alignment bound to a net: the shape of each layer's B, by the layer's dotted path."""
 
     stddev: float | None
     shapes: tuple[tuple[str, _Shape], ...]
 
-    def init(self, key: Array, net: Layer, params: Any) -> Any:
+    def init(self, key: Array, params: Any) -> Any:
         """B of each layer that uses parameters; under `repeat` with an axis l in front."""
 
         def one(key: Array, shape: tuple[int, ...], dtype: str) -> Array:
@@ -92,7 +92,7 @@ class DirectMethod(RuleMethod):
 
 
 @dataclass(frozen=True, eq=False)
-class _Shapes(RuleMethod):
+class _Shapes(Bound):
     """A way back that notes the shape of the B of each layer that uses parameters."""
 
     found: dict[str, _Shape]

@@ -1,25 +1,27 @@
 """What a learning rule is: another way back for δ, over the same forward pass, loss and optimiser.
 
 The gradient of a weight is h ⊗ δ, whatever way δ came. A rule changes that way. It is a frozen dataclass of static
-hyper-parameters; bound to a net it is a `jbp.method.Method`, whose state (such as random weights) training carries.
+hyper-parameters; `as_method` makes it a `jbp.Method`, whose state (such as random weights) training carries; bound to a
+net it knows which parameters are weights.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
-from jbp.backprop import Mask, backward, forward, value_grad_output
+from jbp.backprop import Batch, Trainable, backward, forward, value_grad_output
 from jbp.combine import Combinator, Visit
-from jbp.layer import Layer
-from jbp.losses import Loss
-from jbp.method import Method
-from jbp.pairs import Coupled, Outer, Pair, Stack, Sum, Weights, is_pair
+from jbp.layer import Layer, Static
+from jbp.pairs import Coupled, Outer, Pair, Stack, Sum, is_pair
+from jbp.step import Method, Problem, State, Sums, measured, moved, optimised
 
 Depths = tuple[int | None, ...]
 """Of each parameter, in leaf order: how many `repeat` it stands in if it is a weight that multiplies, else None."""
@@ -29,39 +31,75 @@ class Rule:
     """A way back for δ. A subclass gives `bind`."""
 
     @abstractmethod
-    def bind(self, net: Layer, params: Any, x: Any, mask: Mask) -> RuleMethod:
-        """The method of this rule for this net, with the static facts that it needs: which parameters are weights,
-        which of them are trained, what shapes they have. Of `x` [n, ...] only shape and dtype are looked at.
+    def bind(self, net: Layer, params: Any, x: Any, trainable: Trainable) -> Bound:
+        """This rule for this net, with the static facts that it needs: which parameters are weights, which of them are
+        trained, what shapes they have. Of `params` and `x` [n, ...] only shapes and dtypes are looked at.
 
         Raises:
             ValueError: if the net has no weight.
         """
 
+    def as_method(self) -> RuleMethod:
+        """The rule as what makes a training step."""
+        return RuleMethod(self)
+
 
 @dataclass(frozen=True)
-class RuleMethod(Method):
+class Bound:
     """A rule bound to a net. A subclass gives `walk_back`."""
 
     depths: Depths
+
+    def init(self, key: Array, params: Any) -> Any:
+        """What the rule carries from step to step, a pytree; `()` if nothing."""
+        return ()
 
     @abstractmethod
     def walk_back(self, net: Layer, visit: Visit, params: Any, state: Any, saved: Any, delta: Any) -> tuple[Any, Any]:
         """The rule's step 2: as `Combinator.walk_backward` of a combinator that holds `net` alone."""
 
-    def gradient(
-        self,
-        state: Any,
-        net: Layer,
-        loss: Loss,
-        params: Any,
-        x: Any,
-        y: Any,
-        key: Array | None,
-        weights: Weights,
-        mask: Mask,
-    ) -> tuple[Array, Any, Any]:
-        """Σₙ wₙ eₙ, Σₙ wₙ h ⊗ δ with the rule's δ, and the outputs [n, ...]."""
-        return value_grad_output(Way(net, self), loss, (params, state), x, y, key, weights, mask)
+    def after(self, state: Any, params: Any, updates: Any) -> tuple[Any, Any]:
+        """The updates to apply to `params`, and the state for the next step."""
+        return updates, state
+
+
+@dataclass(frozen=True)
+class RuleMethod(Method):
+    """A learning rule as a method: the same forward pass, loss and optimiser, another way back."""
+
+    rule: Rule
+
+    def init(self, key: Array, problem: Problem, params: Any, example: Any) -> Any:
+        """The rule's state, sized by the initial weights."""
+        one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape), a.dtype), example)
+        return self._bound(problem, params, one).init(key, params)
+
+    def sums(self, problem: Problem, state: State, batch: Batch, key: Array) -> Sums:
+        """Σₙ wₙ h ⊗ δ with the rule's δ."""
+        bound = self._bound(problem, state.params, batch.x)
+        params = state.params, state.method_state
+        value, grads, output = value_grad_output(
+            Way(problem.net, bound), problem.loss, params, batch, key, problem.trainable
+        )
+        return Sums(value, grads, measured(problem, output, batch), Static(bound))
+
+    def update(self, problem: Problem, state: State, found: Sums, value_fn: Callable[[Any], Array]) -> State:
+        """The optimiser's step, and the rule's own part in it."""
+        updates, opt_state = optimised(problem, state, found, value_fn)
+        updates, method_state = found.extra.value.after(state.method_state, state.params, updates)
+        return moved(problem, state, updates, opt_state, method_state=method_state)
+
+    def _bound(self, problem: Problem, params: Any, x: Any) -> Bound:
+        x = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), x)
+        leaves, structure = jax.tree.flatten((params, x))
+        facts = tuple((jnp.shape(a), jnp.result_type(a)) for a in leaves)
+        return _bind(self.rule, problem.net, problem.trainable, structure, facts)
+
+
+@lru_cache(maxsize=256)
+def _bind(rule: Rule, net: Layer, trainable: Trainable, structure: Any, facts: Any) -> Bound:
+    params, x = structure.unflatten([jax.ShapeDtypeStruct(*fact) for fact in facts])
+    return rule.bind(net, params, x, trainable)
 
 
 @dataclass(frozen=True, repr=False)
@@ -73,7 +111,7 @@ class Way(Combinator):
     """
 
     net: Layer
-    method: RuleMethod
+    bound: Bound
     compare: bool = False
 
     @property
@@ -88,7 +126,7 @@ class Way(Combinator):
     def walk_backward(self, visit: Visit, params: Any, saved: Any, delta: Any) -> tuple[Any, Any]:
         """The rule's way back; with `compare`, backpropagation's before it."""
         params, state = params
-        delta_x, found = self.method.walk_back(self.net, visit, params, state, saved, delta)
+        delta_x, found = self.bound.walk_back(self.net, visit, params, state, saved, delta)
         if self.compare:
             delta_x, true = visit((), self.net, params, saved, delta)
             return delta_x, (true, found)
@@ -114,7 +152,7 @@ def depths_of(net: Layer, params: Any, x: Any) -> Depths:
         output, saved = forward(net, params, x)
         return backward(net, params, saved, output)[1]  # a δ has the shape of the output
 
-    pairs = jax.eval_shape(walk, params, x[:1])
+    pairs = jax.eval_shape(walk, params, x)
     depths = tuple(_depth(pair) for pair in jax.tree.leaves(pairs, is_leaf=is_pair))
     if all(depth is None for depth in depths):
         raise ValueError(f"a learning rule changes how weights carry δ back, but {net!r} has no weight that multiplies")
@@ -130,14 +168,6 @@ def _depth(pair: Pair, above: int = 0) -> int | None:
         case Sum():
             return next((d for d in (_depth(member, above) for member in pair.pairs) if d is not None), None)
     return above if isinstance(pair, Outer) else None
-
-
-def trained(mask: Mask, params: Any) -> tuple[bool, ...]:
-    """Of each parameter, in leaf order, whether it is trained."""
-    if not mask.leaves:
-        return (True,) * len(jax.tree.leaves(params))
-    parts = mask.structure.flatten_up_to(params)
-    return tuple(on for on, part in zip(mask.leaves, parts, strict=True) for _ in jax.tree.leaves(part))
 
 
 def chosen(flags: Iterable[Any], tree: Any) -> Any:

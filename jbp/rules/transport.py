@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jbp.arguments import as_number
-from jbp.backprop import Mask
+from jbp.backprop import Trainable
 from jbp.combine import Visit
 from jbp.layer import Layer
-from jbp.rules.rule import Rule, RuleMethod, chosen, depths_of, replaced, trained
+from jbp.rules.rule import Bound, Rule, chosen, depths_of, replaced
 
 
 class Transport(Rule):
@@ -43,13 +43,13 @@ class Transport(Rule):
         """
         return updates, state
 
-    def bind(self, net: Layer, params: Any, x: Any, mask: Mask) -> TransportMethod:
-        """The method of this rule for this net."""
-        return TransportMethod(depths_of(net, params, x), self, trained(mask, params))
+    def bind(self, net: Layer, params: Any, x: Any, trainable: Trainable) -> BoundTransport:
+        """This rule for this net."""
+        return BoundTransport(depths_of(net, params, x), self, trainable.flags(params))
 
 
 @dataclass(frozen=True)
-class TransportMethod(RuleMethod):
+class BoundTransport(Bound):
     """A `Transport` bound to a net."""
 
     rule: Transport
@@ -59,7 +59,7 @@ class TransportMethod(RuleMethod):
         """The weights among the parameters, the rest None."""
         return chosen((depth is not None for depth in self.depths), params)
 
-    def init(self, key: Array, net: Layer, params: Any) -> Any:
+    def init(self, key: Array, params: Any) -> Any:
         """The rule's state."""
         return self.rule.init(key, self.weights(params))
 

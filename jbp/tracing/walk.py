@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jbp.backprop import _backward_leaf, _check_input, _forward_leaf
+from jbp.backprop import backward_leaf, check_input, forward_leaf
 from jbp.combine import Branch, Combinator, Repeat, Residual, located
 from jbp.combine.tied import Path, Tied
 from jbp.layer import Layer
@@ -43,7 +43,7 @@ def trace(net: Layer, params: Any, x: Float[Array, "..."], y: Any, loss: Loss) -
     Source: lecture A, the three steps; lecture D, every factor by hand.
     """
     x = jnp.asarray(x)[None]
-    _check_input(net, x, None)
+    check_input(net, x, None)
     if not isinstance(loss, Loss):
         raise ValueError(f"the loss must come from jbp.losses, or be an instance of a jbp.losses.Loss, but is {loss!r}")
     target = jnp.asarray(y)[None]
@@ -86,7 +86,7 @@ class _Forward(_Visit):
             elif layer.couples_batch:
                 raise NotImplementedError(f"{layer!r} couples the examples of a batch: one cannot be traced alone")
             else:
-                y, saved = _forward_leaf(layer, params, x, None)
+                y, saved = forward_leaf(layer, params, x, None)
                 self.seen.forward(place, params, x, y)
         self.answers.append(y)
         return y, saved
@@ -108,7 +108,7 @@ class _Backward(_Visit):
                 if isinstance(layer, Tied):
                     self.seen.shared(place, inner.found[0], found)
             else:
-                delta_x, pairs = _backward_leaf(layer, params, saved, delta)
+                delta_x, pairs = backward_leaf(layer, params, saved, delta)
                 self.seen.backward(place, delta, delta_x)
                 self.seen.gradient(place, pairs)
                 found = total(pairs)

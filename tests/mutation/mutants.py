@@ -306,7 +306,7 @@ SPINE = (
        (backprop, "_silence", lambda weights, a: a),
        (backprop, "weigh", lambda w, d: d * w.reshape((-1,) + (1,) * (d.ndim - 1)))),
     _m("one example's δ given to another", "value_and_grad", "= jax.grad", "gradient", NET, None,
-       (backprop, "_backward_leaf", lambda layer, params, saved, delta, right=backprop._backward_leaf:
+       (backprop, "_backward_examples", lambda layer, params, saved, delta, right=backprop._backward_examples:
         right(layer, params, saved, jnp.roll(delta, 1, 0)))),
 )
 SQUARED, L2, MEAN = losses.squared_error, losses.l2_loss, losses.mean_squared_error

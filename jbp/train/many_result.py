@@ -10,7 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jbp.train import Interrupted, Row, StopReason
+from jbp.step import State
+from jbp.train.fit import Interrupted
+from jbp.train.progress import Row, StopReason
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Many:
 
     params: Any = field(repr=False)
     """The parameters of every run [r, ...]; NaN where a run diverged."""
+    state: State = field(repr=False)
+    """All that training carried, of every run [r, ...], after the last step; also of those that had ended before."""
     runs: tuple[One, ...]
     step_losses: np.ndarray = field(repr=False)
     """The loss of every step [r, steps]; NaN after a run's last."""

@@ -7,9 +7,9 @@ writes into it, layer by layer.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,15 +18,13 @@ from jax import lax
 from jax.tree_util import register_dataclass
 from jaxtyping import Array
 
-from jbp.backprop import Mask, _backward_leaf, value_output_delta
+from jbp.backprop import backward_leaf, coupling_of, value_output_delta
 from jbp.combine import Combinator, Repeat, Tied, located
 from jbp.layer import Layer
-from jbp.losses import Loss
-from jbp.method import Method
 from jbp.optim.momentum import MomentumState
 from jbp.optim.sgd import SgdState
-from jbp.pairs import Weights
 from jbp.sinks import total
+from jbp.step import Batch, Method, Problem, State, Sums, measured
 
 
 @register_dataclass
@@ -51,6 +49,7 @@ def backward_update(
         ValueError: for another optimiser, or a net with `tied` parameters, whose uses must be added up first.
     """
     check_updatable(net, state)
+    _, saved = coupling_of(net, saved)
     has_velocity = isinstance(state, MomentumState)
     velocity = state.velocity if has_velocity else jax.tree.map(lambda _: None, params)
     held = jax.tree.map(_Held, params, velocity)
@@ -62,8 +61,7 @@ def backward_update(
             if isinstance(layer, Combinator):
                 return layer.walk_backward(visit, held, saved, delta)
             own = _param(held)
-            leaf = layer.backward if layer.couples_batch else partial(_backward_leaf, layer)
-            delta_x, pairs = leaf(own, saved, delta)
+            delta_x, pairs = backward_leaf(layer, own, saved, delta)
             at = MomentumState(state.steps, _velocity(held)) if has_velocity else state
             updates, after = optimizer.update(total(pairs), at, own)
             new = optax.apply_updates(own, updates)
@@ -79,34 +77,25 @@ def backward_update(
 class InPlace(Method):
     """Backpropagation with the update inside the backward pass: what `jbp.fit(..., in_place=True)` takes."""
 
-    def step(
-        self,
-        state: Any,
-        net: Layer,
-        loss: Loss,
-        optimizer: optax.GradientTransformation,
-        params: Any,
-        opt_state: Any,
-        x: Any,
-        y: Any,
-        key: Array | None,
-        weights: Weights,
-        mask: Mask,
-    ) -> tuple[Array, Any, Any, Any, Any]:
-        """Σₙ wₙ eₙ, the outputs, and the new parameters and states, from one walk back."""
-        assert not mask.leaves, "refused by check_in_place"
-        value, output, saved, delta = value_output_delta(net, loss, params, x, y, key, weights)
-        _, params, opt_state = backward_update(net, params, opt_state, saved, delta, optimizer)
-        return value, output, params, opt_state, state
+    additive: ClassVar[bool] = False
 
+    def init(self, key: Array, problem: Problem, params: Any, example: Any) -> Any:
+        """Nothing is carried."""
+        if problem.trainable.leaves:
+            raise ValueError("in_place updates every parameter by plain backpropagation: leave out trainable")
+        check_updatable(problem.net, jax.eval_shape(problem.optimizer.init, params))
+        return ()
 
-def check_in_place(net: Layer, state: Any, rule: Any, private: Any, trainable: Any) -> None:
-    """Refuse what `jbp.fit(..., in_place=True)` cannot do, given the optimiser's state (or its shapes)."""
-    others = {"rule": rule, "private": private, "trainable": trainable}
-    given = [name for name, value in others.items() if value is not None]
-    if given:
-        raise ValueError(f"in_place updates every parameter by plain backpropagation: leave out {', '.join(given)}")
-    check_updatable(net, state)
+    def sums(self, problem: Problem, state: State, batch: Batch, key: Array) -> Sums:
+        """Σₙ wₙ eₙ, and what one walk back made of the parameters and the optimiser's state."""
+        value, output, saved, delta = value_output_delta(problem.net, problem.loss, state.params, batch, key)
+        _, *new = backward_update(problem.net, state.params, state.opt_state, saved, delta, problem.optimizer)
+        return Sums(value, (), measured(problem, output, batch), tuple(new))
+
+    def update(self, problem: Problem, state: State, found: Sums, value_fn: Any) -> State:
+        """The state that the walk has made."""
+        params, opt_state = found.extra
+        return dataclasses.replace(state, params=params, opt_state=opt_state)
 
 
 def check_updatable(net: Layer, state: Any) -> None:

@@ -1,0 +1,393 @@
+"""One step of training as a pure function, which users can drive themselves: `fit` and `fit_many` are loops over it.
+
+    problem = Problem(net, loss, optimizer)
+    state   = init_state(problem, (784,), seed=0)
+    step    = make_step(problem)
+    state, figures = step(state, Batch(x, y))
+
+What is trained and how is a `Problem`: hashable, the one key under which programs are compiled. All that training
+carries is a `State`, one pytree. How a step finds its gradient is a `Method`, in three parts: `sums` over the examples,
+which add up over the parts of a batch; `finish`, once; `update`. Backpropagation, a learning rule, private training and
+the update in place are four values of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.tree_util import register_dataclass
+from jaxtyping import Array, Int
+
+from jbp.arguments import as_shape, check_weights
+from jbp.backprop import Batch as Batch
+from jbp.backprop import Trainable, check_loss, check_net, value_grad_output, value_output_delta
+from jbp.layer import Layer
+from jbp.losses import Loss
+from jbp.pairs import Weights
+
+Metric = Callable[..., Array]
+"""(output, target) of one example -> a scalar; its mean is reported, and higher is better. With a third argument `mask`
+it is told which positions are real."""
+Transform = Callable[[Any, Any], Any]
+"""(x, key) of one example -> what the net sees; `key` None in evaluation."""
+
+_TRANSFORM = 2**32 - 1
+"""What the transform's keys are folded with: no net has a layer of that number, so they are drawn apart from its."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is trained, and how: a net, a loss, an optimiser, a method.
+
+    `trainable` as in `jbp.value_and_grad`. `method` is a `Method` (None: `Backpropagation()`) or a rule of
+    `jbp.rules`. `metrics` {name: function} are means over a step's examples. `transform(x, key)` is what is done to ONE
+    example before the net sees it, inside the compiled step: conversion in evaluation too, where its key is None,
+    augmentation only with a key.
+
+    Raises:
+        ValueError: for what is no net, loss, optimiser, method or function, or cannot be hashed.
+    """
+
+    net: Layer
+    loss: Loss
+    optimizer: optax.GradientTransformation
+    trainable: Any = field(default=None, kw_only=True)
+    method: Any = field(default=None, kw_only=True)
+    metrics: Any = field(default=None, kw_only=True)
+    """Kept as (name, function) pairs."""
+    transform: Transform | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_net(self.net)
+        check_loss(self.loss)
+        check_optimizer(self.optimizer)
+        pairs = self.metrics.items() if isinstance(self.metrics, Mapping) else self.metrics or ()
+        for name, value in (
+            ("trainable", self.trainable if isinstance(self.trainable, Trainable) else Trainable.of(self.trainable)),
+            ("method", _method(self.method)),
+            ("metrics", tuple(_metric(*pair) for pair in pairs)),
+        ):
+            object.__setattr__(self, name, value)
+        if self.transform is not None and not callable(self.transform):
+            raise ValueError(f"transform must be a function (x, key) of one example, but is {self.transform!r}")
+        try:
+            hash(self)
+        except TypeError as error:
+            raise ValueError(
+                f"a problem is the key of compiled programs, so all in it must be hashable: {error}"
+            ) from error
+
+    def seen(self, example: Any) -> Any:
+        """What the net sees of an example of this shape and dtype, once it is transformed for evaluation."""
+        return (
+            example if self.transform is None else jax.eval_shape(lambda x, how=self.transform: how(x, None), example)
+        )
+
+    def describe_transform(self) -> str | None:
+        """The transform's name, for records of a run; None if there is none."""
+        if self.transform is None:
+            return None
+        name = getattr(self.transform, "__qualname__", None)
+        return repr(self.transform) if name is None else f"{self.transform.__module__}.{name}"
+
+
+@register_dataclass
+@dataclass(frozen=True, eq=False)
+class State:
+    """All that training carries from step to step: one pytree."""
+
+    params: Any
+    opt_state: Any
+    method_state: Any
+    """What the method carries, such as a rule's random weights; () if nothing."""
+    key: Array
+    """Of the run; everything drawn in it follows from this key, the epoch, the step and the place in the batch."""
+    epoch: Int[Array, ""]
+    """From 1."""
+    step: Int[Array, ""]
+    """Steps taken in this epoch: from 0."""
+
+    def __repr__(self) -> str:
+        """Sizes, not numbers."""
+        parts = {name: getattr(self, name) for name in ("params", "opt_state", "method_state")}
+        sizes = [f"{name}={sum(jnp.size(a) for a in jax.tree.leaves(part)):,} numbers" for name, part in parts.items()]
+        return f"State({', '.join(sizes)}, epoch={self.epoch}, step={self.step})"
+
+
+class Figures(NamedTuple):
+    """What a step says of itself."""
+
+    loss: Array
+    """Σ wₙeₙ/Σ wₙ over its batch, at the parameters before the step."""
+    metrics: dict[str, Array]
+
+
+class Sums(NamedTuple):
+    """What the examples of a batch, or of a part of it, add up to."""
+
+    value: Array
+    """Σₙ wₙ eₙ."""
+    grads: Any
+    """What stands for the gradient: Σₙ wₙ gₙ, in the tree of the parameters."""
+    metrics: tuple[Array, ...]
+    """Σₙ wₙ mₙ of each metric."""
+    extra: Any = ()
+    """Whatever else the method adds up."""
+
+
+class Method:
+    """How a step finds its gradient, and what it does with it. A frozen dataclass: programs are cached under it.
+
+    A subclass gives `sums`, and may give the rest. In `sums` the weights of the batch are the final ones, wₙ/Σw over
+    the whole batch (None: 1/N), so that nothing but private training divides by anything.
+    """
+
+    additive: ClassVar[bool] = True
+    """Whether the sums of the parts of a batch add up to those of the whole."""
+
+    def init(self, key: Array, problem: Problem, params: Any, example: Any) -> Any:
+        """What the method carries from step to step, a pytree; `example` is the shape and dtype of one x.
+
+        Raises:
+            ValueError: if the method cannot serve the problem.
+        """
+        return ()
+
+    def sums(self, problem: Problem, state: State, batch: Batch, key: Array) -> Sums:
+        """What the examples add up to. `key` is the step's, the same for every part of its batch."""
+        raise NotImplementedError(f"{type(self).__name__} has no sums")
+
+    def finish(self, problem: Problem, sums: Sums, key: Array) -> Sums:
+        """The sums of the whole batch, made into what `update` takes: noise, once."""
+        return sums
+
+    def update(self, problem: Problem, state: State, found: Sums, value_fn: Callable[[Any], Array]) -> State:
+        """The state after the step. `value_fn(params)` is the step's loss on its batch at other parameters."""
+        updates, opt_state = optimised(problem, state, found, value_fn)
+        return moved(problem, state, updates, opt_state)
+
+    def root_key(self, seed: int | None) -> Array:
+        """What everything random follows from; a seed of None is 0."""
+        return jax.random.key(seed or 0)
+
+
+@dataclass(frozen=True)
+class Backpropagation(Method):
+    """The gradient."""
+
+    def sums(self, problem: Problem, state: State, batch: Batch, key: Array) -> Sums:
+        """Σₙ wₙ gₙ: forward, the loss's δ, backward, contract."""
+        value, grads, output = value_grad_output(problem.net, problem.loss, state.params, batch, key, problem.trainable)
+        return Sums(value, grads, measured(problem, output, batch))
+
+
+def measured(problem: Problem, output: Array, batch: Batch) -> tuple[Array, ...]:
+    """Σₙ wₙ mₙ of each metric; without weights the mean."""
+
+    def one(name: str, metric: Metric) -> Array:
+        told = (output, batch.y)
+        if batch.mask is not None:
+            if "mask" not in inspect.signature(metric).parameters:
+                raise ValueError(f"the batch has a mask, but the metric {name!r} takes none: give it an argument mask")
+            told = (*told, batch.mask)
+        values = jax.vmap(metric)(*told).astype(jnp.zeros(()).dtype)
+        if batch.weights is None:
+            return values.mean()
+        return jnp.where(batch.weights == 0, 0.0, values * batch.weights).sum()
+
+    return tuple(one(*pair) for pair in problem.metrics)
+
+
+def optimised(problem: Problem, state: State, found: Sums, value_fn: Callable[[Any], Array] | None) -> tuple[Any, Any]:
+    """The optimiser's updates and its next state; one that asks for `value`, `grad` or `value_fn` is told them.
+
+    Raises:
+        ValueError: if it asks and `value_fn` is None, when they are not to be known.
+    """
+    optimizer = problem.optimizer
+    try:
+        return optimizer.update(found.grads, state.opt_state, state.params)
+    except TypeError as error:
+        if not re.search(r"missing \d+ required keyword-only argument", str(error)):
+            raise
+        if value_fn is None:
+            raise ValueError(
+                f"the optimiser asks for the value of the loss ({error}), which is not noised and would tell of "
+                "private data: take one that looks at gradients only"
+            ) from error
+    told = {"value": found.value, "grad": found.grads, "value_fn": value_fn}
+    return optax.with_extra_args_support(optimizer).update(found.grads, state.opt_state, state.params, **told)
+
+
+def moved(problem: Problem, state: State, updates: Any, opt_state: Any, **others: Any) -> State:
+    """The state with the updates of what is trained added to the parameters."""
+    params = optax.apply_updates(state.params, problem.trainable(updates))
+    return dataclasses.replace(state, params=params, opt_state=opt_state, **others)
+
+
+def init_state(problem: Problem, example: Any, *, seed: int | None = None, params: Any = None) -> State:
+    """The state before the first step.
+
+    `example` is the shape of one x, or a `jax.ShapeDtypeStruct`. Everything random follows from `seed`; None is 0, and
+    for private training a secret of the operating system's. `params` are copied; without, the net makes them.
+
+    Raises:
+        ValueError: if the shape, the parameters, the method or the optimiser do not fit the net.
+    """
+    seen = problem.seen(as_example(example))
+    init_key, run_key = jax.random.split(problem.method.root_key(seed))
+    if params is None:
+        params, _ = problem.net.init(init_key, seen.shape)
+    method_state = problem.method.init(jax.random.fold_in(run_key, 0), problem, params, seen)
+    return _start(problem.optimizer)(params, method_state, run_key)
+
+
+def started(optimizer: optax.GradientTransformation, params: Any, method_state: Any, key: Array) -> State:
+    """The state before the first step, in buffers of its own, because steps take over what they are given.
+
+    Raises:
+        ValueError: if the optimiser cannot start from the parameters.
+    """
+    params, method_state, key = jax.tree.map(jnp.copy, (params, method_state, key))
+    try:
+        opt_state = optimizer.init(params)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"the optimiser cannot start from these parameters ({error}): one that wants parameters of its own kind, "
+            "such as optax.lookahead, cannot be used here"
+        ) from error
+    return State(params, jax.tree.map(jnp.copy, opt_state), method_state, key, jnp.int32(1), jnp.int32(0))
+
+
+@lru_cache(maxsize=64)
+def _start(optimizer: optax.GradientTransformation) -> Callable[[Any, Any, Array], State]:
+    return jax.jit(lambda params, method_state, key: started(optimizer, params, method_state, key))
+
+
+@lru_cache(maxsize=64)
+def make_step(problem: Problem) -> Callable[[State, Batch], tuple[State, Figures]]:
+    """The function (state, batch) -> (state, figures), compiled once for a problem. It takes over the state's memory.
+
+    The weights of the batch are divided here, and only here, by their sum: a batch of 0 and 1 has the mean over the
+    rows of 1; one without any keeps 0. Without weights it is the mean over all rows.
+
+    Raises:
+        ValueError: if state, batch and problem do not fit together, or weights are negative.
+    """
+    step = step_function(problem)
+    names = [name for name, _ in problem.metrics]
+
+    def run(state: State, batch: Batch) -> tuple[State, Figures]:
+        after, (loss, metrics) = step(state, batch, step_key(epoch_keys(state.key, state.epoch)[1], state.step))
+        after = dataclasses.replace(after, step=after.step + 1)
+        return after, Figures(loss, dict(zip(names, metrics, strict=True)))
+
+    compiled = jax.jit(run, donate_argnums=0)
+
+    def checked(state: State, batch: Batch) -> tuple[State, Figures]:
+        batch = Batch(*batch)
+        if batch.weights is not None:
+            check_weights(batch.weights, len(batch.weights), least=0.0)
+        return compiled(state, batch)
+
+    return checked
+
+
+Step = Callable[[State, Batch, Array], tuple[State, tuple[Array, tuple[Array, ...]]]]
+
+
+def step_function(problem: Problem) -> Step:
+    """The function (state, batch, key) -> (state, (loss, metrics)), to be compiled; it leaves epoch and step alone."""
+    method = problem.method
+
+    def step(state: State, batch: Batch, key: Array) -> tuple[State, tuple[Array, tuple[Array, ...]]]:
+        batch = _transformed(problem, batch._replace(weights=shares(batch.weights)), key)
+
+        def value_fn(params: Any) -> Array:
+            return value_output_delta(problem.net, problem.loss, params, batch, key)[0]
+
+        sums = method.sums(problem, state, batch, key)
+        found = method.finish(problem, sums, key)
+        return method.update(problem, state, found, value_fn), (sums.value, sums.metrics)
+
+    return step
+
+
+def shares(weights: Weights) -> Weights:
+    """wₙ/Σw; 0 where all are 0, None where there are none."""
+    if weights is None:
+        return None
+    weights = jnp.asarray(weights).astype(jnp.zeros(()).dtype)
+    total = weights.sum()
+    return weights / jnp.where(total == 0, jnp.ones_like(total), total)
+
+
+def epoch_keys(key: Array, epoch: Any) -> tuple[Array, Array]:
+    """Of a run's epoch: the key of its order, and that of what its steps draw."""
+    order_key, noise_key = jax.random.split(jax.random.fold_in(key, epoch))
+    return order_key, noise_key
+
+
+def step_key(noise_key: Array, step: Any) -> Array:
+    """Of what a step of the epoch draws."""
+    return jax.random.fold_in(noise_key, step)
+
+
+def transformed(transform: Transform | None, x: Any, keys: Array | None) -> Any:
+    """The transform of every example [n, ...], with a key each or in evaluation."""
+    if transform is None:
+        return x
+    return jax.vmap(transform, (0, None if keys is None else 0))(x, keys)
+
+
+def _transformed(problem: Problem, batch: Batch, key: Array) -> Batch:
+    if problem.transform is None:
+        return batch
+    rows = jnp.arange(len(jax.tree.leaves(batch.x)[0])) if batch.rows is None else batch.rows
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, _TRANSFORM), rows)
+    return batch._replace(x=transformed(problem.transform, batch.x, keys))
+
+
+def as_example(example: Any) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of one x; of a bare shape the dtype is the default float."""
+    if hasattr(example, "shape") and hasattr(example, "dtype"):
+        return jax.ShapeDtypeStruct(tuple(example.shape), example.dtype)
+    return jax.ShapeDtypeStruct(as_shape(example), jnp.zeros(()).dtype)
+
+
+def is_optimizer(value: Any) -> bool:
+    """Whether it has what an optax transformation has."""
+    return hasattr(value, "init") and hasattr(value, "update") and not isinstance(value, type)
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Refuse what is no optax transformation."""
+    if not is_optimizer(optimizer):
+        raise ValueError(f"optimizer must come from jbp.optim or optax, but is {optimizer!r}")
+
+
+def _method(method: Any) -> Method:
+    if method is None:
+        return Backpropagation()
+    method = method.as_method() if hasattr(method, "as_method") else method
+    if not isinstance(method, Method):
+        hint = ": jbp.Private becomes one with .bind(batch_size)" if hasattr(method, "bind") else ""
+        raise ValueError(f"method must be a jbp.Method or a rule of jbp.rules, but is {method!r}{hint}")
+    return method
+
+
+def _metric(name: Any, metric: Any) -> tuple[str, Metric]:
+    if not isinstance(name, str) or not callable(metric):
+        raise ValueError(
+            f"metrics must be functions by name, such as {{'accuracy': jbp.accuracy}}, but hold {metric!r}"
+        )
+    return name, metric  # type: ignore[return-value]

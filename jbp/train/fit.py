@@ -1,0 +1,371 @@
+"""`fit`: the lectures' algorithm: pick examples, forward, backward, update, until it is time to stop.
+
+The steps run in one compiled program (`jbp.train.program`), in chunks of an epoch or of about a second, whichever is
+shorter; between chunks signals, callbacks and saving act. The same program runs every chunk, so where the chunks end
+changes nothing, not a bit. Mini-batches of 1 (SGD), of K, and of everything (gradient descent) are the same code.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array
+
+from jbp import private as privacy
+from jbp import rules
+from jbp.arguments import as_count, check_weights, renamed
+from jbp.layer import Layer
+from jbp.losses import Loss
+from jbp.private import Private
+from jbp.step import Method, Metric, Problem, State, Transform, init_state
+from jbp.train.batches import Resident, ResidentSource, Sampling, Source, batch_sizes
+from jbp.train.clocks import Chunks, Stopwatch
+from jbp.train.in_place import InPlace
+from jbp.train.program import copy, evaluation_program, ledger, output_of, steps_program
+from jbp.train.progress import Aim, EpochEnd, Progress, Row, Steps, StopReason, see
+from jbp.train.signals import ctrl_c
+
+Data = tuple[Any, Any]
+BLOCK = 1000
+"""Examples evaluated at once."""
+
+
+def accuracy(output: Array, target: Array) -> Array:
+    """1 if the largest output is at the target (a class index, or the largest of a distribution), else 0.
+
+    Of a sequence, the fraction of its positions. Averaged over examples it is the share of right answers.
+    """
+    wanted = target if target.shape == output.shape[:-1] else target.argmax(-1)
+    return (output.argmax(-1).astype(wanted.dtype) == wanted).astype(output.dtype).mean()
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a run left behind."""
+
+    params: Any = field(repr=False)
+    state: State
+    """All that training carried, after the last step."""
+    history: tuple[Row, ...] = field(repr=False)
+    """One row an epoch: epoch, step, train_loss, train_<metric>, validation_loss, validation_<metric>, seconds
+    (since the start), examples_per_second (of the epoch's steps), epsilon (since the start, if private)."""
+    best_epoch: int | None
+    """The epoch whose parameters these are, if the best were restored (0 is the start); else None."""
+    stop_reason: StopReason
+    step_losses: np.ndarray = field(repr=False)
+    """The loss of every step taken, in order."""
+    epsilon: float | None = None
+    """Of a private training, what all steps taken together cost, whichever parameters are used."""
+
+    @property
+    def opt_state(self) -> Any:
+        """Deprecated: `state.opt_state`."""
+        renamed("Fit.opt_state", "Fit.state.opt_state")
+        return self.state.opt_state
+
+    @property
+    def rule_state(self) -> Any:
+        """Deprecated: `state.method_state`."""
+        renamed("Fit.rule_state", "Fit.state.method_state")
+        return self.state.method_state
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during `fit`. `result` holds what was reached: the finished epochs and the last parameters."""
+
+    def __init__(self, result: Fit):
+        self.result = result
+        super().__init__(f"interrupted after {len(result.step_losses)} steps")
+
+
+class Diverged(ArithmeticError):
+    """The loss is no longer finite. `step` counts from 1; `result` holds the epochs before."""
+
+    def __init__(self, result: Fit, step: int):
+        self.result, self.step = result, step
+        super().__init__(
+            f"the loss became non-finite at step {step}: lower the learning rate, or check the scale of the data"
+        )
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a callback is told after each chunk of steps."""
+
+    epoch: int
+    step: int
+    """Steps taken so far, over all epochs."""
+    steps: int
+    """Steps that all epochs together take."""
+    loss: float
+    """Mean training loss of this epoch so far."""
+    seconds: float
+    row: Row | None
+    """The history's new row, if this chunk ended an epoch."""
+    state: State
+    """All that training carries, valid until the callback returns: copy what you keep."""
+
+    @property
+    def params(self) -> Any:
+        """The current parameters, valid as long."""
+        return self.state.params
+
+    @property
+    def rule_state(self) -> Any:
+        """Deprecated: `state.method_state`."""
+        renamed("Event.rule_state", "Event.state.method_state")
+        return self.state.method_state
+
+
+Callback = Callable[[Event], bool | None]
+
+
+def fit(
+    net: Layer,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    train_data: Data,
+    *,
+    epochs: int = 10,
+    batch_size: int = 32,
+    validation_data: Data | None = None,
+    params: Any = None,
+    seed: int | None = None,
+    sampling: Literal["shuffle", "replacement"] = "shuffle",
+    weights: Any = None,
+    metrics: Mapping[str, Metric] | None = None,
+    trainable: Any = None,
+    transform: Transform | None = None,
+    rule: rules.Rule | Method | str | None = None,
+    private: Private | None = None,
+    in_place: bool = False,
+    monitor: str | None = None,
+    patience: int | None = None,
+    min_delta: float = 0.0,
+    restore_best: bool | None = None,
+    target: float | None = None,
+    chunk_steps: int | None = None,
+    callbacks: tuple[Callback, ...] = (),
+) -> Fit:
+    """Train `net` on `train_data` = (x [n, ...], y [n, ...]).
+
+    One step draws `batch_size` examples and applies `optimizer` (any optax transformation, or `jbp.optim`) to their
+    mean gradient. "shuffle" goes through a new permutation each epoch, the last batch shorter where n does not divide;
+    "replacement" picks each example uniformly anew, ⌈n / batch_size⌉ steps to an epoch. `trainable` as in
+    `jbp.value_and_grad`. `rule` is another way back than backpropagation: a rule of `jbp.rules`, the name of one
+    with its defaults, such as "feedback_alignment", or a `jbp.Method` of your own. The training figures of a row are
+    means over the epoch's steps, taken while the parameters moved and with dropout; the validation figures are in
+    evaluation, after the epoch.
+
+    `weights` [n], one number ≥ 0 for each training example, make each step's mean a weighted one, Σ wₙeₙ/Σ wₙ; the
+    figures of a row weigh the steps by their examples all the same. `transform(x, key)` is done to ONE example before
+    the net sees it, inside the compiled step: to every example in evaluation too, then with `key` None, so that
+    conversion is done there and augmentation, which draws, is not.
+
+    `in_place` updates each layer inside the backward pass, for `jbp.optim`'s own optimisers: the same parameters, and
+    under `repeat` much less memory, because the gradient of a deep stack is never whole.
+
+    `private` clips each example's gradient and adds noise (`jbp.Private`, which says what is protected, and what is
+    not: the training figures). Then every example enters each batch independently, `batch_size` of them on average and
+    ⌈n / batch_size⌉ steps to an epoch, rows have "epsilon", and nothing may stop the run or choose its parameters by a
+    figure. The validation data are not protected.
+
+    `monitor` names the figure that decides: by default "validation_loss", without validation data "train_loss"; of a
+    metric higher is better. Training stops when it has not improved by more than `min_delta` for `patience` epochs,
+    or has reached `target`. The parameters returned are the best epoch's if `restore_best` (by default, when
+    `patience` is given), else the last.
+
+    Everything random (initial parameters, order, dropout, noise) follows from `seed`, by default 0, for a private run
+    from the operating system: same arguments, same machine, same bits. `chunk_steps` (by default an epoch, or about a
+    second's work if that is shorter) changes none of them. Each of the `callbacks` gets an `Event` after every chunk,
+    and ends the run by returning True.
+
+    Raises:
+        ValueError: for arguments that do not fit together, saying what to do.
+        Diverged: when the loss is no longer finite.
+        Interrupted: on Ctrl-C, when the chunk ends; a second Ctrl-C does not wait.
+    """
+    aims = {"monitor": monitor, "patience": patience, "target": target, "restore_best": restore_best}
+    if private is not None:
+        privacy.check_fit(private, net, sampling=sampling, weights=weights, **aims)
+    method = method_of(rule, private, in_place, batch_size)
+    problem = Problem(net, loss, optimizer, trainable=trainable, method=method, metrics=metrics, transform=transform)
+    data, validation = on_device("train_data", train_data), None
+    if validation_data is not None:
+        validation = on_device("validation_data", validation_data)
+    run = _Run(as_count(epochs, "epochs"), len(data[0]), batch_size, private)
+    source = run.source(data, sampling, weights)
+    names = [name for name, _ in problem.metrics]
+    aim = Aim.over(names, validation is not None, min_delta=min_delta, **aims)
+    chunks = Chunks(len(source.sizes), chunk_steps)
+    state = init_state(problem, jax.ShapeDtypeStruct(data[0].shape[1:], data[0].dtype), seed=seed, params=params)
+    for name, part in (("train_data", data), ("validation_data", validation)):
+        check_data(name, problem, state.params, part)
+    progress = Progress(aim, tuple(names), tuple(source.sizes.tolist()))
+    return run(problem, state, source, progress, chunks, validation, callbacks)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The loop, over what was checked."""
+
+    epochs: int
+    n: int
+    batch_size: int
+    private: Private | None
+
+    def source(self, data: tuple[Array, Array], sampling: Sampling, weights: Any) -> ResidentSource:
+        """The training data, in batches."""
+        steps, capacity = len(batch_sizes(self.n, self.batch_size, sampling)), None
+        if self.private is not None:
+            self.private.epsilon(self.epochs * steps, self.batch_size, self.n)  # what is missing shows at once
+            self.private.warn_of(self.n)
+            sampling, capacity = "poisson", self.private.capacity(self.epochs * steps, self.batch_size, self.n)
+        if weights is not None:
+            weights = np.asarray(weights)
+            check_weights(weights, self.n, least=0.0)
+            weights = jnp.asarray(weights, jnp.zeros(()).dtype)
+        return ResidentSource(data, weights, Resident(sampling, self.batch_size, self.n, capacity), self.epochs)
+
+    def __call__(
+        self,
+        problem: Problem,
+        state: State,
+        source: Source,
+        progress: Progress,
+        chunks: Chunks,
+        validation: tuple[Array, Array] | None,
+        callbacks: tuple[Callback, ...],
+    ) -> Fit:
+        """Step, see, stop."""
+        steps, book = len(source.sizes), ledger(len(source.sizes), len(problem.metrics))
+        take, evaluate = steps_program(problem, source.reader), self._evaluation(problem, validation)
+        best, watch = None, Stopwatch()
+
+        def seen(figures: Steps | EpochEnd) -> Progress:
+            nonlocal best
+            after = see(progress, figures)
+            if after.aim.restores and after.best < progress.best:
+                best = copy(state.params)
+            return after
+
+        def result(reason: StopReason) -> Fit:
+            restored = best is not None and reason != "interrupted"
+            kept, epoch = (best, progress.best_epoch) if restored else (state.params, None)
+            return Fit(kept, state, progress.rows, epoch, reason, progress.all_losses(), self._spent(progress.taken))
+
+        if validation is not None:  # how good the start is; also compiles the program before the first step
+            progress = seen(EpochEnd(0, evaluate(state.params)))
+        with ctrl_c() as interrupted:
+            for epoch in range(1, self.epochs + 1):
+                for first, last in chunks:
+                    began = time.perf_counter()
+                    state, book = take(state, book, source.chunk(state.key, epoch, first, last), epoch, first, last)
+                    if last == steps:
+                        source.ahead(state.key, epoch)  # while they run
+                    jax.block_until_ready(book.losses)
+                    chunks.took(last - first, time.perf_counter() - began)
+                    rows, figures = len(progress.rows), [np.asarray(a)[:last] for a in book]
+                    progress = seen(Steps(epoch, *figures, sound=self._sound(state, figures[0])))
+                    if progress.diverged_at is not None:
+                        raise Diverged(result("diverged"), progress.diverged_at)
+                    if last == steps:
+                        spent = {} if self.private is None else {"epsilon": self._spent(progress.taken)}
+                        progress = seen(
+                            EpochEnd(epoch, evaluate(state.params) | spent, watch.seconds, watch.lap())  # type: ignore[arg-type]
+                        )
+                    row = progress.rows[-1] if len(progress.rows) > rows else None
+                    event = Event(epoch, progress.taken, self.epochs * steps, progress.loss, watch.seconds, row, state)
+                    wanted = [callback(event) for callback in callbacks]
+                    if interrupted.is_set():
+                        raise Interrupted(result("interrupted"))
+                    if any(wanted):
+                        return result("callback")
+                if progress.stop_reason is not None:
+                    return result(progress.stop_reason)
+        return result("epochs")
+
+    def _evaluation(self, problem: Problem, validation: tuple[Array, Array] | None) -> Callable[[Any], Row]:
+        """Parameters -> the named figures of the validation data; none without them."""
+        if validation is None:
+            return lambda params: {}
+        names, functions = ("loss", *(name for name, _ in problem.metrics)), tuple(f for _, f in problem.metrics)
+        evaluate = evaluation_program(problem.net, problem.loss, functions, problem.transform, BLOCK)
+        return lambda params: validation_row(names, evaluate(params, *validation))
+
+    def _spent(self, taken: int) -> float | None:
+        return None if self.private is None else self.private.epsilon(taken, self.batch_size, self.n)
+
+    def _sound(self, state: State, losses: np.ndarray) -> bool:
+        """Whether a private run ends must not depend on an example's error, so there only on the parameters."""
+        if self.private is None or np.isfinite(losses).all():
+            return False
+        return all(bool(jnp.isfinite(p).all()) for p in jax.tree.leaves(state.params))
+
+
+def validation_row(names: tuple[str, ...], means: Array) -> Row:
+    """The figures of an evaluation, named."""
+    return {f"validation_{name}": float(mean) for name, mean in zip(names, np.asarray(means), strict=True)}
+
+
+def method_of(rule: Any, private: Private | None, in_place: bool, batch_size: int) -> Method:
+    """The one method that `fit`'s keywords name.
+
+    Raises:
+        ValueError: if they name two, or no rule there is.
+    """
+    said = {"rule": rule is not None, "private": private is not None, "in_place": in_place}
+    given = [name for name, on in said.items() if on]
+    if len(given) > 1:
+        raise ValueError(
+            f"expected one of {' and '.join(given)}: a learning rule, private training and the update in place are "
+            "each a way of its own to make a step"
+        )
+    if private is not None:
+        return private.bind(batch_size)
+    return InPlace() if in_place else rules.method_of(rule)
+
+
+def on_device(name: str, data: Any) -> tuple[Array, Array]:
+    """(x, y) as arrays on the device, with equally many rows, at least one."""
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        raise ValueError(f"{name} must be a pair (x, y) of arrays, but is a {type(data).__name__}")
+    x, y = (jnp.asarray(a) for a in data)
+    if x.ndim == 0 or y.ndim == 0 or len(x) != len(y) or len(x) == 0:
+        raise ValueError(
+            f"{name} must hold as many targets as inputs, at least one, but has shapes {x.shape} and {y.shape}"
+        )
+    return x, y
+
+
+@jax.jit
+def _is_finite(values: Array) -> Array:
+    return jnp.isfinite(values).all()
+
+
+def check_data(name: str, problem: Problem, params: Any, data: tuple[Array, Array] | None) -> None:
+    """Refuse what would only show as a NaN or a wrong label: not-finite values, classes that the net does not have."""
+    if data is None:
+        return
+    x, y = data
+    for what, values in (("x", x), ("y", y)):
+        if jnp.issubdtype(values.dtype, jnp.floating) and not bool(_is_finite(values)):
+            where = np.argwhere(~np.isfinite(np.asarray(values)))[0].tolist()
+            raise ValueError(f"{what} of {name} must be finite, but is not in row {where[0]}, at {where[1:]}")
+    output = output_of(problem, params, x, y)
+    if jnp.issubdtype(y.dtype, jnp.integer) and y.shape[1:] == output.shape[1:-1]:
+        classes = output.shape[-1]
+        outside = np.argwhere((np.asarray(y) < 0) | (np.asarray(y) >= classes))
+        if len(outside):
+            row = outside[0].tolist()
+            raise ValueError(
+                f"the labels of {name} must be from 0 to {classes - 1}, for the net has {classes} outputs, "
+                f"but row {row[0]} has {np.asarray(y)[tuple(row)]}"
+            )

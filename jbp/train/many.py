@@ -1,0 +1,354 @@
+"""`fit_many`: many runs of `fit` as one program: every seed with every learning rate, side by side.
+
+The program is `jbp.train.program.steps_function` under `jax.vmap`, with what varies (the state, the learning rate) on
+a first axis r and the data shared. What each run makes of its figures (best epoch, patience, when it stops, divergence)
+is decided by `fit`'s own `see`, mapped over the runs. A run that has stopped or diverged is carried along, unread,
+until the last one is done.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import operator
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jaxtyping import Array, Bool
+
+from jbp import rules
+from jbp.arguments import as_count, as_number
+from jbp.layer import Layer
+from jbp.losses import Loss
+from jbp.step import Method, Metric, Problem, State, check_optimizer, is_optimizer, started
+from jbp.train.batches import Resident, Rows, batch_sizes
+from jbp.train.clocks import Chunks, Stopwatch
+from jbp.train.fit import BLOCK, Callback, Data, Event, check_data, method_of, on_device, validation_row
+from jbp.train.many_result import InterruptedMany, Many, One
+from jbp.train.program import Ledger, copy, evaluation_program, ledger, steps_function
+from jbp.train.progress import Aim, EpochEnd, Progress, Row, Steps, StopReason, see
+from jbp.train.signals import ctrl_c
+
+Optimizer = optax.GradientTransformation | Callable[[Any], optax.GradientTransformation]
+_LATER = optax.identity()
+"""Stands in a problem for an optimiser that is made of each run's learning rate."""
+
+
+def fit_many(
+    net: Layer,
+    loss: Loss,
+    optimizer: Optimizer,
+    train_data: Data,
+    *,
+    seeds: Iterable[int],
+    learning_rates: Sequence[float] | None = None,
+    epochs: int = 10,
+    batch_size: int = 32,
+    validation_data: Data | None = None,
+    params: Any = None,
+    sampling: Literal["shuffle", "replacement"] = "shuffle",
+    metrics: Mapping[str, Metric] | None = None,
+    trainable: Any = None,
+    rule: rules.Rule | Method | str | None = None,
+    monitor: str | None = None,
+    patience: int | None = None,
+    min_delta: float = 0.0,
+    restore_best: bool | None = None,
+    target: float | None = None,
+    chunk_steps: int | None = None,
+    callbacks: tuple[Callback, ...] = (),
+) -> Many:
+    """Train one net many times at once: with every seed, and with every learning rate if there are several.
+
+    Each run equals `jbp.fit(..., seed=seed)` to rounding: the same initial parameters, order and dropout, and the same
+    end by patience or target. Without `learning_rates`, `optimizer` is as in `fit`; with, it is a function from a
+    learning rate (a traced 0-d array) to one, such as `lambda rate: jbp.optim.sgd(rate, momentum=0.9)`. Keep hold of
+    one function: compiled programs are cached under it.
+
+    All else is as in `fit`, and the same for every run; `params` [...] is one start for all. A run whose loss is no
+    longer finite does not stop the others: it has its `diverged_at`, and NaN for its parameters and figures. A callback
+    gets the `Event` of `fit` with the means over the runs still going, their examples per second added up, and the
+    parameters stacked; the step is that of each run.
+
+    Raises:
+        ValueError: for arguments that do not fit together, saying what to do.
+        InterruptedMany: on Ctrl-C, when the chunk ends; a second Ctrl-C does not wait.
+    """
+    every_seed, rates = _seeds(seeds), _learning_rates(learning_rates)
+    swept = learning_rates is not None
+    _check_optimizer(optimizer, swept)
+    method = method_of(rule, None, False, batch_size)
+    problem = Problem(
+        net,
+        loss,
+        _LATER if swept else optimizer,  # type: ignore[arg-type]
+        trainable=trainable,
+        method=method,
+        metrics=metrics,
+    )
+    data, validation = on_device("train_data", train_data), None
+    if validation_data is not None:
+        validation = on_device("validation_data", validation_data)
+    x, epochs = data[0], as_count(epochs, "epochs")
+    sizes = batch_sizes(len(x), batch_size, sampling)
+    names = [name for name, _ in problem.metrics]
+    aim = Aim.over(
+        names, validation is not None, monitor=monitor, patience=patience, min_delta=min_delta, target=target,
+        restore_best=restore_best,
+    )  # fmt: skip
+    chunks = Chunks(len(sizes), chunk_steps)
+    shapes = params
+    if params is None:
+        shapes = jax.eval_shape(lambda key: net.init(key, x.shape[1:])[0], jax.random.key(0))
+    for name, part in (("train_data", data), ("validation_data", validation)):
+        check_data(name, problem, shapes, part)
+    blank = Progress(aim, tuple(names), tuple(sizes.tolist()))
+    runs = [_Going(seed, rate, blank) for seed, rate in itertools.product(every_seed, rates)]
+    compiled = _programs(
+        problem, optimizer if swept else None, Resident(sampling, int(sizes[0]), len(x)),
+        jax.ShapeDtypeStruct(x.shape[1:], x.dtype), params is None, max(100, BLOCK // len(runs)),
+    )  # fmt: skip
+    together = _Together(compiled, runs, aim.restores, every_seed, rates if swept else None)
+    return together(params, data, validation, epochs, chunks, callbacks)
+
+
+@dataclass
+class _Together:
+    """The loop over all runs."""
+
+    compiled: _Programs
+    runs: list[_Going]
+    restores: bool
+    seeds: tuple[int, ...]
+    rates: tuple[Any, ...] | None
+    state: Any = None
+    kept: Any = None
+    """The parameters of the runs as they are to be kept, as far as known."""
+
+    def __call__(
+        self,
+        params: Any,
+        data: tuple[Array, Array],
+        validation: tuple[Array, Array] | None,
+        epochs: int,
+        chunks: Chunks,
+        callbacks: tuple[Callback, ...],
+    ) -> Many:
+        """Step, let every run see its figures, stop when none goes on."""
+        runs, steps, watch = self.runs, chunks.steps, Stopwatch()
+        keys = jnp.stack([jax.random.key(run.seed) for run in runs])
+        etas = jnp.asarray([run.rate or 0.0 for run in runs])
+        state, book = self.compiled.start(keys, etas, params)
+        self.state, self.kept = state, copy(state.params)
+        names = ("loss", *runs[0].progress.names)
+
+        def end_epoch(epoch: int) -> Row | None:
+            """Let every run see its figures; answers with their means."""
+            going, seconds = [run for run in runs if run.goes], (watch.seconds, watch.lap()) if epoch else ()
+            means: list[Any] = [None] * len(runs)
+            if validation is not None:
+                means = list(np.asarray(self.compiled.evaluate(self.state.params, *validation)))
+            for run, found in zip(runs, means, strict=True):
+                row = {} if found is None else validation_row(names, found)
+                run.see(EpochEnd(epoch, row, *seconds))
+            self.kept = _choose([run.keeps for run in runs], self.state.params, self.kept)
+            return _mean_row([run.progress.rows[-1] for run in going]) if epoch and going else None
+
+        if validation is not None:
+            end_epoch(0)
+        with ctrl_c() as interrupted:
+            for epoch in range(1, epochs + 1):
+                for first, last in chunks:
+                    began = time.perf_counter()
+                    rows = Rows(*data, None, None)
+                    state, book = self.compiled.take(state, book, etas, rows, epoch, first, last)
+                    self.state = jax.block_until_ready(state)
+                    chunks.took(last - first, time.perf_counter() - began)
+                    for run, losses, metrics in zip(runs, *map(np.asarray, book), strict=True):
+                        run.see(Steps(epoch, losses[:last], metrics[:last]))
+                    loss_now = _mean([run.progress.loss for run in runs if run.goes])
+                    row = end_epoch(epoch) if last == steps else None
+                    step = (epoch - 1) * steps + last
+                    event = Event(epoch, step, epochs * steps, loss_now, watch.seconds, row, state)
+                    wanted = [callback(event) for callback in callbacks]
+                    if interrupted.is_set():
+                        raise InterruptedMany(self.result("interrupted"))
+                    if any(wanted):
+                        return self.result("callback")
+                    if not any(run.goes for run in runs):
+                        return self.result("epochs")
+        return self.result("epochs")
+
+    def result(self, reason: StopReason) -> Many:
+        """What the runs have left, if those that still go end for this reason."""
+        runs = self.runs
+        latest = [run.goes and (not self.restores or reason == "interrupted") for run in runs]
+        found = _choose(latest, self.state.params, self.kept)
+        found = _choose([run.progress.diverged_at is not None for run in runs], jax.tree.map(_nan_like, found), found)
+        losses = [run.progress.all_losses() for run in runs]
+        table = np.full((len(runs), max(map(len, losses))), math.nan)
+        for line, values in zip(table, losses, strict=True):
+            line[: len(values)] = values
+        return Many(
+            found, self.state, tuple(run.ended(reason, self.restores) for run in runs), table, self.seeds, self.rates
+        )
+
+
+class _Going:
+    """One of the runs while it goes."""
+
+    def __init__(self, seed: int, rate: float | None, progress: Progress):
+        self.seed, self.rate, self.progress = seed, rate, progress
+        self.keeps = False
+        """Whether, as far as known, its parameters of now are the ones to keep."""
+
+    @property
+    def goes(self) -> bool:
+        """Whether it has neither stopped nor diverged."""
+        return self.progress.stop_reason is None
+
+    def see(self, figures: Steps | EpochEnd) -> None:
+        """Take in figures, unless it has ended."""
+        went, before = self.goes, self.progress.best
+        self.progress = see(self.progress, figures)
+        if isinstance(figures, EpochEnd):
+            better = self.progress.best < before
+            self.keeps = went and (better if self.progress.aim.restores else not self.goes)
+
+    def ended(self, reason: StopReason, restores: bool) -> One:
+        """What it left, if all runs end for this reason."""
+        reason = self.progress.stop_reason or reason
+        best = self.progress.best_epoch if restores and reason not in ("interrupted", "diverged") else None
+        return One(self.seed, self.rate, self.progress.rows, best, reason, self.progress.diverged_at)
+
+
+class _Programs(NamedTuple):
+    """Of r runs: their start (keys, rates, params) -> (state, ledger), steps, and evaluation [r, m]."""
+
+    start: Callable[..., tuple[State, Ledger]]
+    take: Callable[..., tuple[State, Ledger]]
+    evaluate: Callable[..., Array]
+
+
+@lru_cache(maxsize=64)
+def _programs(
+    problem: Problem, maker: Any, reader: Resident, example: jax.ShapeDtypeStruct, makes_params: bool, block: int
+) -> _Programs:
+    """The compiled programs of r runs. With `maker` each optimiser is made of its run's learning rate."""
+    functions = tuple(f for _, f in problem.metrics)
+
+    def at(rate: Array) -> Problem:
+        return problem if maker is None else dataclasses.replace(problem, optimizer=_made(maker, rate))
+
+    def start(keys: Array, rates: Array, params: Any) -> tuple[State, Ledger]:
+        init_keys, run_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+        if makes_params:  # mapped and not vmapped, which takes the compiler twice as long
+            params = lax.map(lambda key: problem.net.init(key, example.shape)[0], init_keys)
+
+        def one(run_key: Array, rate: Array, params: Any) -> tuple[State, Ledger]:
+            method_state = problem.method.init(jax.random.fold_in(run_key, 0), problem, params, example)
+            state = started(at(rate).optimizer, params, method_state, run_key)
+            return state, ledger(-(-reader.n // reader.batch_size), len(functions))
+
+        return jax.vmap(one, (0, 0, 0 if makes_params else None))(run_keys, rates, params)
+
+    def take(state: State, book: Ledger, rate: Array, *bounds: Any) -> tuple[State, Ledger]:
+        return steps_function(at(rate), reader)(state, book, *bounds)
+
+    evaluate = evaluation_program(problem.net, problem.loss, functions, problem.transform, block)
+    return _Programs(
+        jax.jit(start),
+        jax.jit(jax.vmap(take, (0, 0, 0, None, None, None, None)), donate_argnums=(0, 1)),
+        jax.jit(jax.vmap(evaluate, (0, None, None))),
+    )
+
+
+def _made(maker: Any, rate: Array) -> optax.GradientTransformation:
+    """The optimiser of one run."""
+    try:
+        chosen = maker(rate)
+    except jax.errors.ConcretizationTypeError as error:
+        raise ValueError(
+            "the optimizer function must build its optimiser from a learning rate whose value is known only when it "
+            "runs, but it reads that value (with float, if, …): pass the rate on as it is"
+        ) from error
+    if not is_optimizer(chosen):
+        raise ValueError(f"the optimizer function must return one of jbp.optim or optax, but returned {chosen!r}")
+    return chosen
+
+
+def _check_optimizer(optimizer: Any, swept: bool) -> None:
+    if not swept and callable(optimizer) and not is_optimizer(optimizer):
+        raise ValueError(
+            f"optimizer must come from jbp.optim or optax, but is {optimizer!r}; "
+            "a function of the learning rate needs learning_rates=[...]"
+        )
+    if not swept:
+        check_optimizer(optimizer)
+    if swept and not (callable(optimizer) and not is_optimizer(optimizer)):
+        raise ValueError(
+            "with learning_rates, optimizer must be a function from a learning rate to an optimiser, such as "
+            f"lambda rate: jbp.optim.sgd(rate, momentum=0.9), but is {optimizer!r}"
+        )
+
+
+def _seeds(seeds: Any) -> tuple[int, ...]:
+    try:
+        given = tuple(seeds)
+        found = tuple(operator.index(seed) for seed in given)
+        wrong = not given or any(isinstance(seed, bool) for seed in given)
+    except TypeError:
+        found, wrong = (), True
+    if wrong:
+        raise ValueError(f"seeds must be whole numbers, at least one, such as range(10), but are {seeds!r}")
+    _check_distinct("seeds", found)
+    return found
+
+
+def _learning_rates(rates: Any) -> tuple[float, ...] | tuple[None]:
+    if rates is None:
+        return (None,)
+    if isinstance(rates, str) or not np.iterable(rates) or not len(tuple(rates)):
+        raise ValueError(f"learning_rates must be numbers, at least one, such as [0.01, 0.1], but are {rates!r}")
+    found = tuple(as_number(rate, "a learning rate", 0.0) for rate in rates)
+    _check_distinct("learning_rates", found)
+    return found
+
+
+def _check_distinct(what: str, values: tuple[Any, ...]) -> None:
+    twice = [value for value in values if values.count(value) > 1]
+    if twice:
+        raise ValueError(f"{what} must differ from one another, but {twice[0]} is there {values.count(twice[0])} times")
+
+
+@jax.jit
+def _where(mask: Bool[Array, " r"], new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(mask.reshape(-1, *(1,) * (a.ndim - 1)), a, b), new, old)
+
+
+def _choose(mask: list[bool], new: Any, old: Any) -> Any:
+    """`new` for the runs of the mask, `old` for the others; never the buffers of `new`, which may be taken over."""
+    return _where(jnp.asarray(mask), new, old) if any(mask) else old
+
+
+def _nan_like(leaf: Array) -> Array:
+    return jnp.full_like(leaf, math.nan) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf
+
+
+def _mean(values: list[float]) -> float:
+    return math.fsum(values) / len(values) if values else math.nan
+
+
+def _mean_row(rows: list[Row]) -> Row:
+    """The mean of the runs' rows, but what they do each second added up."""
+    speed = math.fsum(row["examples_per_second"] for row in rows)
+    return {name: _mean([row[name] for row in rows]) for name in rows[0]} | {"examples_per_second": speed}
