@@ -260,6 +260,25 @@ def value_and_pairs(
     return errors, backward(net, params, saved, lax.optimization_barrier(delta))[1]
 
 
+def mask_at(net: Layer, output: Array, mask: Any) -> tuple[Any, ...]:
+    """What the loss and the metrics are told of a mask [n, t]: the mask, if the outputs have its positions; nothing
+    without one, or where the net has pooled over the positions.
+
+    Raises:
+        ValueError: if nothing would ever read the mask, or the outputs have other positions.
+    """
+    if mask is None:
+        return ()
+    if output.ndim == 2 and net.uses_mask:
+        return ()
+    if jnp.shape(mask) != output.shape[:-1]:
+        raise ValueError(
+            f"the mask has shape {jnp.shape(mask)}, but the outputs have positions {output.shape[:-1]}"
+            + ("" if net.uses_mask else ", and no layer of the net reads it: pool over time with one that does")
+        )
+    return (mask,)
+
+
 @dataclass(frozen=True)
 class Trainable:
     """Which parameters are trained: a tree of bools in hashable form, or nothing, which means all of them."""
@@ -317,7 +336,7 @@ def value_output_delta(
     if weights is not None:  # a padding row may hold anything, even NaN
         x = jax.tree.map(lambda a: _silence(weights, a), x)
     output, saved = forward(net, params, x, key, weights, training=training, mask=mask, rows=rows)
-    targets = (output, y) if mask is None else (output, y, mask)
+    targets = (output, y, *mask_at(net, output, mask))
     errors = jax.vmap(loss.value)(*targets)
     delta = jax.vmap(loss.delta)(*targets)
     if weights is None:

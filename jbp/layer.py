@@ -40,7 +40,8 @@ class Layer:
     only, as batch normalisation does, and is told the mode: `forward(params, x, key, weights, training)`; what backward
     must know of it is saved."""
     uses_mask: ClassVar[bool] = False
-    """True: `forward(params, x, key, mask)` is told which positions are real: `mask` [t], or None for all of them."""
+    """True: `forward(params, x, key, mask)` is told which positions are real: `mask` [t], or None for all of them.
+    Of a net: whether a layer inside is."""
     piecewise_linear: ClassVar[bool] = False
     """True: linear in its parameters, and linear in its input but for kinks. What a Hessian diagonal rests on."""
 

@@ -308,14 +308,16 @@ def _over_outputs(errors: Array) -> Array:
 def _mean_over_positions(values: Array, mask: Mask = None) -> Array:
     if mask is None:
         return values.mean() if values.ndim else values
-    return jnp.where(mask, values, jnp.zeros_like(values)).sum() / _real(values, mask)
+    real = _real(values, mask)
+    return jnp.where(mask, values, jnp.zeros_like(values)).sum() / real
 
 
 def _per_position(delta: Array, mask: Mask = None) -> Array:
     """δ of a mean over positions, from the δ of each."""
     if mask is None:
         return delta / _positions(delta) if _positions(delta) > 1 else delta
-    return jnp.where(jnp.expand_dims(mask, -1), delta, jnp.zeros_like(delta)) / _real(delta[..., 0], mask)
+    real = _real(delta[..., 0], mask)
+    return jnp.where(jnp.expand_dims(mask, -1), delta, jnp.zeros_like(delta)) / real
 
 
 def _real(values: Float[Array, "*t"], mask: Mask) -> Array:

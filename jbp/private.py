@@ -32,7 +32,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jbp.arguments import as_number, check_weights
-from jbp.backprop import Trainable, backward, check_call, forward
+from jbp.backprop import Trainable, backward, check_call, forward, mask_at
 from jbp.layer import Layer
 from jbp.losses import Loss
 from jbp.pairs import Pair, Stack, Weights, is_pair, weigh
@@ -104,7 +104,7 @@ def _clipped(
     if weights is not None:
         x = jax.tree.map(lambda a: _rows(weights != 0, a), x)
     output, saved = forward(net, params, x, key, mask=mask, rows=rows)
-    targets = (output, y) if mask is None else (output, y, mask)
+    targets = (output, y, *mask_at(net, output, mask))
     delta = lax.optimization_barrier(jax.vmap(loss.delta)(*targets))
     _, found = backward(net, params, saved, delta, squared_bounds if how.lean else keep)
     norms = network_norms(trainable(found if how.lean else squared_bounds(found)))

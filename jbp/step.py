@@ -29,7 +29,7 @@ from jaxtyping import Array, Int
 
 from jbp.arguments import as_shape, check_weights
 from jbp.backprop import Batch as Batch
-from jbp.backprop import Trainable, check_loss, check_net, value_grad_output, value_output_delta
+from jbp.backprop import Trainable, check_loss, check_net, mask_at, value_grad_output, value_output_delta
 from jbp.layer import Layer
 from jbp.losses import Loss
 from jbp.pairs import Weights
@@ -40,6 +40,7 @@ it is told which positions are real."""
 Transform = Callable[[Any, Any], Any]
 """(x, key) of one example -> what the net sees; `key` None in evaluation."""
 
+_OWN = "one that wants parameters of its own kind, such as optax.lookahead, cannot be used here"
 _TRANSFORM = 2**32 - 1
 """What the transform's keys are folded with: no net has a layer of that number, so they are drawn apart from its."""
 
@@ -194,11 +195,9 @@ def measured(problem: Problem, output: Array, batch: Batch) -> tuple[Array, ...]
     """Σₙ wₙ mₙ of each metric; without weights the mean."""
 
     def one(name: str, metric: Metric) -> Array:
-        told = (output, batch.y)
-        if batch.mask is not None:
-            if "mask" not in inspect.signature(metric).parameters:
-                raise ValueError(f"the batch has a mask, but the metric {name!r} takes none: give it an argument mask")
-            told = (*told, batch.mask)
+        told = (output, batch.y, *mask_at(problem.net, output, batch.mask))
+        if len(told) > 2 and "mask" not in inspect.signature(metric).parameters:
+            raise ValueError(f"the batch has a mask, but the metric {name!r} takes none: give it an argument mask")
         values = jax.vmap(metric)(*told).astype(jnp.zeros(()).dtype)
         if batch.weights is None:
             return values.mean()
@@ -216,6 +215,8 @@ def optimised(problem: Problem, state: State, found: Sums, value_fn: Callable[[A
     optimizer = problem.optimizer
     try:
         return optimizer.update(found.grads, state.opt_state, state.params)
+    except AttributeError as error:
+        raise ValueError(f"the optimiser does not take these parameters ({error}): {_OWN}") from error
     except TypeError as error:
         if not re.search(r"missing \d+ required keyword-only argument", str(error)):
             raise
@@ -261,10 +262,7 @@ def started(optimizer: optax.GradientTransformation, params: Any, method_state: 
     try:
         opt_state = optimizer.init(params)
     except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"the optimiser cannot start from these parameters ({error}): one that wants parameters of its own kind, "
-            "such as optax.lookahead, cannot be used here"
-        ) from error
+        raise ValueError(f"the optimiser cannot start from these parameters ({error}): {_OWN}") from error
     return State(params, jax.tree.map(jnp.copy, opt_state), method_state, key, jnp.int32(1), jnp.int32(0))
 
 

@@ -88,6 +88,11 @@ class Combinator(Layer):
         return True if True in said else ("training" if said else False)
 
     @property
+    def uses_mask(self) -> bool:  # type: ignore[override]
+        """Whether a layer inside is told which positions are real."""
+        return any(child.uses_mask for child in self.children)
+
+    @property
     def piecewise_linear(self) -> bool:  # type: ignore[override]
         """Whether every layer inside is piecewise linear."""
         return all(child.piecewise_linear for child in self.children)

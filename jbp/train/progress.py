@@ -161,13 +161,13 @@ def see(progress: Progress, figures: Steps | EpochEnd) -> Progress:
 
 def _steps(progress: Progress, seen: Steps) -> Progress:
     losses, metrics = np.asarray(seen.losses, float), np.asarray(seen.metrics, float)
-    now = {"epoch": seen.epoch, "step": len(losses), "metrics": metrics}
+    now: dict[str, Any] = {"epoch": seen.epoch, "step": len(losses)}
     broken = np.flatnonzero(~np.isfinite(losses))
     if len(broken) and not seen.sound:
         losses = losses[: broken[0] + 1]
         at = sum(map(len, progress.finished)) + len(losses)
         now |= {"stop_reason": "diverged", "diverged_at": at}
-    return dataclasses.replace(progress, losses=losses, **now)
+    return dataclasses.replace(progress, losses=losses, metrics=metrics[: len(losses)], **now)
 
 
 def _epoch_end(progress: Progress, seen: EpochEnd) -> Progress:

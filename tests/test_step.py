@@ -1,0 +1,605 @@
+"""The step as users drive it: problem, state, batch, method, and what `fit` makes of them."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from oracles import assert_close
+
+import jbp
+from jbp.layer import Layer, Static
+from jbp.step import Figures, epoch_keys, shares, step_key
+from jbp.train import InPlace, Progress
+from jbp.train.batches import Resident, ResidentSource, order_of
+from jbp.train.clocks import Chunks
+from jbp.train.fit import _Run
+from jbp.train.progress import Aim, EpochEnd, Steps, see
+
+N, WIDTH, K = 23, 5, 3
+X = np.random.default_rng(0).normal(size=(N, WIDTH))
+Y = np.random.default_rng(1).integers(0, K, N)
+NET = jbp.serial(jbp.Dense(7), jbp.tanh, jbp.Dropout(0.3), jbp.Dense(K))
+LOSS = jbp.losses.softmax_cross_entropy
+SGD = jbp.optim.sgd(0.1, momentum=0.9)
+PROBLEM = jbp.Problem(NET, LOSS, SGD, metrics={"accuracy": jbp.accuracy})
+EXAMPLE = jax.ShapeDtypeStruct((WIDTH,), X.dtype)
+
+
+def same(a: Any, b: Any) -> bool:
+    return jax.tree.all(jax.tree.map(lambda p, q: bool((p == q).all()), a, b))
+
+
+def state_of(problem: jbp.Problem = PROBLEM, seed: int | None = 3, **options: Any) -> jbp.State:
+    return jbp.init_state(problem, EXAMPLE, seed=seed, **options)
+
+
+# The step
+
+
+def test_steps_by_hand_are_those_of_fit_to_the_bit():
+    fitted = jbp.fit(NET, LOSS, SGD, (X, Y), seed=3, epochs=2, batch_size=4, metrics={"accuracy": jbp.accuracy})
+    state, step, losses = state_of(), jbp.make_step(PROBLEM), []
+    for epoch in (1, 2):
+        order = order_of(state.key, epoch, Resident("shuffle", 4, N))()
+        state = dataclasses.replace(state, epoch=jnp.int32(epoch), step=jnp.int32(0))
+        for t in range(6):
+            rows = order[4 * t : 4 * t + 4]
+            real = np.arange(4 * t, 4 * t + 4) < N
+            state, figures = step(state, jbp.Batch(X[rows], Y[rows], real.astype(float)))
+            losses.append(float(figures.loss))
+    assert losses == fitted.step_losses.tolist()
+    assert same(state.params, fitted.params) and same(state.opt_state, fitted.state.opt_state)
+    assert (int(fitted.state.epoch), int(fitted.state.step)) == (int(state.epoch), int(state.step)) == (2, 6)
+    assert isinstance(figures, Figures) and set(figures.metrics) == {"accuracy"}
+
+
+def test_equal_problems_are_one_key_and_a_step_is_traced_once():
+    traced = []
+
+    @dataclass(frozen=True)
+    class Counting(jbp.Backpropagation):
+        def sums(self, problem, state, batch, key):
+            traced.append(1)
+            return super().sums(problem, state, batch, key)
+
+    first, again = (
+        jbp.Problem(NET, LOSS, SGD, method=Counting(), metrics={"accuracy": jbp.accuracy}, trainable=(True,) * 4)
+        for _ in range(2)
+    )
+    assert first == again and hash(first) == hash(again)
+    assert first.metrics == (("accuracy", jbp.accuracy),)
+    assert jbp.make_step(first) is jbp.make_step(again)
+    state = state_of(first)
+    for _ in range(3):
+        state, _ = jbp.make_step(again)(state, jbp.Batch(X, Y))
+    assert len(traced) == 1 and int(state.step) == 3
+
+
+def test_the_state_is_taken_over_and_the_parameters_that_were_given_are_not():
+    params, _ = NET.init(jax.random.key(5), (WIDTH,))
+    before = jax.tree.map(np.asarray, params)
+    state = state_of(params=params)
+    jbp.make_step(PROBLEM)(state, jbp.Batch(X, Y))
+    assert same(params, before)
+    assert state.params[0]["weight"].is_deleted()
+
+
+def test_an_example_is_a_shape_or_a_struct_and_the_seed_is_0_unless_said():
+    one, two = jbp.init_state(PROBLEM, (WIDTH,)), state_of(seed=0)
+    assert same(jax.tree.leaves(one.params), jax.tree.leaves(two.params))
+    assert (one.key == two.key).all() and one.key != state_of(seed=1).key
+    assert (int(one.epoch), int(one.step)) == (1, 0)
+
+
+def test_the_keys_of_a_batch_are_those_of_its_places():
+    key = jax.random.key(2)
+    folded = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(9))
+    assert (jax.random.key_data(folded) == jax.random.key_data(jax.random.split(key, 9))).all()
+
+
+@pytest.mark.parametrize("rule", [None, "feedback_alignment"])
+def test_the_sums_of_the_parts_of_a_batch_add_up_and_draw_alike(rule: Any):
+    problem = dataclasses.replace(PROBLEM, method=jbp.rules.method_of(rule))
+    state, key, weights = state_of(problem), jax.random.key(8), np.arange(1.0, N + 1)
+    whole = shares(weights)
+    assert whole is not None
+
+    @jax.jit
+    def sums(state: Any, batch: jbp.Batch) -> Any:
+        return problem.method.sums(problem, state, batch, key)
+
+    total = sums(state, jbp.Batch(X, Y, whole))
+    parts = [
+        sums(state, jbp.Batch(X[a:b], Y[a:b], whole[a:b], rows=jnp.arange(a, b))) for a, b in ((0, 6), (6, 19), (19, N))
+    ]
+    added = jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]), *parts)
+    assert_close(added.grads, total.grads, "net")
+    assert_close((added.value, added.metrics), (total.value, total.metrics), "net")
+    wrong = sums(state, jbp.Batch(X[6:], Y[6:], whole[6:]))  # without its places it draws otherwise
+    assert not np.allclose(wrong.value + parts[0].value, total.value, rtol=1e-6)
+
+
+# Weights
+
+
+def test_weights_are_divided_once_by_their_sum():
+    step, weights = jbp.make_step(dataclasses.replace(PROBLEM, net=(net := jbp.Dense(K)))), np.arange(N) % 4.0
+    problem = dataclasses.replace(PROBLEM, net=net)
+    start = state_of(problem)
+    params = jax.tree.map(np.asarray, start.params)
+    value, grads = jbp.value_and_grad(net, LOSS)(params, X, Y, None, jnp.asarray(weights / weights.sum()))
+    state, figures = step(start, jbp.Batch(X, Y, weights))
+    assert figures.loss == pytest.approx(float(value), rel=1e-13)
+    assert_close(state.params, jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), "net")
+
+
+def test_weights_are_repeated_rows_and_a_batch_of_weight_0_moves_nothing():
+    net, counts = jbp.Dense(K), np.arange(N) % 3
+    problem = jbp.Problem(net, LOSS, jbp.optim.sgd(0.1))
+    weighted, _ = jbp.make_step(problem)(state_of(problem), jbp.Batch(X, Y, counts.astype(float)))
+    rows = np.repeat(np.arange(N), counts)
+    repeated, _ = jbp.make_step(problem)(state_of(problem), jbp.Batch(X[rows], Y[rows]))
+    assert_close(weighted.params, repeated.params, "net")
+    broken = np.full_like(X, np.nan)
+    still, figures = jbp.make_step(problem)(state_of(problem), jbp.Batch(broken, Y, np.zeros(N)))
+    assert same(still.params, state_of(problem).params) and float(figures.loss) == 0
+
+
+def test_fit_takes_a_weight_for_each_example():
+    net, counts = jbp.Dense(K), np.arange(N) % 3
+    rows = np.repeat(np.arange(N), counts)
+    options: Any = {"epochs": 3, "seed": 1}
+    weighted = jbp.fit(net, LOSS, SGD, (X, Y), weights=counts.astype(float), batch_size=N, **options)
+    repeated = jbp.fit(net, LOSS, SGD, (X[rows], Y[rows]), batch_size=len(rows), **options)
+    assert_close(weighted.params, repeated.params, "net")
+    ones = jbp.fit(NET, LOSS, SGD, (X, Y), weights=np.ones(N), batch_size=4, **options)
+    assert_close(ones.params, jbp.fit(NET, LOSS, SGD, (X, Y), batch_size=4, **options).params, "net")
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        (np.ones(N - 1), "one number for each of the 23 examples"),
+        (-np.ones(N), "finite and at least 0, but are -1.0"),
+        (np.full(N, np.nan), "finite and at least 0, but are nan"),
+    ],
+)
+def test_weights_that_are_none_are_refused(weights: Any, words: str):
+    with pytest.raises(ValueError, match=words):
+        jbp.fit(NET, LOSS, SGD, (X, Y), batch_size=4, weights=weights)
+    if len(weights) == N:
+        with pytest.raises(ValueError, match=words):
+            jbp.make_step(PROBLEM)(state_of(), jbp.Batch(X, Y, weights))
+
+
+# Methods
+
+
+@dataclass(frozen=True)
+class SPSA(jbp.Method):
+    """Simultaneous perturbation: g ≈ (e(θ + cΔ) − e(θ − cΔ))/2c · Δ, one random direction of signs for all examples.
+
+    Source: Spall 1992, "Multivariate stochastic approximation using a simultaneous perturbation gradient
+    approximation".
+    """
+
+    size: float = 1e-3
+
+    def sums(self, problem: jbp.Problem, state: jbp.State, batch: jbp.Batch, key: Any) -> jbp.Sums:
+        leaves, structure = jax.tree.flatten(state.params)
+        keys = jax.random.split(jax.random.fold_in(key, 1), len(leaves))
+        signs = [jax.random.rademacher(k, a.shape, a.dtype) for k, a in zip(keys, leaves, strict=True)]
+        direction = structure.unflatten(signs)
+
+        def error(size: float) -> Any:
+            moved = jax.tree.map(lambda p, d: p + size * d, state.params, direction)
+            return jbp.value_and_grad(problem.net, problem.loss)(moved, batch.x, batch.y, key, batch.weights)[0]
+
+        slope = (error(self.size) - error(-self.size)) / (2 * self.size)
+        return jbp.Sums(error(0.0), jax.tree.map(lambda d: slope * d, direction), ())
+
+
+def test_a_method_of_ones_own_in_twenty_lines():
+    net, problem = jbp.Dense(K), jbp.Problem(jbp.Dense(K), LOSS, jbp.optim.sgd(1.0), method=SPSA())
+    state = state_of(problem)
+
+    def estimate(key: Any) -> Any:
+        return problem.method.sums(problem, state, jbp.Batch(jnp.asarray(X), jnp.asarray(Y)), key).grads
+
+    draws = jax.jit(jax.vmap(estimate))(jax.random.split(jax.random.key(0), 4000))
+    true = jbp.value_and_grad(net, LOSS)(state.params, X, Y)[1]
+    for mean, spread, g in zip(
+        *(jax.tree.leaves(jax.tree.map(f, draws)) for f in (lambda a: a.mean(0), lambda a: a.std(0))),
+        jax.tree.leaves(true),
+        strict=True,
+    ):
+        assert (np.abs(mean - g) <= 5 * spread / np.sqrt(4000) + 1e-5).all()  # 18 numbers: fails once in 10⁵
+    fitted = jbp.fit(net, LOSS, jbp.optim.sgd(0.05), (X, Y), rule=SPSA(), epochs=60, batch_size=N)
+    assert fitted.history[-1]["train_loss"] < fitted.history[0]["train_loss"]
+
+
+def test_who_adds_up_and_who_does_not():
+    assert jbp.Backpropagation().additive and SPSA().additive and jbp.rules.method_of("kolen_pollack").additive
+    assert not InPlace().additive
+
+
+def test_two_ways_at_once_are_refused_in_one_place():
+    for options in ({"rule": SPSA()}, {"private": jbp.Private(1.0, 1.0, 1e-4)}):
+        with pytest.raises(ValueError, match=r"expected one of .* and in_place: a learning rule"):
+            jbp.fit(NET, LOSS, SGD, (X, Y), in_place=True, **options)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="expected one of rule and private"):
+        jbp.fit(NET, LOSS, SGD, (X, Y), rule="kolen_pollack", private=jbp.Private(1.0, 1.0, 1e-4))
+
+
+# Optimisers that ask for more than a gradient
+
+
+ASKING = {
+    "plateau": optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau(patience=2)),
+    "polyak": optax.polyak_sgd(0.5),
+    "lbfgs": optax.lbfgs(memory_size=3),
+}
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_optimisers_that_ask_for_the_value_get_it(name: str, optax_promotion: None):
+    fitted = jbp.fit(NET, LOSS, ASKING[name], (X, Y), epochs=12, batch_size=N)
+    assert fitted.history[-1]["train_loss"] < 0.95 * fitted.history[0]["train_loss"]
+    with pytest.raises(ValueError, match=r"asks for the value of the loss .* not noised"):
+        jbp.fit(NET, LOSS, ASKING[name], (X, Y), private=jbp.Private(1.0, 1.0, 1e-4), epochs=1, batch_size=4)
+
+
+def test_the_value_that_they_get_is_that_of_the_steps_batch_at_any_parameters():
+    def init(params: Any) -> Any:
+        return jnp.zeros(3)
+
+    def update(updates: Any, state: Any, params: Any = None, *, value: Any, value_fn: Any, grad: Any) -> Any:
+        elsewhere = jax.tree.map(lambda p: 2 * p, params)
+        return jax.tree.map(jnp.zeros_like, updates), jnp.stack([value, value_fn(params), value_fn(elsewhere)])
+
+    problem = jbp.Problem(NET, LOSS, optax.GradientTransformationExtraArgs(init, update))
+    start = state_of(problem)
+    params, key = jax.tree.map(np.asarray, start.params), step_key(epoch_keys(start.key, 1)[1], 0)
+    state, figures = jbp.make_step(problem)(start, jbp.Batch(X, Y))
+    value_and_grad = jbp.value_and_grad(NET, LOSS)
+    expected = [value_and_grad(jax.tree.map(lambda p, c=c: c * p, params), X, Y, key)[0] for c in (1.0, 1.0, 2.0)]
+    np.testing.assert_allclose(state.opt_state, np.stack(expected), rtol=1e-12)
+    assert float(figures.loss) == float(state.opt_state[0])
+
+
+def test_an_optimiser_with_parameters_of_its_own_is_refused_in_words():
+    lookahead = optax.lookahead(optax.sgd(0.1), 5, 0.5)
+    with pytest.raises(ValueError, match=r"these parameters .*lookahead"):
+        jbp.fit(NET, LOSS, lookahead, (X, Y), batch_size=4)
+
+
+# What is done to an example first
+
+
+def picture(x: Any, key: Any) -> Any:
+    """uint8 → [0, 1], and in training a shift of its own."""
+    x = x.astype(jnp.float64) / 255
+    return x if key is None else jnp.roll(x, jax.random.randint(key, (), 0, WIDTH), -1)
+
+
+BYTES = np.random.default_rng(4).integers(0, 256, (N, WIDTH)).astype(np.uint8)
+
+
+def test_a_transform_runs_in_the_step_and_in_evaluation_without_drawing():
+    problem = jbp.Problem(jbp.Dense(K), LOSS, jbp.optim.sgd(0.1), transform=picture)
+    start = jbp.init_state(problem, jax.ShapeDtypeStruct((WIDTH,), jnp.uint8), seed=2)
+    params, noise = jax.tree.map(np.asarray, start.params), step_key(epoch_keys(start.key, 1)[1], 0)
+    _, figures = jbp.make_step(problem)(start, jbp.Batch(BYTES, Y))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(noise, 2**32 - 1), jnp.arange(N))
+    shifted = jax.vmap(picture)(BYTES, keys)
+    value_and_grad = jbp.value_and_grad(jbp.Dense(K), LOSS)
+    assert float(figures.loss) == pytest.approx(float(value_and_grad(params, shifted, Y)[0]), rel=1e-13)
+    fitted = jbp.fit(
+        jbp.Dense(K),
+        LOSS,
+        jbp.optim.sgd(0.1),
+        (BYTES, Y),
+        transform=picture,
+        epochs=2,
+        batch_size=4,
+        validation_data=(BYTES, Y),
+    )
+    plain = value_and_grad(fitted.params, BYTES / 255, Y)[0]
+    assert fitted.history[-1]["validation_loss"] == pytest.approx(float(plain), rel=1e-12)
+    assert problem.describe_transform() == f"{__name__}.picture"
+
+
+def test_a_transform_draws_by_place_and_apart_from_the_net():
+    drawn = []
+
+    def watched(x: Any, key: Any) -> Any:
+        if key is not None:
+            drawn.append(key)
+        return x
+
+    problem = dataclasses.replace(PROBLEM, transform=watched)
+    state, figures = jbp.make_step(problem)(state_of(problem), jbp.Batch(X, Y))
+    plain, others = jbp.make_step(PROBLEM)(state_of(), jbp.Batch(X, Y))
+    assert len(drawn) == 1
+    assert float(figures.loss) == float(others.loss) and same(state.params, plain.params)  # dropout as without it
+
+
+def test_the_net_is_made_for_what_the_transform_gives():
+    def halved(x: Any, key: Any) -> Any:
+        return x[:2]
+
+    fitted = jbp.fit(jbp.Dense(K), LOSS, SGD, (X, Y), transform=halved, epochs=1, batch_size=4)
+    assert fitted.params["weight"].shape == (2, K)
+    with pytest.raises(ValueError, match=r"input of shape \(5,\)|shape"):
+        jbp.fit(jbp.Dense(K), LOSS, SGD, (X, Y), params=fitted.params, epochs=1, batch_size=4)
+
+
+# Modes, masks and places
+
+
+@dataclass(frozen=True, repr=False)
+class Centring(Layer):
+    """y = x − mean of the batch in training, x − 1 in evaluation."""
+
+    couples_batch: ClassVar[Any] = "training"
+
+    def init(self, key: Any, shape: Any) -> Any:
+        return (), shape
+
+    def forward(self, params: Any, x: Any, key: Any, weights: Any = None, training: bool = False) -> Any:
+        if not training:
+            return x - 1, Static(False)
+        p = jnp.full(len(x), 1 / len(x)) if weights is None else weights / weights.sum()
+        return x - jnp.einsum("n,n...->...", p.astype(x.dtype), x)[None], Static(True)
+
+    def backward(self, params: Any, saved: Any, delta: Any) -> Any:
+        return (delta - delta.mean(0, keepdims=True) if saved.value else delta), ()
+
+
+@dataclass(frozen=True, repr=False)
+class MeanOverTime(Layer):
+    """y[o] = Σₜ mₜ x[t,o]/Σₜ mₜ: what pools over the real positions."""
+
+    uses_mask: ClassVar[bool] = True
+
+    def init(self, key: Any, shape: Any) -> Any:
+        return (), shape[1:]
+
+    def forward(self, params: Any, x: Any, key: Any, mask: Any = None) -> Any:
+        m = jnp.ones(len(x), x.dtype) if mask is None else mask.astype(x.dtype)
+        p = m / m.sum()
+        return jnp.where(p[:, None] > 0, p[:, None] * x, jnp.zeros_like(x)).sum(0), p
+
+    def backward(self, params: Any, saved: Any, delta: Any) -> Any:
+        return saved[:, None] * delta[None], ()
+
+
+COUPLED = jbp.serial(jbp.Dense(7), jbp.repeat(jbp.serial(Centring(), jbp.Dense(7)), 2), jbp.Dense(K))
+
+
+def test_a_layer_that_couples_in_training_is_told_the_mode_and_couples_nothing_in_evaluation():
+    assert COUPLED.couples_batch == "training"
+    params, _ = COUPLED.init(jax.random.key(0), (WIDTH,))
+    with pytest.raises(NotImplementedError, match=r"0\.\w+ lies below the batch-coupled layer \[1\]\[0\]"):
+        output, saved = jbp.forward(COUPLED, params, X, training=True)
+        jbp.stats.norms(jbp.backward(COUPLED, params, saved, output)[1])
+    for told in ({}, {"training": False}, {"training": False, "key": jax.random.key(1)}):
+        output, saved = jbp.forward(COUPLED, params, X, **told)
+        norms = jbp.stats.norms(jbp.backward(COUPLED, params, saved, output)[1])
+        alone = [jbp.forward(COUPLED, params, X[i : i + 1], **told) for i in range(3)]
+        for i, (y, kept) in enumerate(alone):
+            one = jbp.stats.norms(jbp.backward(COUPLED, params, kept, y)[1])
+            np.testing.assert_allclose(norms[i], one[0], rtol=1e-12)
+    assert_close(output - jbp.apply(COUPLED, params, X), jnp.zeros_like(output), "net")
+
+
+def test_value_and_grad_takes_the_mode_and_a_key_means_training():
+    params, _ = COUPLED.init(jax.random.key(0), (WIDTH,))
+    value_and_grad = jbp.value_and_grad(COUPLED, LOSS)
+
+    def value(params: Any, training: bool) -> Any:
+        output, _ = jbp.forward(COUPLED, params, X, training=training)
+        return jax.vmap(LOSS.value)(output, Y).mean()
+
+    for training in (True, False):
+        expected = jax.value_and_grad(value)(params, training)
+        found = value_and_grad(params, X, Y, training=training)  # a bias below the centring cancels: rounding
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-15), found, expected)
+    assert same(value_and_grad(params, X, Y, jax.random.key(0)), value_and_grad(params, X, Y, training=True))
+    drops = jbp.value_and_grad(NET, LOSS)
+    dropped = state_of().params
+    with pytest.raises(ValueError, match="needs a key"):
+        drops(dropped, X, Y)
+    with pytest.raises(ValueError, match="needs a key"):
+        jbp.forward(NET, dropped, X, training=True)
+    still = jax.vmap(LOSS.value)(jbp.apply(NET, dropped, X), Y).mean()
+    assert float(drops(dropped, X, Y, training=False)[0]) == pytest.approx(float(still), rel=1e-13)
+
+
+POOLED = jbp.serial(jbp.Dense(7), jbp.tanh, MeanOverTime(), jbp.Dense(K))
+TOKENS = np.random.default_rng(5).normal(size=(N, 4, WIDTH))
+LENGTHS = 1 + np.arange(N) % 4
+MASK = np.arange(4) < LENGTHS[:, None]
+
+
+def test_a_mask_reaches_the_layers_that_declare_it_and_no_padding_counts():
+    params, _ = POOLED.init(jax.random.key(0), (4, WIDTH))
+    value_and_grad = jbp.value_and_grad(POOLED, LOSS)
+    value, grads = value_and_grad(params, TOKENS, Y, mask=MASK)
+    each = [value_and_grad(params, TOKENS[i : i + 1, :t], Y[i : i + 1]) for i, t in enumerate(LENGTHS)]
+    cut = jax.tree.map(lambda *a: jnp.stack(a).mean(0), *each)
+    assert_close((value, grads), cut, "net")
+    other = np.where(MASK[..., None], TOKENS, 7.0)
+    assert_close(value_and_grad(params, other, Y, mask=MASK), (value, grads), "net")
+
+
+PER_POSITION = jbp.serial(jbp.Dense(7), jbp.tanh, jbp.Dense(K))
+LABELS = np.random.default_rng(6).integers(0, K, (N, 4))
+VALUES = np.random.default_rng(7).normal(size=(N, 4, K))
+SHARES = np.exp(VALUES) / np.exp(VALUES).sum(-1, keepdims=True)
+MASKED = {
+    "squared_error": VALUES, "l2_loss": VALUES, "mean_squared_error": VALUES, "sigmoid_binary_cross_entropy": SHARES,
+    "softmax_cross_entropy": LABELS, "softmax_cross_entropy on distributions": SHARES, "cross_entropy": LABELS,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_a_loss_is_the_mean_over_the_real_positions(name: str):
+    loss, target = getattr(jbp.losses, name.split()[0]), MASKED[name]
+    output = SHARES[::-1] if loss is jbp.losses.cross_entropy else VALUES[::-1] + 0.3
+    parts = ("value", "delta", "sqrt_hessian")
+    value, delta, root = (jax.jit(jax.vmap(getattr(loss, part)))(output, target, MASK) for part in parts)
+    for i, t in enumerate(LENGTHS):
+        cut = [getattr(loss, part)(jnp.asarray(output[i, :t]), jnp.asarray(target[i, :t])) for part in parts]
+        np.testing.assert_allclose(value[i], cut[0], rtol=1e-12)
+        np.testing.assert_allclose(delta[i, :t], cut[1], rtol=1e-12, atol=1e-15)
+        assert not np.asarray(delta[i, t:]).any()
+        hessian = jnp.einsum("vtk,vsj->tksj", root[i], root[i])
+        expected = jnp.einsum("vtk,vsj->tksj", cut[2], cut[2])
+        np.testing.assert_allclose(hessian[:t, :, :t], expected, rtol=1e-11, atol=1e-14)
+        assert not np.asarray(hessian[t:]).any() and not np.asarray(hessian[:, :, t:]).any()
+    nothing = jax.vmap(loss.value)(output, target, np.zeros_like(MASK))
+    assert not np.asarray(nothing).any()
+    with pytest.raises(ValueError, match=r"the mask must have the positions \(4,\)"):
+        jax.vmap(loss.value)(output, target, MASK[:, :3])
+
+
+def test_a_mask_that_nothing_reads_is_refused():
+    flat = jbp.serial(jbp.Flatten(), jbp.Dense(K))
+    params, _ = flat.init(jax.random.key(0), (4, WIDTH))
+    with pytest.raises(ValueError, match=r"no layer of the net reads it"):
+        jbp.value_and_grad(flat, LOSS)(params, TOKENS, Y, mask=MASK)
+    with pytest.raises(ValueError, match=r"the mask has shape \(23, 3\), but the outputs have positions \(23, 4\)"):
+        params, _ = PER_POSITION.init(jax.random.key(0), (4, WIDTH))
+        jbp.value_and_grad(PER_POSITION, LOSS)(params, TOKENS, LABELS, mask=MASK[:, :3])
+
+
+def test_metrics_see_the_mask_or_refuse_it_by_name():
+    def hits(output: Any, target: Any, mask: Any = None) -> Any:
+        right = (output.argmax(-1) == target).astype(jnp.float64)
+        return right.mean() if mask is None else jnp.where(mask, right, 0.0).sum() / mask.sum(dtype=right.dtype)
+
+    problem = jbp.Problem(PER_POSITION, LOSS, jbp.optim.sgd(0.0), metrics={"hits": hits})
+    example = jax.ShapeDtypeStruct((4, WIDTH), TOKENS.dtype)
+    state, figures = jbp.make_step(problem)(jbp.init_state(problem, example), jbp.Batch(TOKENS, LABELS, mask=MASK))
+    output = np.asarray(jbp.apply(PER_POSITION, state.params, TOKENS)).argmax(-1)
+    assert float(figures.metrics["hits"]) == pytest.approx(
+        np.mean([(output[i, :t] == LABELS[i, :t]).mean() for i, t in enumerate(LENGTHS)])
+    )
+    blind = dataclasses.replace(problem, metrics={"accuracy": jbp.accuracy})
+    with pytest.raises(ValueError, match=r"metric 'accuracy' takes none"):
+        jbp.make_step(blind)(jbp.init_state(blind, example), jbp.Batch(TOKENS, LABELS, mask=MASK))
+
+
+def test_what_an_output_predicts():
+    output = jnp.asarray([[0.3, -1.0, 0.2], [-2.0, -0.1, -3.0]])
+    assert jbp.losses.softmax_cross_entropy.predict(output).tolist() == [0, 1]
+    assert jbp.losses.sigmoid_binary_cross_entropy.predict(output[0]).tolist() == [True, False, True]
+    assert (jbp.losses.l2_loss.predict(output) == output).all()
+
+
+# Progress, sources, and what is left behind
+
+
+AIM = Aim.over(["accuracy"], False, monitor=None, patience=2, min_delta=0.0, target=None, restore_best=None)
+
+
+def test_progress_is_a_value_that_grows_by_a_pure_function_and_goes_through_json():
+    start = Progress(AIM, ("accuracy",), (4, 4, 3))
+    after = see(start, Steps(1, np.asarray([3.0, 2.0]), np.asarray([[0.1], [0.2]])))
+    again = see(start, Steps(1, np.asarray([3.0, 2.0]), np.asarray([[0.1], [0.2]])))
+    assert start.taken == 0 and after.taken == 2 and after.loss == again.loss == 2.5
+    whole = see(after, Steps(1, np.asarray([3.0, 2.0, 1.0]), np.asarray([[0.1], [0.2], [0.5]])))
+    ended = see(whole, EpochEnd(1, {}, 7.0, 2.0))
+    assert ended.rows == (
+        {
+            "epoch": 1, "step": 3, "train_loss": 23 / 11, "train_accuracy": pytest.approx(2.7 / 11), "seconds": 7.0,
+            "examples_per_second": 5.5,
+        },
+    )  # fmt: skip
+    assert (ended.best_epoch, ended.epoch, ended.step, ended.stop_reason) == (1, 2, 0, None)
+    broken = see(ended, Steps(2, np.asarray([1.0, np.nan, 1.0]), np.zeros((3, 1))))
+    assert (broken.stop_reason, broken.diverged_at, broken.taken) == ("diverged", 5, 5)
+    assert see(broken, EpochEnd(2, {}, 8.0, 1.0)) is broken
+    for progress in (start, after, ended, broken):
+        back = Progress.from_json(json.loads(json.dumps(progress.to_json())))
+        np.testing.assert_array_equal(back.all_losses(), progress.all_losses())
+        assert back.metrics.tolist() == progress.metrics.tolist() and repr(back) == repr(progress)
+        assert (back.aim, back.rows, back.best, back.stop_reason) == (
+            progress.aim, progress.rows, progress.best, progress.stop_reason,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """The reader of batches that were stacked on the host: step t is entry t − first of the chunk."""
+
+    def prepared(self, chunk: Any, order_key: Any) -> Any:
+        return chunk
+
+    def batch(self, chunk: Any, order_key: Any, step: Any) -> jbp.Batch:
+        first, batches = chunk
+        return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, step - first, keepdims=False), batches)
+
+
+class Streamed:
+    """A source that hands over the rows of some steps, in the order of resident data."""
+
+    reader = Stacked()
+
+    def __init__(self, source: ResidentSource):
+        self.source, self.sizes = source, source.sizes
+
+    def chunk(self, key: Any, epoch: int, first: int, last: int) -> Any:
+        order = np.asarray(self.source.chunk(key, epoch, first, last).order).reshape(len(self.sizes), -1)[first:last]
+        real = (np.arange(order.size).reshape(order.shape) + first * order.shape[1] < N).astype(float)
+        return jnp.int32(first), jax.tree.map(jnp.asarray, jbp.Batch(X[order], Y[order], real))
+
+    def ahead(self, key: Any, epoch: int) -> None:
+        self.source.ahead(key, epoch)
+
+
+def test_a_source_of_stacked_batches_trains_to_the_bits_of_resident_data():
+    fitted = jbp.fit(NET, LOSS, SGD, (X, Y), seed=3, epochs=2, batch_size=4, metrics={"accuracy": jbp.accuracy})
+    resident = ResidentSource((jnp.asarray(X), jnp.asarray(Y)), None, Resident("shuffle", 4, N), 2)
+    progress = Progress(dataclasses.replace(AIM, patience=None, restores=False), ("accuracy",), (4, 4, 4, 4, 4, 3))
+    run = _Run(2, N, 4, None)
+    streamed = run(PROBLEM, state_of(), Streamed(resident), progress, Chunks(6, 3), None, ())
+    assert same(streamed.params, fitted.params)
+    assert (streamed.step_losses == fitted.step_losses).all()
+
+
+def test_what_is_left_behind_holds_the_state_and_prints_in_short():
+    events: list[jbp.Event] = []
+    fitted = jbp.fit(NET, LOSS, SGD, (X, Y), epochs=1, batch_size=4, callbacks=(events.append,))
+    assert len(repr(fitted)) < 400 and len(repr(fitted.state)) < 200 and len(repr(events[0])) < 600
+    assert same(fitted.state.params, fitted.params)
+    with pytest.deprecated_call(match=r"Fit.opt_state is now Fit.state.opt_state"):
+        assert fitted.opt_state is fitted.state.opt_state
+    with pytest.deprecated_call(match=r"Fit.rule_state is now Fit.state.method_state"):
+        assert fitted.rule_state == ()
+    with pytest.deprecated_call(match=r"Event.rule_state is now Event.state.method_state"):
+        assert events[0].rule_state == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"net": "512 relu"}, "the net must be a layer"),
+        ({"loss": "l2"}, "the loss must come from jbp.losses"),
+        ({"optimizer": "adam"}, "optimizer must come from jbp.optim or optax"),
+        ({"method": jbp.Private(1.0, 1.0, 1e-4)}, r"method must be a jbp.Method .*\.bind\(batch_size\)"),
+        ({"metrics": {"accuracy": 3}}, "metrics must be functions by name"),
+        ({"transform": 3}, "transform must be a function"),
+        ({"trainable": (1, 2)}, "trainable must be a tree of bools"),
+    ],
+)
+def test_a_problem_says_what_does_not_fit(change: dict[str, Any], words: str):
+    with pytest.raises(ValueError, match=words):
+        dataclasses.replace(PROBLEM, **change)
