@@ -225,7 +225,7 @@ class Batch(NamedTuple):
     """Inputs [n, ...], an array or a tree of arrays."""
     y: Any
     """Targets [n, ...]."""
-    weights: Weights = None
+    weights: Any = None
     """[n]: how much each example counts; 0 leaves a row out whatever it holds. None: all alike."""
     mask: Any = None
     """[n, t] bools: which positions are real. None: all of them."""

@@ -320,7 +320,7 @@ def step_function(problem: Problem) -> Step:
     return step
 
 
-def shares(weights: Weights) -> Weights:
+def shares(weights: Any) -> Weights:
     """wₙ/Σw; 0 where all are 0, None where there are none."""
     if weights is None:
         return None

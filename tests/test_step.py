@@ -44,7 +44,7 @@ def state_of(problem: jbp.Problem = PROBLEM, seed: int | None = 3, **options: An
 
 def test_steps_by_hand_are_those_of_fit_to_the_bit():
     fitted = jbp.fit(NET, LOSS, SGD, (X, Y), seed=3, epochs=2, batch_size=4, metrics={"accuracy": jbp.accuracy})
-    state, step, losses = state_of(), jbp.make_step(PROBLEM), []
+    state, step, losses, figures = state_of(), jbp.make_step(PROBLEM), [], None
     for epoch in (1, 2):
         order = order_of(state.key, epoch, Resident("shuffle", 4, N))()
         state = dataclasses.replace(state, epoch=jnp.int32(epoch), step=jnp.int32(0))
@@ -263,7 +263,7 @@ def test_the_value_that_they_get_is_that_of_the_steps_batch_at_any_parameters():
         elsewhere = jax.tree.map(lambda p: 2 * p, params)
         return jax.tree.map(jnp.zeros_like, updates), jnp.stack([value, value_fn(params), value_fn(elsewhere)])
 
-    problem = jbp.Problem(NET, LOSS, optax.GradientTransformationExtraArgs(init, update))
+    problem = jbp.Problem(NET, LOSS, optax.GradientTransformationExtraArgs(init, update))  # type: ignore[arg-type]
     start = state_of(problem)
     params, key = jax.tree.map(np.asarray, start.params), step_key(epoch_keys(start.key, 1)[1], 0)
     state, figures = jbp.make_step(problem)(start, jbp.Batch(X, Y))
@@ -389,7 +389,9 @@ def test_a_layer_that_couples_in_training_is_told_the_mode_and_couples_nothing_i
     with pytest.raises(NotImplementedError, match=r"0\.\w+ lies below the batch-coupled layer \[1\]\[0\]"):
         output, saved = jbp.forward(COUPLED, params, X, training=True)
         jbp.stats.norms(jbp.backward(COUPLED, params, saved, output)[1])
-    for told in ({}, {"training": False}, {"training": False, "key": jax.random.key(1)}):
+    output = jnp.zeros(0)
+    modes: list[dict[str, Any]] = [{}, {"training": False}, {"training": False, "key": jax.random.key(1)}]
+    for told in modes:
         output, saved = jbp.forward(COUPLED, params, X, **told)
         norms = jbp.stats.norms(jbp.backward(COUPLED, params, saved, output)[1])
         alone = [jbp.forward(COUPLED, params, X[i : i + 1], **told) for i in range(3)]
