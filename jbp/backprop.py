@@ -22,7 +22,8 @@ from jax.tree_util import register_dataclass
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jbp.arguments import check_hashable, check_weights
-from jbp.combine import Combinator, Place, Tied, located
+from jbp.combine import Combinator, Place, located
+from jbp.combine.tied import Uses, unless_shared, unmarked
 from jbp.layer import ArrayLike, Layer
 from jbp.losses import Loss
 from jbp.pairs import Coupled, Weights, is_pair, weigh
@@ -98,28 +99,28 @@ def backward(
     """Step 2: δ from the output to the input, and what `sink` makes of each layer's pairs, in the tree of `params`.
 
     `delta` [n, ...] is ∂eₙ/∂output, one row per example. `sink` is called the moment a layer's pairs exist, inside
-    the scan of `repeat` too, so with `total` the δ of a deep stack are never all alive at once. Under `tied` it sees
-    the completed pair of a shared parameter, unless it is linear. Below a layer that couples the examples the pairs
-    are `Coupled`.
+    the scan of `repeat` too, so with `total` the δ of a deep stack are never all alive at once. Of a parameter that is
+    shared by `tied`, and of none else, the pairs are kept until all its uses are found; then the sink sees the one
+    merged pair. A linear sink does not wait. Below a layer that couples the examples the pairs are `Coupled`.
     """
     coupled, saved = coupling_of(net, saved)
+    linear = getattr(sink, "linear", False)
 
-    def at(above: Place, sink: Sink) -> Callable[..., tuple[Any, Any]]:
+    def at(above: Place) -> Callable[..., tuple[Any, Any]]:
         def visit(place: Place, layer: Layer, params: Any, saved: Any, delta: Any) -> tuple[Any, Any]:
             with located(place, layer):
-                if isinstance(layer, Tied) and not getattr(sink, "linear", False):
-                    delta_x, pairs = layer.walk_backward(at(above + place, keep), params, saved, delta)
-                    return delta_x, sink(pairs)
                 if isinstance(layer, Combinator):
-                    return layer.walk_backward(at(above + place, sink), params, saved, delta)
-                delta_x, pairs = backward_leaf(layer, params, saved, delta)
+                    return layer.walk_backward(at(above + place), params, saved, delta)
+                if isinstance(layer, Uses):
+                    return None, saved if linear else unless_shared(sink, params, saved)
+                delta_x, pairs = backward_leaf(layer, unmarked(params), saved, delta)
                 if above + place in coupled:
                     pairs = jax.tree.map(lambda pair: Coupled(pair, coupled[above + place]), pairs, is_leaf=is_pair)
-                return delta_x, sink(pairs)
+                return delta_x, sink(pairs) if linear else unless_shared(sink, params, pairs)
 
         return visit
 
-    return at((), sink)((), net, params, saved, delta)
+    return at(())((), net, params, saved, delta)
 
 
 def _coupled_places(net: Layer, training: bool) -> dict[Place, str]:

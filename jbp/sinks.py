@@ -1,8 +1,11 @@
 """Sinks: what becomes of a layer's pairs the moment they exist, inside the scan of `repeat` too.
 
-A sink takes the tree of one layer's pairs and answers with a tree in which something stands for each pair. `keep` and
-`total` are the two that training needs; a statistic that reads each pair by itself, such as `jbp.stats.squared_norms`,
-is one too. A sink with the attribute `linear` commutes with adding up the uses of a shared parameter.
+A sink takes the tree of one layer's pairs and answers with a tree in which something stands for each pair. What it
+answers for a pair depends on that pair alone, so that it may be called on a part of the tree too, down to one bare
+pair: `backward` does so where `tied` shares some parameters of a layer, whose pairs meet the sink later, merged.
+`keep` and `total` are the two that training needs; a statistic that reads each pair by itself, such as
+`jbp.stats.squared_norms`, is one too. A sink with the attribute `linear` commutes with adding up the uses of a shared
+parameter: it is called on every use at once, and its answers are added up.
 """
 
 from __future__ import annotations

@@ -241,6 +241,25 @@ COMBINED = [
 
 NETS = SINGLE + COMBINED
 
+_SQUARE = jbp.serial(jbp.Dense(5), jbp.tanh, jbp.Dense(5))
+_TWICE = jbp.tied(_SQUARE, {(2, "weight"): (0, "weight")})
+
+TIES = [
+    NetCase("ties in ties", jbp.tied(jbp.serial(_TWICE, jbp.relu, _TWICE), {(2, 0, "weight"): (0, 0, "weight")}), (5,)),
+    NetCase("tied ties", jbp.tied(jbp.serial(_TWICE, jbp.relu, _TWICE), {2: 0}), (5,)),
+    NetCase("tied stacks of ties", jbp.tied(jbp.serial(*[jbp.repeat(_TWICE, 3)] * 2), {(1, 0): (0, 0)}), (5,)),
+    NetCase(
+        "a tie around a stack", jbp.tied(jbp.serial(jbp.Dense(5), jbp.repeat(_SQUARE, 3), jbp.Dense(5)), {2: 0}), (5,)
+    ),
+    NetCase(
+        "a layer lent, and its weight once more",
+        jbp.tied(jbp.serial(_SQUARE, jbp.Dense(5), Gain()), {(0, 2, "weight"): (1, "weight"), (0, 0): 1}),
+        (5,),
+    ),
+    *(case for case in COMBINED if "tied" in case.name),
+]
+"""Every way in which ties meet layers, stacks and ties; where walks may go wrong that know nothing of them."""
+
 
 def _loss_cases() -> list[LossCase]:
     cases = []

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from cases import TIES, drawn
 
 import jbp
 from jbp import checkpoint
@@ -148,6 +149,55 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch)
 @pytest.mark.parametrize("net", NETS, ids=repr)
 def test_a_net_comes_back_from_json(net):
     assert checkpoint.net_from(json.loads(json.dumps(checkpoint.describe(net)))) == net
+
+
+@pytest.mark.parametrize("case", [case for case in TIES if "Gain" not in repr(case.net)], ids=lambda case: case.name)
+def test_a_net_with_ties_and_its_parameters_come_back_from_one_file(tmp_path, case):
+    """Bit for bit, with () at every borrower."""
+    params, x, delta, _ = drawn(case)
+    path = tmp_path / "tied.safetensors"
+    checkpoint.save(path, params, checkpoint.describe(case.net))
+    tree, description = checkpoint.load(path)
+    net = checkpoint.net_from(description)
+    assert net == case.net
+    assert hash(net) == hash(case.net)
+    assert jax.tree.structure(tree) == jax.tree.structure(params)
+
+    def passes(net, params):
+        output, saved = jbp.forward(net, params, x)
+        return output, jbp.backward(net, params, saved, delta, jbp.sinks.total)
+
+    for ours, theirs in zip(jax.tree.leaves(passes(net, tree)), jax.tree.leaves(passes(case.net, params)), strict=True):
+        np.testing.assert_array_equal(ours, theirs, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("ties", "words"),
+    [
+        (None, "tied needs a path of an owner for each borrower, at least one, but got None"),
+        ([], "at least one"),
+        ("2", "at least one"),
+        ([[[2, "weight"]]], "a path of an owner for each borrower"),
+        ([[[2, "weight"], [0, 0.5]]], r"a path is a tuple of indices and names.* but got \(0, 0.5\)"),
+        ([[[2, "weight"], [0, None]]], "a path is a tuple of indices and names"),
+        ([[[2, "weight"], [0, [1]]]], "a path is a tuple of indices and names"),
+        ([[[2, "weight"], [False, "weight"]]], "a path is a tuple of indices and names"),
+        ([[[-1, "weight"], [0, "weight"]]], "a path is a tuple of indices and names"),
+        ([[[2, "weight"], []]], "a path is a tuple of indices and names"),
+        ([[[2, "weight"], {"class": "system"}]], "found 'system'"),
+        ([[[2, "weight"], {"class": "Relu"}]], "a path is a tuple of indices and names"),
+        ([[[0], [0, "weight"]]], r"the borrower \[0\] of \[0\]\['weight'\] overlaps"),
+    ],
+)
+def test_damaged_ties_are_refused_in_a_line(ties, words):
+    whole = checkpoint.describe(jbp.tied(jbp.serial(jbp.Dense(3), jbp.tanh, jbp.Dense(3)), {2: 0}))
+    with pytest.raises(ValueError, match=words) as caught:
+        checkpoint.net_from(whole | {"ties": ties})
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="tied takes a net, but got 3"):
+        checkpoint.net_from(whole | {"layer": 3})
+    with pytest.raises(ValueError, match=r"expected the fields of Tied, found \['layer'\]"):
+        checkpoint.net_from({key: value for key, value in whole.items() if key != "ties"})
 
 
 def test_only_jbps_own_layers_are_described_or_made():

@@ -7,13 +7,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-from cases import BATCH, NETS, Gain, drawn, every_layer
+from cases import BATCH, NETS, TIES, Gain, NetCase, drawn, every_layer
 from oracles import assert_close, assert_same, compiled, replaced
 
 import jbp
-from jbp import combine
+from jbp import combine, sinks, stats
 from jbp.combine import Tied
 from jbp.pairs import is_pair
+from jbp.rules.names import method_of
+from jbp.rules.rule import RuleMethod, Way
 
 KEY = jax.random.key(2)
 REPEATS = [case for case in NETS if isinstance(case.net, combine.Repeat)]
@@ -202,3 +204,80 @@ def test_a_combinator_never_holds_mathematics_of_a_batch_axis():
         case.net.walk_forward(visit, params, jnp.zeros((3, 5)), None)
         assert visited == list(case.net.children)
         assert set(visited) <= set(every_layer(case.net))
+
+
+@pytest.mark.parametrize("case", TIES, ids=lambda case: case.name)
+def test_the_gradient_of_a_shared_parameter_is_the_sum_over_its_uses(case):
+    params, x, delta, _ = drawn(case)
+
+    def both(params, x, delta):
+        ours = passes(case.net, params, x, delta)[2]
+        theirs = jax.grad(lambda p: (delta * jbp.forward(case.net, p, x, KEY)[0]).sum())(params)
+        return jax.tree.map(lambda pair: pair.total(), ours, is_leaf=is_pair), theirs
+
+    ours, theirs = compiled(both)(params, x, delta)
+    assert_close(ours, theirs, "net")
+
+
+@pytest.mark.parametrize("rule", [None, "direct_feedback_alignment"])
+@pytest.mark.parametrize("case", TIES, ids=lambda case: case.name)
+def test_a_sink_sees_each_pair_once_and_a_shared_one_when_it_is_complete(case, rule):
+    """With any way back for δ: what it makes in the walk is what it makes of the pairs that were kept."""
+    params, x, delta, _ = drawn(case)
+    net = case.net
+    if rule is not None:
+        method = method_of(rule, net, params, x)
+        assert isinstance(method, RuleMethod)
+        net, params = Way(net, method), (params, method.init(KEY, net, params))
+
+    def both(params, x, delta):
+        saved = jbp.forward(net, params, x)[1]
+        pairs, found = (jbp.backward(net, params, saved, delta, sink)[1] for sink in (sinks.keep, several))
+        return (
+            several.split(found),
+            (jax.tree.map(lambda pair: pair.total(), pairs, is_leaf=is_pair), stats.squared_norms(pairs)),
+        )
+
+    several = sinks.together(sinks.total, stats.squared_norms)
+    ours, theirs = compiled(both)(params, x, delta)
+    assert_close(ours, theirs, "net")
+
+
+def test_only_shared_pairs_wait_for_their_other_uses():
+    """The order in which a sink meets the pairs: what is shared last, in one call, everything else on the way."""
+    seen = []
+
+    def sink(pairs):
+        seen.append(jax.tree.map(lambda pair: pair.delta.shape[-2:], pairs, is_leaf=is_pair))
+        return pairs
+
+    layers = jbp.Dense(3), jbp.tanh, jbp.Dense(5), jbp.Dense(3), jbp.Dense(3)
+    net = jbp.serial(jbp.tied(jbp.serial(*layers), {(4, "weight"): (0, "weight")}), jbp.Dense(2))
+    params, x, delta, _ = drawn(NetCase("sink", net, (3,)))
+    jbp.backward(net, params, jbp.forward(net, params, x)[1], delta, sink)
+    assert [at for at in seen if at != ()] == [
+        {"weight": (1, 2), "bias": (1, 2)},
+        (1, 3),  # the last bias inside
+        {"weight": (1, 3), "bias": (1, 3)},
+        {"weight": (1, 5), "bias": (1, 5)},
+        (1, 3),  # the first bias
+        (2, 3),  # both uses of the weight
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ties", "words"),
+    [
+        ({}, "at least one"),
+        ({(-1, "weight"): (0, "weight")}, "a path is a tuple of indices and names"),
+        ({True: 0}, "a path is a tuple of indices and names"),
+        ({(2, "weight", 0): (0, "weight", 0)}, r"there are no parameters at .*: \[0\]\['weight'\]\[0\] is missing"),
+        ({(2, "weight"): (3, "weight")}, r"there are no parameters at .*: \[3\] is missing"),
+        ({("2", "weight"): (0, "weight")}, r"there are no parameters at .*: \['2'\] is missing"),
+        ({2: (0, "weight")}, "needs"),
+        ({2: 0, (2, "weight"): 1}, "overlaps"),
+    ],
+)
+def test_ties_that_lead_nowhere_are_refused(ties, words):
+    with pytest.raises(ValueError, match=words):
+        jbp.tied(jbp.serial(jbp.Dense(3), jbp.tanh, jbp.Dense(3)), ties).init(KEY, (3,))

@@ -6,15 +6,14 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from cases import BATCH, NETS, Centre, Gain, announced, drawn
+from cases import BATCH, NETS, TIES, Centre, Gain, announced, drawn
 from oracles import compiled, error_in_units
 
 import jbp
-from jbp.combine import Tied
 from jbp.losses import l2_loss, softmax_cross_entropy
-from jbp.train.in_place import _has_ties, backward_update
+from jbp.train.in_place import backward_update
 
-CASES = [case for case in NETS if jax.tree.leaves(announced(case)[0]) and not _has_ties(case.net)]
+CASES = [case for case in NETS if jax.tree.leaves(announced(case)[0]) and case not in TIES]
 OPTIMISERS = {
     "sgd": jbp.optim.sgd(0.1),
     "heavy ball": jbp.optim.sgd(0.1, momentum=0.9),
@@ -47,13 +46,11 @@ def same(ours, usual):
     return max(errors.values())
 
 
-@pytest.mark.parametrize("case", CASES[::2], ids=lambda case: case.name)
-def test_three_steps_are_the_usual_ones(case, optax_promotion):
-    name = list(OPTIMISERS)[CASES.index(case) // 2 % 3]
-    optimizer = OPTIMISERS[name]
+def three_steps(case, optimizer):
+    """(params, state) after three steps, the usual way and in place."""
     params, x, y, _ = drawn(case)
 
-    def three(in_place):
+    def by(in_place):
         def run(params, x, y):
             state = optimizer.init(params)
             for _ in range(3):
@@ -62,14 +59,55 @@ def test_three_steps_are_the_usual_ones(case, optax_promotion):
 
         return compiled(run)(params, x, y)
 
-    usual, ours = three(False), three(True)
+    return by(False), by(True)
+
+
+@pytest.mark.parametrize("case", CASES[::2], ids=lambda case: case.name)
+def test_three_steps_are_the_usual_ones(case, optax_promotion):
+    name = list(OPTIMISERS)[CASES.index(case) // 2 % 3]
+    usual, ours = three_steps(case, OPTIMISERS[name])
     error = same(ours, usual)
     if "repeat" not in repr(case.net):
         assert error == 0  # to the bit
 
 
+@pytest.mark.parametrize("momentum", [False, True])
+@pytest.mark.parametrize("case", TIES, ids=lambda case: case.name)
+def test_a_shared_parameter_takes_one_step_with_the_sum_over_its_uses(case, momentum, optax_promotion):
+    """To the bit: every δ was made with the parameters as they were, and the uses are added up in the same order."""
+    name = list(OPTIMISERS)[1 + TIES.index(case) % 2 if momentum else 0]
+    usual, ours = three_steps(case, OPTIMISERS[name])
+    error = same(ours, usual)
+    if not momentum or "repeat" not in repr(case.net):
+        assert error == 0
+
+
 def stack(layer, depth=48):
     return jbp.serial(jbp.repeat(layer, depth), jbp.Dense(10))
+
+
+def memory_of(net, optimizer, in_place) -> Any:
+    """What XLA plans for a step on a batch of 64, which it may write into its arguments."""
+    params = jax.eval_shape(lambda key: net.init(key, (512,))[0], jax.random.key(0))
+    x, y = jnp.ones((64, 512)), jnp.arange(64) % 10
+
+    def ours(params, state, x, y):
+        output, saved = jbp.forward(net, params, x)
+        delta = jax.vmap(softmax_cross_entropy.delta)(output, y) / 64
+        return backward_update(net, params, state, saved, delta, optimizer)[1:]
+
+    def usual(params, state, x, y):
+        _, grads = jbp.value_and_grad(net, softmax_cross_entropy)(params, x, y)
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    run = jax.jit(ours if in_place else usual, donate_argnums=(0, 1))
+    return run.lower(params, jax.eval_shape(optimizer.init, params), x, y).compile().memory_analysis()
+
+
+def bytes_of(net):
+    params = jax.eval_shape(lambda key: net.init(key, (512,))[0], jax.random.key(0))
+    return sum(4 * a.size for a in jax.tree.leaves(params))
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
@@ -81,25 +119,8 @@ def test_temporaries_are_activations_and_two_layers(momentum, residual):
         block = jbp.serial(jbp.Dense(512), jbp.relu)
         net = stack(jbp.residual(block) if residual else block)
         optimizer = jbp.optim.sgd(1e-3, momentum=momentum)
-        params, _ = net.init(jax.random.key(0), (512,))
-        x, y = jnp.ones((64, 512)), jnp.arange(64) % 10
-
-        def run(params, state, x, y):
-            output, saved = jbp.forward(net, params, x)
-            delta = jax.vmap(softmax_cross_entropy.delta)(output, y) / 64
-            return backward_update(net, params, state, saved, delta, optimizer)[1:]
-
-        def usual(params, state, x, y):
-            _, grads = jbp.value_and_grad(net, softmax_cross_entropy)(params, x, y)
-            updates, state = optimizer.update(grads, state, params)
-            return optax.apply_updates(params, updates), state
-
-        def memory_of(step) -> Any:
-            lowered = jax.jit(step, donate_argnums=(0, 1)).lower(params, optimizer.init(params), x, y)
-            return lowered.compile().memory_analysis()
-
-        memory, whole = memory_of(run), memory_of(usual)
-        weights = sum(a.nbytes for a in jax.tree.leaves(params))
+        memory, whole = (memory_of(net, optimizer, in_place) for in_place in (True, False))
+        weights = bytes_of(net)
         activations = 48 * 64 * 512 * 4 * (2 if residual else 1)
         layer = 4 * (512 * 512 + 512) * (2 if momentum else 1)
         print(
@@ -109,6 +130,21 @@ def test_temporaries_are_activations_and_two_layers(momentum, residual):
         assert memory.temp_size_in_bytes <= 1.1 * (activations + 2 * layer)
         assert whole.temp_size_in_bytes > weights  # it holds the gradient of the whole stack
         assert memory.alias_size_in_bytes >= weights * (2 if momentum else 1)
+
+
+def test_a_tie_around_a_stack_costs_one_gradient_and_the_stack_is_updated_inside_the_walk_all_the_same():
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+        block = jbp.serial(jbp.Dense(512), jbp.relu)
+        net = jbp.serial(jbp.repeat(block, 48), *[jbp.Dense(512), jbp.relu] * 2, jbp.Dense(10))
+        tied = jbp.tied(net, {(3, "weight"): (1, "weight")})
+        optimizer = jbp.optim.sgd(1e-3)
+        untied, ours, usual = (
+            memory_of(n, optimizer, in_place).temp_size_in_bytes
+            for n, in_place in ((net, True), (tied, True), (tied, False))
+        )
+        print(f"untied {untied / 1e6:.1f} MB, tied {ours / 1e6:.1f} MB, the usual way {usual / 1e6:.1f} MB")
+        assert ours <= 1.01 * (untied + 4 * 512 * 512)
+        assert usual > bytes_of(jbp.repeat(block, 48))
 
 
 def test_a_batch_coupled_net_and_a_users_layer():
@@ -121,16 +157,11 @@ def test_a_batch_coupled_net_and_a_users_layer():
 
 
 def test_what_it_is_not_for_is_refused():
-    net = jbp.tied(jbp.serial(jbp.Dense(3), jbp.tanh, jbp.Dense(3)), {2: 0})
+    net, adam = jbp.Dense(3), optax.adam(0.1)
     params, _ = net.init(jax.random.key(0), (3,))
-    x = jnp.ones((2, 3))
-    output, saved = jbp.forward(net, params, x)
-    sgd, adam = jbp.optim.sgd(0.1), optax.adam(0.1)
-    with pytest.raises(ValueError, match="tied parameter must be added up"):
-        backward_update(net, params, sgd.init(params), saved, output, sgd)
-    assert isinstance(net, Tied)
+    output, saved = jbp.forward(net, params, jnp.ones((2, 3)))
     with pytest.raises(ValueError, match=r"sgd, heavy_ball and nesterov.*state is tuple"):
-        backward_update(net.layer, params, adam.init(params), saved, output, adam)
+        backward_update(net, params, adam.init(params), saved, output, adam)
 
 
 def test_fit_in_place_trains_the_same_parameters():

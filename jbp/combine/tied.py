@@ -2,6 +2,11 @@
 
 The owner holds the parameter, each borrower holds (). On the way out a borrower is handed the owner's array, on the way
 back its pair is merged into the owner's: the gradient of a shared parameter is the sum over its uses.
+
+So whoever walks back may read what is found at one use only when all are found, and everything else at once. `Tied`
+says which is which: it hands its parameters down with the shared ones marked (`Shared`), and when their uses are joined
+it visits them once more, as a layer of their own (`Uses`). Ties in ties need nothing else: for an inner `Tied` a
+parameter is still marked if one further out waits for more uses of it.
 """
 
 from __future__ import annotations
@@ -9,10 +14,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any
+from itertools import takewhile
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import register_dataclass
 from jaxtyping import PRNGKeyArray
 
 from jbp.arguments import check_hashable, leaf_shapes
@@ -21,6 +28,26 @@ from jbp.layer import Layer, Shape
 from jbp.pairs import is_pair, merge
 
 Path = tuple[int | str, ...]
+
+
+@register_dataclass
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """On the way back, in place of a parameter for whose other uses a `Tied` further out waits."""
+
+    param: Any
+
+
+@dataclass(frozen=True, repr=False)
+class Uses(Layer):
+    """What a `Tied` visits on the way back, in place of a layer, when all uses of a shared parameter are found: its
+    `saved` is what the visits found at them, joined, its `params` are the owner's; there is no δ."""
+
+    owner: Path
+
+    def __repr__(self) -> str:
+        """What it stands for."""
+        return f"the uses of {_shown(self.owner)}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -34,11 +61,11 @@ class Tied(Combinator):
         if not isinstance(self.layer, Layer):
             raise ValueError(f"tied takes a net, but got {self.layer!r}")
         check_hashable(self.layer)
+        object.__setattr__(self, "ties", _ties(self.ties))
         owners = {owner for _, owner in self.ties}
         for borrower, owner in self.ties:
             for other in {*owners, *(b for b, _ in self.ties if b != borrower)}:
-                n = min(len(borrower), len(other))
-                if borrower[:n] == other[:n]:
+                if _overlap(borrower, other):
                     raise ValueError(
                         f"the borrower {_shown(borrower)} of {_shown(owner)} overlaps {_shown(other)}: "
                         "an owner must hold its own parameter, and a parameter can be borrowed in a place only once"
@@ -87,15 +114,23 @@ class Tied(Combinator):
         return visit((), self.layer, self.whole(params), x, key)
 
     def walk_backward(self, visit: Visit, params: Any, saved: Any, delta: Any) -> tuple[Any, Any]:
-        """The net's way back; what was found at each borrower goes to its owner: pairs merged, totals added."""
-        delta_x, found = visit((), self.layer, self.whole(params), saved, delta)
-        uses: dict[Path, list[Any]] = {}
-        for borrower, owner in self.ties:
-            uses.setdefault(owner, [_get(found, owner)]).append(_get(found, borrower))
-            found = _put(found, borrower, ())
-        for owner, several in uses.items():
-            joined = jax.tree.map(lambda *parts: _join(owner, parts), *several, is_leaf=is_pair)  # noqa: B023
+        """The net's way back. What was found at a borrower goes to its owner, pairs merged, totals added; then the
+        owner's is complete, and `visit` says what becomes of it."""
+        whole = self.whole(params)
+        for path in (path for tie in self.ties for path in tie):
+            whole = _put(whole, path, jax.tree.map(_mark, _get(whole, path), is_leaf=is_shared))
+        delta_x, found = visit((), self.layer, whole, saved, delta)
+        owners = list(dict.fromkeys(owner for _, owner in self.ties))
+        for owner in owners:
+            uses = [_get(found, path) for path in (owner, *(b for b, lender in self.ties if lender == owner))]
+            joined = jax.tree.map(lambda *parts: _join(owner, parts), *uses, is_leaf=is_pair)  # noqa: B023
             found = _put(found, owner, joined)
+        for borrower, _ in self.ties:
+            found = _put(found, borrower, ())
+        for owner in owners:
+            if not any(_overlap(owner, other) and len(other) < len(owner) for other in owners):
+                _, complete = visit(_place(owner), Uses(owner), _get(params, owner), _get(found, owner), None)
+                found = _put(found, owner, complete)
         return delta_x, found
 
     def walk_coupling(self, visit: Callable[[Place, Layer, bool], bool], coupled: bool) -> bool:
@@ -117,16 +152,58 @@ def tied(net: Layer, ties: Mapping[Path | int | str, Path | int | str]) -> Tied:
     Raises:
         ValueError: if an owner is a borrower too, or (at init) if a path leads nowhere or the shapes differ.
     """
-    if not isinstance(ties, Mapping) or not ties:
-        raise ValueError(f"tied needs a mapping of paths {{borrower: owner}}, at least one, but got {ties!r}")
-    return Tied(net, tuple((_path(borrower), _path(owner)) for borrower, owner in ties.items()))
+    if not isinstance(ties, Mapping):
+        raise ValueError(f"tied needs a mapping of paths {{borrower: owner}}, but got {ties!r}")
+    return Tied(net, tuple(ties.items()))  # type: ignore[arg-type] (Tied makes paths of them)
+
+
+def is_shared(node: Any) -> TypeGuard[Shared]:
+    """Whether `node` is a marked parameter."""
+    return isinstance(node, Shared)
+
+
+def unmarked(params: Any) -> Any:
+    """The parameters themselves, as a layer takes them."""
+    return jax.tree.map(lambda node: node.param if is_shared(node) else node, params, is_leaf=is_shared)
+
+
+def unless_shared(function: Callable[[Any], Any], params: Any, found: Any) -> Any:
+    """`function` of what was found at a layer; where some of its parameters are marked, of each that is not, and what
+    was found at the others as it is."""
+    nodes, structure = jax.tree.flatten(params, is_leaf=is_shared)
+    if not any(map(is_shared, nodes)):
+        return function(found)
+    parts = zip(nodes, structure.flatten_up_to(found), strict=True)
+    return structure.unflatten([part if is_shared(node) else function(part) for node, part in parts])
+
+
+def _mark(node: Any) -> Shared:
+    return node if is_shared(node) else Shared(node)
+
+
+def _ties(ties: Any) -> tuple[tuple[Path, Path], ...]:
+    """Pairs of paths, at least one."""
+    if not isinstance(ties, tuple) or not ties or not all(isinstance(tie, tuple) and len(tie) == 2 for tie in ties):
+        raise ValueError(f"tied needs a path of an owner for each borrower, at least one, but got {ties!r}")
+    return tuple((_path(borrower), _path(owner)) for borrower, owner in ties)
 
 
 def _path(path: Any) -> Path:
     path = path if isinstance(path, tuple) else (path,)
-    if not path or not all(isinstance(step, int | str) for step in path):
+    if not path or not all(type(step) is str or (type(step) is int and step >= 0) for step in path):
         raise ValueError(f"a path is a tuple of indices and names such as (2, 'weight'), but got {path!r}")
     return path
+
+
+def _overlap(a: Path, b: Path) -> bool:
+    """Whether one leads to a part of what the other leads to."""
+    n = min(len(a), len(b))
+    return a[:n] == b[:n]
+
+
+def _place(path: Path) -> Place:
+    """The leading indices."""
+    return tuple(takewhile(lambda step: isinstance(step, int), path))  # type: ignore[arg-type]
 
 
 def _join(owner: Path, parts: tuple[Any, ...]) -> Any:
@@ -138,12 +215,10 @@ def _join(owner: Path, parts: tuple[Any, ...]) -> Any:
 
 def _get(tree: Any, path: Path) -> Any:
     for i, step in enumerate(path):
-        try:
-            tree = tree[step]
-        except (KeyError, IndexError, TypeError) as error:
-            raise ValueError(
-                f"there are no parameters at {_shown(path)}: {_shown(path[: i + 1])} is missing"
-            ) from error
+        steps = tree if isinstance(tree, dict) else range(len(tree)) if isinstance(tree, tuple | list) else ()
+        if step not in steps:  # an array has entries too, but they are no parameters
+            raise ValueError(f"there are no parameters at {_shown(path)}: {_shown(path[: i + 1])} is missing")
+        tree = tree[step]  # type: ignore[index]
     return tree
 
 
@@ -154,7 +229,8 @@ def _put(tree: Any, path: Path, value: Any) -> Any:
     new = _put(tree[step], tuple(rest), value)
     if isinstance(tree, dict):
         return tree | {step: new}
-    return tuple(new if i == step else child for i, child in enumerate(tree))
+    children = [new if i == step else child for i, child in enumerate(tree)]
+    return children if isinstance(tree, list) else tuple(children)
 
 
 def _shown(path: Path) -> str:

@@ -86,7 +86,9 @@ class BoundDirect(Bound):
         ) -> tuple[Any, Any]:
             delta_x, found = visit(place, layer, params, saved, delta)
             feedback = own.get(_dotted(place))
-            return (delta_x if feedback is None else _feed(error, feedback, delta_x)), found
+            if delta_x is None or feedback is None:  # None: at the uses of a shared parameter, which are no layer
+                return delta_x, found
+            return _feed(error, feedback, delta_x), found
 
         return _walk(leaf, state)((), net, params, saved, delta)
 

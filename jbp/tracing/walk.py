@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from jbp.backprop import backward_leaf, check_input, forward_leaf
 from jbp.combine import Branch, Combinator, Repeat, Residual, located
-from jbp.combine.tied import Path, Tied
+from jbp.combine.tied import Path, Tied, Uses, unmarked
 from jbp.layer import Layer
 from jbp.losses import Loss
 from jbp.pairs import is_pair
@@ -96,6 +96,8 @@ class _Backward(_Visit):
     """The visit of `jbp.backward`, seen."""
 
     def __call__(self, step: Indices, layer: Layer, params: Any, saved: Any, delta: Any) -> tuple[Any, Any]:
+        if isinstance(layer, Uses):  # shown at the `Tied`
+            return None, saved
         place = _Place(self.path + step, next(self.repetitions), layer)
         if self.part:
             self.seen.comes(delta, self.part)
@@ -108,7 +110,7 @@ class _Backward(_Visit):
                 if isinstance(layer, Tied):
                     self.seen.shared(place, inner.found[0], found)
             else:
-                delta_x, pairs = backward_leaf(layer, params, saved, delta)
+                delta_x, pairs = backward_leaf(layer, unmarked(params), saved, delta)
                 self.seen.backward(place, delta, delta_x)
                 self.seen.gradient(place, pairs)
                 found = total(pairs)

@@ -19,7 +19,8 @@ from jax.tree_util import register_dataclass
 from jaxtyping import Array
 
 from jbp.backprop import backward_leaf, coupling_of, value_output_delta
-from jbp.combine import Combinator, Repeat, Tied, located
+from jbp.combine import Combinator, Repeat, located
+from jbp.combine.tied import Uses, is_shared, unmarked
 from jbp.layer import Layer
 from jbp.optim.momentum import MomentumState
 from jbp.optim.sgd import SgdState
@@ -43,16 +44,31 @@ def backward_update(
 
     `delta` [n, ...] carries the weights of the examples, 1/N for a mean. The δ that goes on is made with the
     parameters as they were. For `jbp.optim.sgd`, `heavy_ball` and `nesterov`, which look at each parameter by itself;
-    what looks at all gradients first, such as clipping by their global norm, cannot work this way.
+    what looks at all gradients first, such as clipping by their global norm, cannot work this way. A parameter shared
+    by `tied` changes when the gradients of all its uses are added up, every other one at once.
 
     Raises:
-        ValueError: for another optimiser, or a net with `tied` parameters, whose uses must be added up first.
+        ValueError: for another optimiser.
     """
-    check_updatable(net, state)
+    check_updatable(state)
     _, saved = coupling_of(net, saved)
     has_velocity = isinstance(state, MomentumState)
     velocity = state.velocity if has_velocity else jax.tree.map(lambda _: None, params)
     held = jax.tree.map(_Held, params, velocity)
+
+    def updated(held: Any, totals: Any) -> Any:
+        """The parameters after their step, but of those marked as shared their gradient so far."""
+        nodes, structure = jax.tree.flatten(held, is_leaf=_is_held)
+        answers = structure.flatten_up_to(totals)
+        own = [i for i, node in enumerate(nodes) if not is_shared(node.param)]
+        params, velocity = ([getattr(nodes[i], part) for i in own] for part in ("param", "velocity"))
+        at = MomentumState(state.steps, velocity) if has_velocity else state
+        updates, after = optimizer.update([answers[i] for i in own], at, params)
+        new: Any = optax.apply_updates(params, updates)
+        after: Any = after.velocity if has_velocity else velocity  # type: ignore[attr-defined]
+        for i, *node in zip(own, new, after, strict=True):
+            answers[i] = _Held(*node)
+        return structure.unflatten(answers)
 
     def visit(place: Any, layer: Layer, held: Any, saved: Any, delta: Any) -> tuple[Any, Any]:
         with located(place, layer):
@@ -60,13 +76,10 @@ def backward_update(
                 return _through_repeat(visit, layer, held, saved, delta)
             if isinstance(layer, Combinator):
                 return layer.walk_backward(visit, held, saved, delta)
-            own = _param(held)
-            delta_x, pairs = backward_leaf(layer, own, saved, delta)
-            at = MomentumState(state.steps, _velocity(held)) if has_velocity else state
-            updates, after = optimizer.update(total(pairs), at, own)
-            new = optax.apply_updates(own, updates)
-            after = after.velocity if has_velocity else jax.tree.map(lambda _: None, new)  # type: ignore[attr-defined]
-            return delta_x, jax.tree.map(_Held, new, after)
+            if isinstance(layer, Uses):
+                return None, updated(held, saved)
+            delta_x, pairs = backward_leaf(layer, unmarked(_param(held)), saved, delta)
+            return delta_x, updated(held, total(pairs))
 
     delta_x, held = visit((), net, held, saved, delta)
     steps = optimizer.update((), MomentumState(state.steps, ()) if has_velocity else state, ())[1].steps  # type: ignore[attr-defined]
@@ -83,7 +96,7 @@ class InPlace(Method):
         """Nothing is carried."""
         if problem.trainable.leaves:
             raise ValueError("in_place updates every parameter by plain backpropagation: leave out trainable")
-        check_updatable(problem.net, jax.eval_shape(problem.optimizer.init, params))
+        check_updatable(jax.eval_shape(problem.optimizer.init, params))
         return ()
 
     def sums(self, problem: Problem, state: State, batch: Batch, key: Array) -> Sums:
@@ -98,43 +111,47 @@ class InPlace(Method):
         return dataclasses.replace(state, params=params, opt_state=opt_state)
 
 
-def check_updatable(net: Layer, state: Any) -> None:
+def check_updatable(state: Any) -> None:
     """Refuse what cannot be updated layer by layer."""
     if not isinstance(state, SgdState | MomentumState):
         raise ValueError(
             "updating inside the backward pass is for jbp.optim.sgd, heavy_ball and nesterov, "
             f"but the optimiser's state is {type(state).__name__}: leave in_place out"
         )
-    if _has_ties(net):
-        raise ValueError("the uses of a tied parameter must be added up before it is updated: leave in_place out")
 
 
 def _through_repeat(visit: Any, net: Repeat, held: Any, saved: Any, delta: Any) -> tuple[Any, Any]:
     """δ through the repetitions, last to first, each written back into the stack.
 
     The next repetition is read from the stack *after* the write and carried: read from the old stack, XLA would have to
-    keep that beside the new one, and copies it twice in every round.
+    keep that beside the new one, and copies it twice in every round. Parameters for which a `tied` further out waits
+    stay as they are, and their gradients come out stacked in their places.
     """
     stacks, last, plan = saved
 
     def at(stack: Any, i: Any) -> Any:
         return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, i, keepdims=False), stack)
 
-    def body(carry: Any, i_s: Any) -> tuple[Any, None]:
+    def written(stack: Any, one: Any, i: Any) -> Any:
+        return jax.tree.map(lambda a, part: lax.dynamic_update_index_in_dim(a, part, i, 0), stack, one)
+
+    def body(carry: Any, i_s: Any) -> tuple[Any, Any]:
         delta, y, stack, own = carry
         i, distinct = i_s
         delta_x, new = visit((), net.layer, own, plan.whole(distinct, y), delta)
-        stack = jax.tree.map(lambda a, one: lax.dynamic_update_index_in_dim(a, one, i, 0), stack, new)
+        stack = _by_held(lambda held, one: held if is_shared(held.param) else written(held, one, i), stack, new)
+        totals = _by_held(lambda held, one: one if is_shared(held.param) else None, stack, new)
         own = at(stack, jnp.maximum(i - 1, 0))
-        return (delta_x, distinct[plan.input] if plan.shares_output else None, stack, own), None
+        return (delta_x, distinct[plan.input] if plan.shares_output else None, stack, own), totals
 
     start = (delta, last, held, at(held, net.n - 1))
-    (delta_x, _, held, _), _ = lax.scan(body, start, (jnp.arange(net.n), stacks), reverse=True)
-    return delta_x, held
+    (delta_x, _, held, _), totals = lax.scan(body, start, (jnp.arange(net.n), stacks), reverse=True)
+    return delta_x, _by_held(lambda held, total: held if total is None else total, held, totals)
 
 
-def _has_ties(net: Layer) -> bool:
-    return isinstance(net, Tied) or any(map(_has_ties, getattr(net, "children", ())))
+def _by_held(function: Any, held: Any, other: Any) -> Any:
+    """`function` of each parameter with its velocity, and of what stands in its place in the other tree."""
+    return jax.tree.map(function, held, other, is_leaf=_is_held)
 
 
 def _is_held(node: Any) -> bool:
