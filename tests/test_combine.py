@@ -12,10 +12,11 @@ from oracles import assert_close, assert_same, compiled, replaced
 
 import jbp
 from jbp import combine, sinks, stats
+from jbp.backprop import Trainable
 from jbp.combine import Tied
 from jbp.pairs import is_pair
-from jbp.rules.names import method_of
-from jbp.rules.rule import RuleMethod, Way
+from jbp.rules.names import rule_of
+from jbp.rules.rule import Way
 
 KEY = jax.random.key(2)
 REPEATS = [case for case in NETS if isinstance(case.net, combine.Repeat)]
@@ -226,9 +227,8 @@ def test_a_sink_sees_each_pair_once_and_a_shared_one_when_it_is_complete(case, r
     params, x, delta, _ = drawn(case)
     net = case.net
     if rule is not None:
-        method = method_of(rule, net, params, x)
-        assert isinstance(method, RuleMethod)
-        net, params = Way(net, method), (params, method.init(KEY, net, params))
+        bound = rule_of(rule).bind(net, params, x, Trainable.of(None))
+        net, params = Way(net, bound), (params, bound.init(KEY, params))
 
     def both(params, x, delta):
         saved = jbp.forward(net, params, x)[1]

@@ -164,8 +164,11 @@ def test_what_it_is_not_for_is_refused():
         backward_update(net, params, adam.init(params), saved, output, adam)
 
 
-def test_fit_in_place_trains_the_same_parameters():
-    net = jbp.serial(jbp.Dense(5), jbp.repeat(jbp.serial(jbp.Dense(5), jbp.relu, jbp.Dropout(0.2)), 3), jbp.Dense(2))
+@pytest.mark.parametrize("ties", [{}, {3: 0}], ids=["untied", "tied"])
+def test_fit_in_place_trains_the_same_parameters(ties):
+    stack = jbp.repeat(jbp.serial(jbp.Dense(3), jbp.relu, jbp.Dropout(0.2)), 3)
+    net = jbp.serial(jbp.Dense(3), stack, jbp.Dense(3), jbp.Dense(3), jbp.Dense(2))
+    net = jbp.tied(net, ties) if ties else net
     x = jax.random.normal(jax.random.key(1), (23, 3))
     data = x, (x.sum(1) > 0).astype(jnp.int32)
 
