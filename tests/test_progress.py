@@ -1,0 +1,99 @@
+"""What is known of a run, where its batches come from, and what it leaves behind."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_step import LOSS, NET, PROBLEM, SGD, N, X, Y, same, state_of
+
+import jbp
+from jbp.train import Progress
+from jbp.train.batches import Resident, ResidentSource
+from jbp.train.clocks import Chunks
+from jbp.train.fit import _Run
+from jbp.train.progress import Aim, EpochEnd, Steps, see
+
+AIM = Aim.over(["accuracy"], False, monitor=None, patience=2, min_delta=0.0, target=None, restore_best=None)
+
+
+def test_progress_is_a_value_that_grows_by_a_pure_function_and_goes_through_json():
+    start = Progress(AIM, ("accuracy",), (4, 4, 3))
+    after = see(start, Steps(1, np.asarray([3.0, 2.0]), np.asarray([[0.1], [0.2]])))
+    again = see(start, Steps(1, np.asarray([3.0, 2.0]), np.asarray([[0.1], [0.2]])))
+    assert start.taken == 0 and after.taken == 2 and after.loss == again.loss == 2.5
+    whole = see(after, Steps(1, np.asarray([3.0, 2.0, 1.0]), np.asarray([[0.1], [0.2], [0.5]])))
+    ended = see(whole, EpochEnd(1, {}, 7.0, 2.0))
+    assert ended.rows == (
+        {
+            "epoch": 1, "step": 3, "train_loss": 23 / 11, "train_accuracy": pytest.approx(2.7 / 11), "seconds": 7.0,
+            "examples_per_second": 5.5,
+        },
+    )  # fmt: skip
+    assert (ended.best_epoch, ended.epoch, ended.step, ended.stop_reason) == (1, 2, 0, None)
+    broken = see(ended, Steps(2, np.asarray([1.0, np.nan, 1.0]), np.zeros((3, 1))))
+    assert (broken.stop_reason, broken.diverged_at, broken.taken) == ("diverged", 5, 5)
+    assert see(broken, EpochEnd(2, {}, 8.0, 1.0)) is broken
+    for progress in (start, after, ended, broken):
+        back = Progress.from_json(json.loads(json.dumps(progress.to_json())))
+        np.testing.assert_array_equal(back.all_losses(), progress.all_losses())
+        assert back.metrics.tolist() == progress.metrics.tolist() and repr(back) == repr(progress)
+        assert (back.aim, back.rows, back.best, back.stop_reason) == (
+            progress.aim, progress.rows, progress.best, progress.stop_reason,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """The reader of batches that were stacked on the host: step t is entry t − first of the chunk."""
+
+    def prepared(self, chunk: Any, order_key: Any) -> Any:
+        return chunk
+
+    def batch(self, chunk: Any, order_key: Any, step: Any) -> jbp.Batch:
+        first, batches = chunk
+        return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, step - first, keepdims=False), batches)
+
+
+class Streamed:
+    """A source that hands over the rows of some steps, in the order of resident data."""
+
+    reader = Stacked()
+
+    def __init__(self, source: ResidentSource):
+        self.source, self.sizes = source, source.sizes
+
+    def chunk(self, key: Any, epoch: int, first: int, last: int) -> Any:
+        order = np.asarray(self.source.chunk(key, epoch, first, last).order).reshape(len(self.sizes), -1)[first:last]
+        real = (np.arange(order.size).reshape(order.shape) + first * order.shape[1] < N).astype(float)
+        return jnp.int32(first), jax.tree.map(jnp.asarray, jbp.Batch(X[order], Y[order], real))
+
+    def ahead(self, key: Any, epoch: int) -> None:
+        self.source.ahead(key, epoch)
+
+
+def test_a_source_of_stacked_batches_trains_to_the_bits_of_resident_data():
+    fitted = jbp.fit(NET, LOSS, SGD, (X, Y), seed=3, epochs=2, batch_size=4, metrics={"accuracy": jbp.accuracy})
+    resident = ResidentSource((jnp.asarray(X), jnp.asarray(Y)), None, Resident("shuffle", 4, N), 2)
+    progress = Progress(dataclasses.replace(AIM, patience=None, restores=False), ("accuracy",), (4, 4, 4, 4, 4, 3))
+    run = _Run(2, N, 4, None)
+    streamed = run(PROBLEM, state_of(), Streamed(resident), progress, Chunks(6, 3), None, ())
+    assert same(streamed.params, fitted.params)
+    assert (streamed.step_losses == fitted.step_losses).all()
+
+
+def test_what_is_left_behind_holds_the_state_and_prints_in_short():
+    events: list[jbp.Event] = []
+    fitted = jbp.fit(NET, LOSS, SGD, (X, Y), epochs=1, batch_size=4, callbacks=(events.append,))
+    assert len(repr(fitted)) < 400 and len(repr(fitted.state)) < 200 and len(repr(events[0])) < 600
+    assert same(fitted.state.params, fitted.params)
+    with pytest.deprecated_call(match=r"Fit.opt_state is now Fit.state.opt_state"):
+        assert fitted.opt_state is fitted.state.opt_state
+    with pytest.deprecated_call(match=r"Fit.rule_state is now Fit.state.method_state"):
+        assert fitted.rule_state == ()
+    with pytest.deprecated_call(match=r"Event.rule_state is now Event.state.method_state"):
+        assert events[0].rule_state == ()
