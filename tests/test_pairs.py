@@ -276,10 +276,11 @@ def test_every_statistic_of_every_class_of_pair(name):
     assert_close(sample.pair.total(), jnp.asarray(sample.each.sum(0)), "layer")
     assert sample.pair.batch == N and sample.pair.dtype == jnp.float64
     assert sample.pair.uses == sum(h.shape[1] for h, _ in sample.layers[0])
-    reach = [sum(np.linalg.norm(h, axis=2) * np.linalg.norm(d, axis=2) for h, d in [b])[..., None].sum((1, 2)) for
-             blocks in sample.layers for b in blocks]  # fmt: skip
-    total = np.asarray(reach).reshape(len(sample.layers), -1, N).sum(1)
-    np.testing.assert_allclose(sample.pair.reach(), total if sample.stacked else total[0], rtol=1e-12)
+    reach = np.zeros((len(sample.layers), N))
+    for layer, blocks in enumerate(sample.layers):
+        for h, delta in blocks:
+            reach[layer] += (np.linalg.norm(h, axis=2) * np.linalg.norm(delta, axis=2)).sum(1)
+    np.testing.assert_allclose(sample.pair.reach(), reach if sample.stacked else reach[0], rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", [name for name in SAMPLES if name != "Coupled" and "Stack" not in name])
@@ -342,10 +343,8 @@ def test_rows_that_are_no_blocks_are_refused_by_name():
 
 def test_clipping_keeps_its_bound_for_a_class_it_does_not_know():
     """The default's rounding is known: that of the blocks, here of Gram matrices."""
-    h, delta = (draw(N, 4, width, seed=width) for width in (37, 31))
-    block = Outer(*(jnp.asarray(a, jnp.float32) for a in (h, delta)), (37, 31))
     index = jnp.asarray(np.random.default_rng(0).integers(37, size=(N, 4, 1)))
-    pair = Pick(index, block.delta, (37, 31))
+    pair = Pick(index, jnp.asarray(draw(N, 4, 31), jnp.float32), (37, 31))
     assert_same(most(pair), most(*pair.rows()))
     assert (most(pair) > stats.squared_norms(pair)).all()
     assert_same(most(Stack(jax.tree.map(lambda a: a[None], pair))), most(pair)[None])
@@ -481,7 +480,8 @@ def test_coupled_uses_stay_coupled_when_they_are_merged():
 
 def test_stacks_join_if_what_is_in_them_does_and_sums_take_everything_in():
     first, second = (Stack(jax.tree.map(lambda a: a[None], outer(seed=s).pair)) for s in (8, 9))
-    assert isinstance(first.join(second), Stack) and first.join(second).uses == 2 * T
+    both = first.join(second)
+    assert isinstance(both, Stack) and both.uses == 2 * T
     assert first.join(Stack(jax.tree.map(lambda a: a[None], shift().pair))) is None and first.join(outer().pair) is None
     found = added(outer(), shift(1)).pair.join(added(scale(1), outer(seed=5)).pair)
     assert [type(pair) for pair in found.pairs] == [Outer, Shift, Scale] and found.uses == 2 * T + 2
