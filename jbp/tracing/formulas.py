@@ -96,7 +96,7 @@ def _of_loss(loss: Loss, classes: bool) -> tuple[str, str]:
 
 def of_pair(pair: Pair, name: str) -> str:
     """∂e/∂name = …, from what the pair holds: h and δ at each use t of the parameter."""
-    words = {Outer: "h ⊗ δ", Shift: "δ", Scale: "h∘δ"}.get(type(pair))
-    if words is not None:
-        return f"∂e/∂{name} = {'' if pair.uses == 1 else 'Σₜ '}{words}"
+    for kind, words in ((Outer, "h ⊗ δ"), (Shift, "δ"), (Scale, "h∘δ")):
+        if isinstance(pair, kind):
+            return f"∂e/∂{name} = {'' if pair.uses == 1 else 'Σₜ '}{words}"
     return f"∂e/∂{name} from its {type(pair).__name__}"
