@@ -49,7 +49,7 @@ class Gain(jbp.Layer):
         return params["gain"] * x, x
 
     def backward(self, params: Any, saved: jax.Array, delta: jax.Array) -> tuple[jax.Array, Any]:
-        pair = jbp.Scale(saved.reshape(1, -1), delta.reshape(1, -1), params["gain"].shape)
+        pair = jbp.Scale.of(saved, delta, params["gain"].shape)
         return params["gain"] * delta, {"gain": pair}
 
 

@@ -14,6 +14,7 @@ Source: Schraudolph 2002, "Fast curvature matrix-vector products for second-orde
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -29,11 +30,11 @@ from jbp.arguments import as_count, check_weights, leaf_shapes
 from jbp.backprop import backward, check_call, forward
 from jbp.layer import Layer
 from jbp.losses import Loss
-from jbp.pairs import Outer, Pair, Scale, Shift, Stack, Weights, is_pair, weigh
+from jbp.pairs import Pair, Weights, is_pair, silence, weigh
 from jbp.sinks import total
 from jbp.stats._paths import map_pairs
 from jbp.stats.kronecker import Factors, Sharing, kronecker
-from jbp.stats.moments import squares
+from jbp.stats.moments import squared, squares
 from jbp.stats.per_example import each
 
 Delta = Literal["exact", "sampled", "true"]
@@ -68,21 +69,29 @@ def gauss_newton_diagonal(
         NotImplementedError: if the loss has no `sqrt_hessian`, or below a layer that couples examples.
     """
     columns, back = _columns(net, loss, params, x, y, delta, key, samples, weights)
-    squared = partial(_squared, weights=weights, per_example=per_example)
+    found = diagonal_over(columns, back, weights, per_example)
+    if per_example:
+        return jax.tree.map(lambda leaf: weigh(weights, leaf), found)
+    return found if weights is not None else jax.tree.map(lambda leaf: leaf / columns.shape[1], found)
+
+
+def diagonal_over(columns: Array, back: Callable[[Array], Any], weights: Weights, per_example: bool) -> Any:
+    """Σᵥ Σₙ wₙ gᵥₙ² over the pairs `back(column)` of every column v, or of each example Σᵥ gᵥₙ² [n, *shape]."""
+
+    def summed(column: Array) -> Any:
+        one = partial(_squared, weights=weights, per_example=per_example)
+        return map_pairs(lambda pair: pair.over_stack(one), back(column))
 
     def add(sums: Any, column: Array) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, sums, map_pairs(squared, back(column))), None
+        return jax.tree.map(jnp.add, sums, summed(column)), None
 
-    first = jax.eval_shape(lambda: map_pairs(squared, back(columns[0])))
+    first = jax.eval_shape(summed, columns[0])
     sums, _ = lax.scan(add, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), first), columns)
     # What came in, h, is the same for every column. Of this pass only h is used, so no more of it is computed.
-    pairs = back(columns[0])
-    leaves, structure = jax.tree.flatten(pairs, is_leaf=is_pair)
-    parts = zip(leaves, structure.flatten_up_to(sums), strict=True)
-    found = [_finished(pair, s, weights, per_example) for pair, s in parts]
-    if per_example:
-        return structure.unflatten([weigh(weights, leaf) for leaf in found])
-    return structure.unflatten(found if weights is not None else [leaf / columns.shape[1] for leaf in found])
+    pairs, structure = jax.tree.flatten(back(columns[0]), is_leaf=is_pair)
+    finished = partial(_finished, weights=weights, per_example=per_example)
+    parts = zip(pairs, structure.flatten_up_to(sums), strict=True)
+    return structure.unflatten([pair.over_stack(finished, s, axis=int(per_example)) for pair, s in parts])
 
 
 def kronecker_factors(
@@ -109,6 +118,11 @@ def kronecker_factors(
         ValueError, NotImplementedError: as `gauss_newton_diagonal`, and for a parameter with uses of several kinds.
     """
     columns, back = _columns(net, loss, params, x, y, delta, key, samples, weights)
+    return factors_over(columns, back, sharing, weights)
+
+
+def factors_over(columns: Array, back: Callable[[Array], Any], sharing: Sharing, weights: Weights) -> Any:
+    """The factors of the pairs `back(column)`: G summed over the columns, A of any one, as h is the same for all."""
 
     def g(column: Array) -> Any:
         return jax.tree.map(lambda f: f.g, kronecker(back(column), sharing, weights), is_leaf=_is_factors)
@@ -119,7 +133,7 @@ def kronecker_factors(
     start = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(g, columns[0]))
     sums, _ = lax.scan(add, start, columns)
     proportions = None if weights is None else weights / weights.sum()
-    once = kronecker(back(columns[0]), sharing, proportions)  # for A, which is the same for every column
+    once = kronecker(back(columns[0]), sharing, proportions)
     return jax.tree.map(lambda f, g: Factors(f.a, g), once, sums, is_leaf=_is_factors)
 
 
@@ -321,7 +335,7 @@ def _check_delta(delta: Any, key: Any, samples: Any) -> None:
 def _silenced(net: Layer, loss: Loss, x: Any, y: Any, weights: Weights) -> Any:
     """`x` with zeros in the rows of weight 0, which may hold anything, once the whole call has been looked at."""
     check_weights(weights, check_call(net, loss, x, y))
-    return x if weights is None else jax.tree.map(partial(weigh, weights != 0), x)
+    return x if weights is None else jax.tree.map(partial(silence, weights), x)
 
 
 def _has_root(loss: Loss) -> bool:
@@ -335,30 +349,21 @@ def _like_params(params: Any, v: Any) -> Any:
     return jax.tree.map(lambda p, a: jnp.asarray(a, p.dtype), params, v)
 
 
-def _once(pair: Pair) -> bool:
-    """Whether each example uses the parameter once: then Σᵥ (h ⊗ δᵥ)² = h² ⊗ Σᵥ δᵥ², and δ² is all there is to sum."""
-    return isinstance(pair, Outer | Shift | Scale) and pair.delta.shape[-2] == 1
-
-
 def _squared(pair: Pair, weights: Weights, per_example: bool) -> Array:
-    """What is summed over the columns."""
-    if isinstance(pair, Stack):
-        return jax.vmap(partial(_squared, weights=weights, per_example=per_example))(pair.pair)
-    if _once(pair):
-        return jnp.square(pair.delta)  # type: ignore[attr-defined]
+    """What is summed over the columns: δ² where that is all, as h is the same for every column."""
+    once = squared(pair)
+    if once is not None:
+        return once.delta
     return jnp.square(each(pair)) if per_example else squares(pair, weights)
 
 
 def _finished(pair: Pair, sums: Array, weights: Weights, per_example: bool) -> Array:
     """Σᵥ Σₙ wₙ gᵥₙ², or of each example Σᵥ gᵥₙ², from h and what was summed."""
-    if isinstance(pair, Stack):
-        one = partial(_finished, weights=weights, per_example=per_example)
-        return jax.vmap(one, out_axes=int(per_example))(pair.pair, sums)
-    if not _once(pair):
+    once = squared(pair)
+    if once is None:
         return sums
-    h = {} if isinstance(pair, Shift) else {"h": jnp.square(pair.h)}  # type: ignore[attr-defined]
-    squared = type(pair)(**h, delta=sums, shape=pair.shape)  # type: ignore[attr-defined,call-arg]
-    return each(squared) if per_example else squared.total(weights)
+    whole = replace(once, delta=sums)
+    return each(whole) if per_example else whole.total(weights)
 
 
 def _is_factors(node: Any) -> bool:

@@ -23,6 +23,7 @@ class Layer:
         linear         backward(a δ₁ + b δ₂) = a backward(δ₁) + b backward(δ₂)
         shapes         forward's output has the shape that init announced; delta_x has x's
         tree           `pairs` has the tree of `params`, and each pair contracts to its parameter's shape and dtype
+        h              what a pair holds besides its `delta` is the same for every δ
         sum            the gradients of the examples add up to the gradient of the batch
         pure           same arguments, same result: under `jit`, under `vmap`, twice
 

@@ -22,7 +22,7 @@ import math
 import os
 import warnings
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -35,7 +35,7 @@ from jbp.arguments import as_number, check_weights
 from jbp.backprop import Trainable, backward, check_call, forward, mask_at
 from jbp.layer import Layer
 from jbp.losses import Loss
-from jbp.pairs import Pair, Stack, Weights, is_pair, weigh
+from jbp.pairs import Pair, Weights, is_pair, silence, weigh
 from jbp.sinks import keep
 from jbp.stats.clip import check_max_norm, clip_factor
 from jbp.stats.norms import network_norms, squared_bounds
@@ -102,7 +102,7 @@ def _clipped(
     check_weights(weights, check_call(net, loss, x, y))
     _check_uncoupled(net)
     if weights is not None:
-        x = jax.tree.map(lambda a: _rows(weights != 0, a), x)
+        x = jax.tree.map(partial(silence, weights), x)
     output, saved = forward(net, params, x, key, mask=mask, rows=rows)
     targets = (output, y, *mask_at(net, output, mask))
     delta = lax.optimization_barrier(jax.vmap(loss.delta)(*targets))
@@ -115,7 +115,9 @@ def _clipped(
     def total(pairs: Any) -> Any:
         """Σₙ of each pair, with cₙ here or, `lean`, in the δ already; without the examples that are not sound."""
         factors = sound.astype(norms.dtype) if how.lean else scale
-        return jax.tree.map(lambda pair: _silenced(pair, sound).total(factors), pairs, is_leaf=is_pair)
+        return jax.tree.map(
+            lambda pair: pair.over_stack(lambda one: _silenced(one, sound).total(factors)), pairs, is_leaf=is_pair
+        )
 
     total.linear = True  # type: ignore[attr-defined]
     if how.lean:
@@ -310,24 +312,17 @@ def _check_uncoupled(net: Layer) -> None:
         )
 
 
-def _rows(keep: Array, a: Array) -> Array:
-    """`a` [n, ...] with zeros in the rows that are not kept."""
-    return jnp.where(keep.reshape((-1,) + (1,) * (a.ndim - 1)), a, jnp.zeros_like(a))
-
-
 def _silenced(pair: Pair, sound: Array) -> Pair:
-    """A pair with zeros for what came in of the examples that are not sound: their δ weighs 0, but 0·∞ is NaN.
+    """A layer's pair with zeros for what came in of the examples that are not sound: their δ weighs 0, but 0·∞ is NaN.
 
     There are hardly ever any, so they are visited in a loop, in place; a `where` would copy every h.
     """
-    if isinstance(pair, Stack):
-        return Stack(jax.vmap(lambda one: _silenced(one, sound))(pair.pair))
     (rows,) = jnp.nonzero(~sound, size=len(sound), fill_value=0)
 
-    def silence(path: Any, a: Array) -> Array:
+    def cleared(path: Any, a: Array) -> Array:
         if path[-1].name == "delta" or not jnp.issubdtype(a.dtype, jnp.inexact):
             return a
         zero = jnp.zeros((), a.dtype)
         return lax.fori_loop(0, (~sound).sum(), lambda i, a: a.at[rows[i]].set(zero), a)
 
-    return jax.tree_util.tree_map_with_path(silence, pair)
+    return jax.tree_util.tree_map_with_path(cleared, pair)

@@ -38,8 +38,7 @@ class Gain(Layer):
 
     def backward(self, params, saved, delta):
         delta = self.factor * delta
-        pair = jbp.Scale(saved.reshape(1, -1), delta.reshape(1, -1), saved.shape)
-        return params["gain"] * delta, {"gain": pair}
+        return params["gain"] * delta, {"gain": jbp.Scale.of(saved, delta, saved.shape)}
 
 
 @dataclass(frozen=True, repr=False)
@@ -53,7 +52,7 @@ class Table(Layer):
         return x + params["table"], Static(x.shape)
 
     def backward(self, params, saved, delta):
-        return delta, {"table": jbp.Shift(delta.reshape(1, -1), saved.value)}
+        return delta, {"table": jbp.Shift.of(delta, saved.value)}
 
 
 @dataclass(frozen=True, repr=False)

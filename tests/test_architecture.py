@@ -136,6 +136,19 @@ def test_no_reverse_mode_autodiff_outside_check_and_bridge(path):
 EVERYTHING = sorted(p for folder in ("jbp", "tests", "experiments") for p in (ROOT / folder).rglob("*.py"))
 
 
+def names_stack(source: str) -> bool:
+    """Whether a source imports `Stack`."""
+    return any(name.split(".")[-1] == "Stack" for name, _ in imported(source))
+
+
+def test_stacks_are_gone_through_by_over_stack():
+    """`repeat` makes them and `explain` has words for them; nobody else asks whether a pair is one."""
+    found = {str(path.relative_to(ROOT / "jbp")) for path in SOURCES if names_stack(path.read_text())}
+    found -= {path for path in found if path.startswith("pairs/")}
+    assert found == {"__init__.py", "combine/repeat.py", "stats/explain.py"}
+    assert names_stack("from jbp.pairs import Outer, Stack") and not names_stack("from jbp.pairs import Outer")
+
+
 @pytest.mark.parametrize("path", EVERYTHING, ids=lambda p: str(p.relative_to(ROOT)))
 def test_nothing_unpickles(path):
     assert not unpickling(path.read_text())

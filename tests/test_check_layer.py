@@ -12,7 +12,9 @@ from cases import Centre
 
 import jbp
 import jbp.check
+from jbp import stats
 from jbp.check import CheckFailed
+from jbp.check import statistics as laws_of_statistics
 from jbp.check.compiled import hurried
 from jbp.layer import Layer, Static
 from jbp.pairs import Outer, Scale, Shift
@@ -263,6 +265,72 @@ def test_finite_differences_catch_a_mistake_alone():
     report = jbp.check.layer(MyDense(3, "factor"), (7, 5))
     caught = [e for e in report.failures if e.oracle == "finite differences"]
     assert [e.path for e in caught] == ["params['W']"] and "factor 2" in (caught[0].diagnosis or "")
+
+
+@dataclass(frozen=True)
+class Exchanged(MyDense):
+    """A dense layer of width 1 with h for δ and δ for h: h ⊗ δ of a weight [i, 1] is the same both ways."""
+
+    def backward(self, params, saved, delta):
+        delta_x, pairs = super().backward(params, saved, delta)
+        pair = pairs["W"]
+        return delta_x, pairs | {"W": Outer(pair.delta, pair.h, pair.shape)}
+
+
+@dataclass(frozen=True)
+class ExchangedGain(Layer):
+    """A gain with h for δ and δ for h: h∘δ = δ∘h."""
+
+    uses_key = False
+
+    def init(self, key, shape):
+        return {"g": jnp.ones(shape[-1:])}, shape
+
+    def forward(self, params, x, key):
+        return jnp.broadcast_to(params["g"], x.shape) * x, x
+
+    def backward(self, params, saved, delta):
+        gain = params["g"]
+        return jnp.broadcast_to(gain, delta.shape) * delta, {"g": Scale.of(delta, saved, gain.shape)}
+
+
+@pytest.mark.parametrize("layer", [Exchanged(1), ExchangedGain()], ids=["Outer", "Scale"])
+@pytest.mark.parametrize("shape", [(7,), (2, 7)])
+def test_a_pair_with_h_and_delta_exchanged_is_caught_though_its_gradient_is_right(layer, shape):
+    report = jbp.check.layer(layer, shape, differences=False)
+    assert report.failures[0].law == "h free of δ" and "exchanged: h follows δ" in (report.failures[0].diagnosis or "")
+    assert {entry.law for entry in report.failures} <= {"h free of δ", "gauss_newton", "kronecker"}
+
+
+def _a_bit_more(function):
+    """A statistic that is wrong in the ninth digit."""
+    return lambda *args: jax.tree.map(lambda a: a * (1 + 1e-9), function(*args))
+
+
+@pytest.mark.parametrize(
+    ("law", "where", "name"),
+    [
+        ("per_example", stats, "per_example"),
+        ("norms", stats, "squared_norms"),
+        ("second_moment", stats, "second_moment"),
+        ("gauss_newton", laws_of_statistics, "diagonal_over"),
+        ("kronecker", laws_of_statistics, "factors_over"),
+    ],
+)
+def test_each_law_of_the_statistics_catches_a_wrong_statistic(law, where, name, monkeypatch):
+    net = jbp.serial(jbp.Dense(3), jbp.repeat(jbp.Dense(3), 2))
+    monkeypatch.setattr(where, name, _a_bit_more(getattr(where, name)))
+    assert {entry.law for entry in jbp.check.layer(net, (5,), differences=False).failures} == {law}
+
+
+def test_the_statistics_take_one_program(monkeypatch):
+    programs = []
+    right = laws_of_statistics.compiled
+    monkeypatch.setattr(laws_of_statistics, "compiled", lambda f: programs.append(f) or right(f))
+    report = jbp.check.layer(jbp.serial(jbp.Dense(3), jbp.Dropout(0.3), jbp.Dense(2)), (2, 5), differences=False)
+    assert len(programs) == 1 and {e.verdict for e in report.entries if e.law == "kronecker"} == {"skip"}
+    jbp.check.layer(jbp.tanh, (5,), differences=False)
+    assert len(programs) == 1  # without parameters, none
 
 
 # -- state, keys, kinks -----------------------------------------------------------------------------------------------

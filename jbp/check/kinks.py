@@ -37,6 +37,11 @@ _DECIDED_BESIDE = {
     "jit = eager",
     "vmap = loop",
     "jax.vjp(f) = the rule",
+    "per_example",
+    "norms",
+    "second_moment",
+    "gauss_newton",
+    "kronecker",
 }
 """The laws in which the two sides of a kink may differ, for another convention or another rounding picks the side."""
 

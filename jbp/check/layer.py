@@ -20,6 +20,7 @@ from jbp.check.kinks import after_moving, at_kink, moved, no_excuse, outside, sp
 from jbp.check.laws import SCALES, by_hand, couples, gradients_of, laws, output_of, weighted
 from jbp.check.protocol import protocol
 from jbp.check.report import Entry, Report
+from jbp.check.statistics import statistics
 from jbp.check.tolerance import DEEP, MATMUL, Level, check_level
 from jbp.check.trees import (
     as_dtype,
@@ -57,7 +58,10 @@ def layer(
         slope of ⟨forward, δ⟩ by finite differences and the complex step
 
     Run without a key (evaluation) and, unless `uses_key` is False, with one (training). Against jax.vjp also at inputs
-    8 and 1000 times as large, unless `x` is given, and with weights where the layer couples the examples.
+    8 and 1000 times as large, unless `x` is given, and with weights where the layer couples the examples. In evaluation
+    also what statistics make of the pairs, against the gradients of the examples:
+
+        h free of δ · per_example · norms · second_moment · gauss_newton · kronecker
 
     Args:
         layer: what to check.
@@ -123,12 +127,14 @@ def _run(
 ) -> Report:
     """All laws at one point, without a key and with one."""
     entries: list[Entry] = []
+    broken: set[str] = set()
     alone = not isinstance(layer, Combinator) and not couples(layer)
     modes = {"": None} if layer.uses_key is False else {"": None, " (key)": key}
     for mode, k in modes.items():
         structure = protocol(layer, params, x, out_shape, k, mode)
         entries += structure
         if any(entry.verdict == "fail" and entry.law != "dtypes" for entry in structure):
+            broken.add(mode)
             continue
         if layer.uses_key is False and alone:
             entries += keyless(layer, params, x, key)
@@ -139,6 +145,8 @@ def _run(
             entries += eager(layer, params, x, k, seed, level, mode)
         if differences:
             entries += _slopes(layer, params, x, k, seed, mode)
+    if "" not in broken:
+        entries += statistics(layer, params, x, seed, level)
     return Report(subject, tuple(entries))
 
 

@@ -91,13 +91,13 @@ class Dense(Layer):
     ) -> tuple[Float[Array, "*t i"], Any]:
         """δ_h = δ Wᵀ; the pairs (h, δ) and (δ)."""
         weight = params["weight"]
-        i, o = weight.shape
+        o = weight.shape[1]
         if delta.shape != (*saved.shape[:-1], o):
             raise ValueError(f"{self!r} with a weight of shape {weight.shape} got a δ of shape {delta.shape}")
-        uses = delta.reshape(-1, o)
-        pairs: dict[str, Any] = {"weight": Outer(saved.reshape(-1, i), uses, weight.shape)}
+        uses = delta.reshape(-1, o)  # one array for both pairs, which `repeat` then stacks once
+        pairs: dict[str, Any] = {"weight": Outer.of(saved, uses, weight.shape)}
         if self.use_bias:
-            pairs["bias"] = Shift(uses, (o,))
+            pairs["bias"] = Shift.of(uses, (o,))
         return _product(delta, weight, 1), pairs
 
 

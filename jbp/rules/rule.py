@@ -20,7 +20,7 @@ from jaxtyping import Array
 from jbp.backprop import Batch, Trainable, backward, forward, value_grad_output
 from jbp.combine import Combinator, Visit
 from jbp.layer import Layer, Static
-from jbp.pairs import Coupled, Outer, Pair, Stack, Sum, is_pair
+from jbp.pairs import Pair, is_pair
 from jbp.step import Method, Problem, State, Sums, measured, moved, optimised
 
 Depths = tuple[int | None, ...]
@@ -159,15 +159,11 @@ def depths_of(net: Layer, params: Any, x: Any) -> Depths:
     return depths
 
 
-def _depth(pair: Pair, above: int = 0) -> int | None:
-    match pair:
-        case Stack():
-            return _depth(pair.pair, above + 1)
-        case Coupled():
-            return _depth(pair.pair, above)
-        case Sum():
-            return next((d for d in (_depth(member, above) for member in pair.pairs) if d is not None), None)
-    return above if isinstance(pair, Outer) else None
+def _depth(pair: Pair) -> int | None:
+    """In how many stacks a weight that multiplies is, None for another parameter."""
+    if not pair.transports:
+        return None
+    return jax.eval_shape(lambda pair: pair.over_stack(lambda _: jnp.zeros(())), pair).ndim
 
 
 def chosen(flags: Iterable[Any], tree: Any) -> Any:

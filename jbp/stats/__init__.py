@@ -2,6 +2,11 @@
 
 Take the pairs from `jbp.value_and_pairs`, whose δ belong to one example's error each, never divided by N. Ask for any
 number of statistics in one jitted function: what is not asked for is not computed.
+
+Each file holds, beside what is public, a function with a rule for each class of pair (`functools.singledispatch`):
+`each`, `measured`, `squares`, `squared`, `product`, `factors`, `held`, `told`. Its default reads `pair.rows()`, so a
+class of pair that it has never seen is served too, and registers a rule only where it knows better. A rule is given
+the pair of one layer: what goes through a `Stack` is `pair.over_stack`.
 """
 
 from jbp.stats.clip import clip_weights as clip_weights

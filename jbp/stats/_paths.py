@@ -11,7 +11,7 @@ from jax.tree_util import DictKey, GetAttrKey, SequenceKey
 from jaxtyping import Array, Float
 
 from jbp.arguments import check_weights
-from jbp.pairs import Coupled, Pair, Stack, Sum, Weights, is_pair
+from jbp.pairs import Pair, Weights, is_pair
 
 Groups = Mapping[str, str | tuple[str, ...] | list[str]]
 Per = str | Groups
@@ -31,11 +31,10 @@ def leaves(pairs: Any, weights: Weights = None) -> dict[str, Pair]:
             raise ValueError(
                 f"a statistic takes the pairs that jbp.backward returns, but found a {type(leaf).__name__} at {path}"
             )
-        culprit = _coupled(leaf)
-        if culprit is not None:
+        if leaf.coupled is not None:
             raise NotImplementedError(
-                f"{path} lies below the batch-coupled layer {culprit}: its gradient of one example is not defined, "
-                "only its total is"
+                f"{path} lies below the batch-coupled layer {leaf.coupled}: "
+                "its gradient of one example is not defined, only its total is"
             )
         found[path] = leaf
     sizes = {pair.batch for pair in found.values()}
@@ -121,17 +120,6 @@ def _patterns(name: Any, patterns: Any) -> tuple[str, ...]:
 def over_stacks(values: Array) -> Float[Array, " n"]:
     """[..., n] summed over the axes l of stacks in front."""
     return values.sum(tuple(range(values.ndim - 1)))
-
-
-def _coupled(pair: Pair) -> str | None:
-    match pair:
-        case Coupled():
-            return pair.path
-        case Stack():
-            return _coupled(pair.pair)
-        case Sum():
-            return next((path for path in map(_coupled, pair.pairs) if path is not None), None)
-    return None
 
 
 def _name(key: Any) -> Any:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import singledispatch
 from typing import Any, NamedTuple
 
 import jax
 
 from jbp.pairs import Outer, Pair, Scale, Shift, Stack, Sum
 from jbp.stats._paths import leaves
-from jbp.stats.norms import by_gram
+from jbp.stats._rows import in_rows
+from jbp.stats.moments import squares
+from jbp.stats.norms import by_gram, measured
 
 
 class Rule(NamedTuple):
@@ -28,25 +31,45 @@ def explain(pairs: Any) -> tuple[Rule, ...]:
         ValueError: if these are not the pairs of one backward pass.
         NotImplementedError: below a layer that couples examples, where there is none.
     """
-    return tuple(Rule(path, *_rule(pair)) for path, pair in leaves(pairs).items())
+    return tuple(Rule(path, *told(pair)) for path, pair in leaves(pairs).items())
 
 
-def _rule(pair: Pair) -> tuple[str, str, str]:
-    match pair:
-        case Stack():
-            inner, *rules = _rule(jax.eval_shape(lambda stack: jax.tree.map(lambda a: a[0], stack.pair), pair))
-            return f"Stack[{len(jax.tree.leaves(pair)[0])}]({inner})", rules[0], rules[1]
-        case Outer():
-            t, i, o = *pair.h.shape[1:], pair.delta.shape[-1]
-            shown = f"Outer t={t} i={i} o={o}"
-            if t == 1:
-                return shown, "‖h‖²‖δ‖²", "h² ⊗ δ²"
-            return shown, "T × T Gram matrices" if by_gram(pair) else "one example at a time", "one example at a time"
-        case Shift() | Scale():
-            product = "Σδ" if isinstance(pair, Shift) else "Σh∘δ"
-            shown = f"{type(pair).__name__} t={pair.delta.shape[1]} o={pair.delta.shape[-1]}"
-            return shown, f"‖{product}‖²", f"({product})²"
-        case Sum():
-            inner = " + ".join(_rule(member)[0] for member in pair.pairs)
-            return f"Sum({inner})", "one example at a time", "gradients formed, then squared"
-    return type(pair).__name__, "registered by its author", "registered by its author"
+@singledispatch
+def told(pair: Pair) -> tuple[str, str, str]:
+    """The words of a `Rule`: the pair, how its norms are computed, and how its second moment."""
+    blocks, norms, second_moment = told(jax.eval_shape(in_rows, pair))
+    own = "a rule of its own"
+    return (
+        f"{type(pair).__name__}({blocks})",
+        norms if measured.dispatch(type(pair)) is measured.dispatch(Pair) else own,
+        second_moment if squares.dispatch(type(pair)) is squares.dispatch(Pair) else own,
+    )
+
+
+@told.register
+def _(pair: Stack) -> tuple[str, str, str]:
+    inner, norms, second_moment = told(pair.one)
+    return f"Stack[{pair.layers}]({inner})", norms, second_moment
+
+
+@told.register
+def _(pair: Outer) -> tuple[str, str, str]:
+    t, i, o = *pair.h.shape[1:], pair.delta.shape[-1]
+    shown = f"Outer t={t} i={i} o={o}"
+    if t == 1:
+        return shown, "‖h‖²‖δ‖²", "h² ⊗ δ²"
+    return shown, "T × T Gram matrices" if by_gram(pair) else "one example at a time", "one example at a time"
+
+
+@told.register(Shift)
+@told.register(Scale)
+def _(pair: Any) -> tuple[str, str, str]:
+    product = "Σδ" if isinstance(pair, Shift) else "Σh∘δ"
+    shown = f"{type(pair).__name__} t={pair.uses} o={pair.delta.shape[-1]}"
+    return shown, f"‖{product}‖²", f"({product})²"
+
+
+@told.register
+def _(pair: Sum) -> tuple[str, str, str]:
+    inner = " + ".join(told(member)[0] for member in pair.pairs)
+    return f"Sum({inner})", "one example at a time", "gradients formed, then squared"

@@ -7,10 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
-from jbp.pairs import Outer, Pair, Scale, Shift, Stack
+from jbp.pairs import Outer, Pair
 from jbp.stats._paths import Per, groups_of, leaves
 from jbp.stats.per_example import each
 
@@ -37,22 +36,20 @@ def gram(pairs: Any, others: Any = None, per: Per = "network") -> Any:
             raise ValueError(
                 f"the two passes are of different networks: {path} has shape {_shape(pair)} and {_shape(theirs[path])}"
             )
-    products = {path: product(pair, theirs[path]) for path, pair in ours.items()}
+    products = {path: pair.over_stack(product, theirs[path], axis=None) for path, pair in ours.items()}
     found = {name: sum(products[path] for path in members) for name, members in groups.items()}
     return found["network"] if per == "network" else found
 
 
 def _shape(pair: Pair) -> tuple[int, ...]:
     """The parameter's own shape, with the l of its stacks in front."""
-    return jax.eval_shape(each, pair).shape[1:]
+    return jax.eval_shape(lambda pair: pair.total(), pair).shape
 
 
 @singledispatch
 def product(a: Pair, b: Pair) -> Float[Array, "n m"]:
-    """⟨aₙ, bₘ⟩, summed over a stack's layers; by forming the gradients."""
-    x, y = (each(pair).reshape(pair.batch, -1) for pair in (a, b))
-    if x.shape[1] != y.shape[1]:
-        raise ValueError(f"the two passes are of different networks: {x.shape[1]} and {y.shape[1]} numbers")
+    """⟨aₙ, bₘ⟩ of a pair that is no stack and another; by forming the gradients."""
+    x, y = (pair.over_stack(each, axis=1).reshape(pair.batch, -1) for pair in (a, b))
     return x @ y.T
 
 
@@ -67,17 +64,3 @@ def _(a: Outer, b: Pair) -> Array:
         jnp.einsum("nti,msi->ntms", x, y) for x, y in ((a.h, b.h), (a.delta, b.delta))
     )  # T = 1: two [n, m] matrices
     return (hs * deltas).sum((1, 3))
-
-
-@product.register(Shift)
-@product.register(Scale)
-def _(a: Pair, b: Pair) -> Array:
-    return product.dispatch(Pair)(a, b)
-
-
-@product.register
-def _(a: Stack, b: Pair) -> Array:
-    if not isinstance(b, Stack) or len(jax.tree.leaves(a)[0]) != len(jax.tree.leaves(b)[0]):
-        raise ValueError("the two passes are of different networks: their stacks differ")
-    start = jnp.zeros((a.batch, b.batch), jax.tree.leaves(a)[0].dtype)
-    return lax.scan(lambda total, ab: (total + product(*ab), None), start, (a.pair, b.pair))[0]

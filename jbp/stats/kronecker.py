@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 from jaxtyping import Array, Float
 
-from jbp.pairs import Outer, Pair, Scale, Shift, Stack, Sum, Weights, weigh
+from jbp.pairs import Outer, Pair, Scale, Shift, Sum, Weights, silence, weigh
 from jbp.stats._paths import map_pairs
+from jbp.stats._rows import in_rows
 
 Sharing = Literal["expand", "reduce"]
 
@@ -48,16 +48,13 @@ def kronecker(pairs: Any, sharing: Sharing = "expand", weights: Weights = None) 
     """
     if sharing not in ("expand", "reduce"):
         raise ValueError(f"sharing must be 'expand' or 'reduce', but is {sharing!r}")
-    return map_pairs(lambda pair: factors(pair, sharing, weights), pairs, weights)
+    return map_pairs(lambda pair: pair.over_stack(lambda pair: factors(pair, sharing, weights)), pairs, weights)
 
 
 @singledispatch
 def factors(pair: Pair, sharing: Sharing, weights: Weights = None) -> Any:
-    """A and G of one parameter; for a `Sum` of each member."""
-    raise NotImplementedError(
-        f"a parameter whose pair is a {type(pair).__name__} has no Kronecker factors: "
-        "register them with factors.register"
-    )
+    """A and G of one parameter, of a pair that is no stack; for a `Sum` of each member."""
+    return factors(in_rows(pair), sharing, weights)
 
 
 @factors.register
@@ -87,15 +84,10 @@ def _(pair: Sum, sharing: Sharing, weights: Weights = None) -> tuple[Factors, ..
     return tuple(factors(member, sharing, weights) for member in pair.pairs)
 
 
-@factors.register
-def _(pair: Stack, sharing: Sharing, weights: Weights = None) -> Any:
-    return jax.vmap(lambda inner: factors(inner, sharing, weights))(pair.pair)
-
-
 def _moment(a: Float[Array, "n t i"], weights: Weights) -> Float[Array, "i i"]:
     """Σₙₜ wₙ a[n,t] a[n,t]ᵀ; None means wₙ = 1/N. A row of weight 0 is silenced on both sides: 0·NaN is NaN."""
     rows = a.reshape(-1, a.shape[-1])
     if weights is None:
         return rows.T @ rows / len(a)
-    left, right = (weigh(w, a).reshape(rows.shape) for w in (weights, weights != 0))
+    left, right = (part.reshape(rows.shape) for part in (weigh(weights, a), silence(weights, a)))
     return left.T @ right

@@ -15,8 +15,9 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from jbp.pairs import Outer, Pair, Scale, Shift, Stack, Sum, Weights, contract, weigh
+from jbp.pairs import Outer, Pair, Scale, Shift, Sum, Weights, contract, weigh
 from jbp.stats._paths import batch, leaves, map_pairs, over_stacks
+from jbp.stats._rows import in_rows
 from jbp.stats.norms import square
 from jbp.stats.per_example import each
 
@@ -33,7 +34,7 @@ def second_moment(pairs: Any, weights: Weights = None) -> Any:
     """
     if weights is None:  # 1/N goes into δ², of which there is less than of the result
         weights = proportions(pairs, None)[0]
-    return map_pairs(lambda pair: squares(pair, weights), pairs, weights)
+    return map_pairs(lambda pair: pair.over_stack(partial(squares, weights=weights)), pairs, weights)
 
 
 def variance(pairs: Any, weights: Weights = None) -> Any:
@@ -109,7 +110,7 @@ def proportions(pairs: Any, weights: Weights) -> tuple[Array, Array]:
     """pₙ = wₙ/Σw, and Σ pₙ²."""
     n = batch(pairs)
     map_pairs(lambda pair: None, pairs, weights)
-    dtype = jnp.result_type(*jax.tree.leaves(pairs))
+    dtype = jnp.result_type(*(pair.dtype for pair in leaves(pairs).values()))
     if weights is not None and not isinstance(weights, Tracer) and weights.sum() == 0:
         raise ValueError("only the weights' proportions count here, so they must not add up to 0, but they do")
     p = jnp.full(n, 1 / n, dtype) if weights is None else (weights / weights.sum()).astype(dtype)
@@ -118,14 +119,15 @@ def proportions(pairs: Any, weights: Weights) -> tuple[Array, Array]:
 
 @singledispatch
 def squares(pair: Pair, weights: Weights) -> Array:
-    """Σₙ wₙ gₙ², in the parameter's shape; None means wₙ = 1."""
-    return weigh(weights, jnp.square(each(pair))).sum(0)
+    """Σₙ wₙ gₙ² of a pair that is no stack, in the parameter's shape; None means wₙ = 1."""
+    return squares(in_rows(pair), weights)
 
 
 @squares.register
 def _(pair: Outer, weights: Weights) -> Array:
-    if pair.h.shape[1] == 1:
-        return Outer(jnp.square(pair.h), jnp.square(pair.delta), pair.shape).total(weights)
+    once = squared(pair)
+    if once is not None:
+        return once.total(weights)
 
     def add(total: Array, row: tuple[Array, Array, Array]) -> tuple[Array, None]:
         h, delta, w = row
@@ -143,6 +145,32 @@ def _(pair: Pair, weights: Weights) -> Array:
     return weigh(weights, jnp.square(each(pair))).sum(0)
 
 
-@squares.register
-def _(pair: Stack, weights: Weights) -> Array:
-    return jax.vmap(partial(squares, weights=weights))(pair.pair)
+@singledispatch
+def squared(pair: Pair) -> Outer | Shift | Scale | None:
+    """The pair of which gₙ² is the gradient, with δ² in its `delta`; None where gₙ is a sum of several terms.
+
+    Where each example uses the parameter once, (h ⊗ δ)² = h² ⊗ δ². h is the same for every δ, so of many backward
+    passes only δ² need be added up: Σᵥ (h ⊗ δᵥ)² = h² ⊗ Σᵥ δᵥ².
+    """
+    blocks = in_rows(pair)
+    return squared(blocks) if isinstance(blocks, Outer) else None
+
+
+@squared.register
+def _(pair: Outer) -> Outer | None:
+    return Outer(jnp.square(pair.h), jnp.square(pair.delta), pair.shape) if pair.uses == 1 else None
+
+
+@squared.register
+def _(pair: Shift) -> Shift | None:
+    return Shift(jnp.square(pair.delta), pair.shape) if pair.uses == 1 else None
+
+
+@squared.register
+def _(pair: Scale) -> Scale | None:
+    return Scale(jnp.square(pair.h), jnp.square(pair.delta), pair.shape) if pair.uses == 1 else None
+
+
+@squared.register
+def _(pair: Sum) -> None:
+    return None

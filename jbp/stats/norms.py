@@ -13,7 +13,7 @@ product, and the squares are only added.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import reduce, singledispatch
+from functools import singledispatch
 from typing import Any
 
 import jax
@@ -21,8 +21,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jbp.pairs import Outer, Pair, Scale, Shift, Stack, Sum, is_pair
+from jbp.pairs import Outer, Pair, Scale, Shift, Sum, is_pair
 from jbp.stats._paths import Per, groups_of, leaves, map_pairs, over_stacks
+from jbp.stats._rows import in_rows
 from jbp.stats.per_example import each
 
 
@@ -75,49 +76,9 @@ def by_gram(pair: Outer) -> bool:
     return t * (i + o) <= i * o
 
 
-@singledispatch
 def square(pair: Pair) -> Array:
     """[n]: ‖gₙ‖², for a stack [l, n]."""
-    return jnp.square(each(pair)).sum(tuple(range(1, each(pair).ndim)))
-
-
-@square.register
-def _(pair: Outer) -> Array:
-    if pair.h.shape[1] == 1:
-        return jnp.square(pair.h).sum((1, 2)) * jnp.square(pair.delta).sum((1, 2))
-    with jax.default_matmul_precision("highest"):  # accelerators otherwise take fewer bits than `most` counts on
-        if not by_gram(pair):
-            return lax.map(lambda row: _sum_of_squares(row[0].T @ row[1]), (pair.h, pair.delta))
-        hs, deltas = (jnp.einsum("nti,nsi->nts", a, a) for a in (pair.h, pair.delta))
-        # Over s and then over t, which XLA would make one sum of T² terms and round as such. Never below 0: a
-        # difference of squares may come out so. `maximum` keeps NaN.
-        return jnp.maximum(lax.optimization_barrier((hs * deltas).sum(2)).sum(1), 0)
-
-
-@square.register
-def _(pair: Shift) -> Array:
-    return jnp.square(pair.delta.sum(1)).sum(1)
-
-
-@square.register
-def _(pair: Scale) -> Array:
-    return jnp.square((pair.h * pair.delta).sum(1)).sum(1)
-
-
-@square.register
-def _(pair: Sum) -> Array:
-    # Not ‖a‖² + ‖b‖² + 2⟨a, b⟩, a difference of squares where members cancel.
-    def one(row: Sum) -> Array:
-        g = each(jax.tree.map(lambda a: a[None], row))
-        return _sum_of_squares(g.reshape(-1, g.shape[-1]))
-
-    with jax.default_matmul_precision("highest"):
-        return lax.map(one, pair)
-
-
-@square.register
-def _(pair: Stack) -> Array:
-    return jax.vmap(square)(pair.pair)
+    return pair.over_stack(lambda pair: measured(pair)[0])
 
 
 def most(pair: Pair) -> Array:
@@ -126,44 +87,61 @@ def most(pair: Pair) -> Array:
     The second term bounds the error of a gradient that is formed, and more: scaled to a norm of C by this, an example's
     terms are so small that adding them up is off by C/64 at most. Far below eps where the uses do not cancel.
     """
-    if isinstance(pair, Stack):
-        return jax.vmap(most)(pair.pair)
-    t = uses(pair)
+    return pair.over_stack(_most)
+
+
+def _most(pair: Pair) -> Float[Array, " n"]:
+    found, hidden = measured(pair)
+    t = pair.uses
+    if t == 1 and not hidden:
+        return found
+    share = (32 * t * float(jnp.finfo(pair.dtype).eps)) ** 2 + hidden
+    return found + jnp.square(share**0.5 * pair.reach())
+
+
+@singledispatch
+def measured(pair: Pair) -> tuple[Float[Array, " n"], float]:
+    """‖gₙ‖² of a pair that is no stack, and the share of S² that this way to it may hide beyond a gradient formed.
+
+    In one answer, so that no class of pair can be clipped by a norm whose rounding it does not tell.
+    """
+    return measured(in_rows(pair))
+
+
+@measured.register
+def _(pair: Outer) -> tuple[Array, float]:
+    t, i, o = *pair.h.shape[1:], pair.delta.shape[-1]
     if t == 1:
-        return square(pair)
-    eps = float(jnp.finfo(jnp.result_type(*jax.tree.leaves(pair))).eps)
-    share = (32 * t * eps) ** 2
-    if isinstance(pair, Outer) and by_gram(pair):
-        share += (pair.h.shape[-1] + pair.delta.shape[-1] + 2 * t) * eps / 2
-    return square(pair) + jnp.square(share**0.5 * reach(pair))
+        return jnp.square(pair.h).sum((1, 2)) * jnp.square(pair.delta).sum((1, 2)), 0.0
+    with jax.default_matmul_precision("highest"):  # accelerators otherwise take fewer bits than `most` counts on
+        if not by_gram(pair):
+            return lax.map(lambda row: _sum_of_squares(row[0].T @ row[1]), (pair.h, pair.delta)), 0.0
+        hs, deltas = (jnp.einsum("nti,nsi->nts", a, a) for a in (pair.h, pair.delta))
+        # Over s and then over t, which XLA would make one sum of T² terms and round as such. Never below 0: a
+        # difference of squares may come out so. `maximum` keeps NaN.
+        found = jnp.maximum(lax.optimization_barrier((hs * deltas).sum(2)).sum(1), 0)
+    return found, (i + o + 2 * t) * float(jnp.finfo(pair.dtype).eps) / 2
 
 
-def uses(pair: Pair) -> int:
-    """T, of how many terms the gradient of one example is the sum; 1 for a class of pair that is not known."""
-    match pair:
-        case Sum():
-            return sum(map(uses, pair.pairs))
-        case Outer() | Shift() | Scale():
-            return pair.delta.shape[1]
-    return 1
+@measured.register
+def _(pair: Shift) -> tuple[Array, float]:
+    return jnp.square(pair.delta.sum(1)).sum(1), 0.0
 
 
-def reach(pair: Pair) -> Float[Array, " n"]:
-    """S = Σₜ ‖hₜ‖‖δₜ‖ [n]: what ‖gₙ‖ would be if no use cancelled another."""
-    match pair:
-        case Outer():
-            return (_lengths(pair.h) * _lengths(pair.delta)).sum(1)
-        case Shift():
-            return _lengths(pair.delta).sum(1)
-        case Scale():
-            return _lengths(pair.h * pair.delta).sum(1)
-        case Sum():
-            return reduce(jnp.add, map(reach, pair.pairs))
-    return jnp.sqrt(square(pair))
+@measured.register
+def _(pair: Scale) -> tuple[Array, float]:
+    return jnp.square((pair.h * pair.delta).sum(1)).sum(1), 0.0
 
 
-def _lengths(rows: Float[Array, "n t i"]) -> Float[Array, "n t"]:
-    return jnp.sqrt(jnp.square(rows).sum(2))
+@measured.register
+def _(pair: Sum) -> tuple[Array, float]:
+    # Not ‖a‖² + ‖b‖² + 2⟨a, b⟩, a difference of squares where members cancel.
+    def one(row: Sum) -> Array:
+        g = each(jax.tree.map(lambda a: a[None], row))
+        return _sum_of_squares(g.reshape(-1, g.shape[-1]))
+
+    with jax.default_matmul_precision("highest"):
+        return lax.map(one, pair), 0.0
 
 
 def _sum_of_squares(g: Float[Array, "i o"]) -> Float[Array, ""]:

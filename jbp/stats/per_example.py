@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import reduce, singledispatch
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jbp.pairs import Outer, Pair, Scale, Shift, Stack, Sum
+from jbp.pairs import Outer, Pair, Scale, Shift, Sum
 from jbp.stats._paths import map_pairs
+from jbp.stats._rows import in_rows
 
 
 def per_example(pairs: Any) -> Any:
@@ -22,13 +22,13 @@ def per_example(pairs: Any) -> Any:
         ValueError: if these are not the pairs of one backward pass, or the batch is empty.
         NotImplementedError: below a layer that couples examples.
     """
-    return map_pairs(each, pairs)
+    return map_pairs(lambda pair: pair.over_stack(each, axis=1), pairs)
 
 
 @singledispatch
 def each(pair: Pair) -> Array:
-    """[n, *shape]: the gradient of each example."""
-    raise NotImplementedError(f"{type(pair).__name__} has no per-example gradient: register one with each.register")
+    """[n, *shape]: the gradient of each example, of a pair that is no stack."""
+    return each(in_rows(pair))
 
 
 @each.register
@@ -49,8 +49,3 @@ def _(pair: Scale) -> Array:
 @each.register
 def _(pair: Sum) -> Array:
     return reduce(jnp.add, map(each, pair.pairs))
-
-
-@each.register
-def _(pair: Stack) -> Array:
-    return jax.vmap(each, out_axes=1)(pair.pair)

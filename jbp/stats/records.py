@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial, reduce
+from functools import reduce, singledispatch
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jbp.pairs import Outer, Pair, Scale, Shift, Stack, Sum, Weights, weigh
+from jbp.pairs import Outer, Pair, Scale, Shift, Sum, Weights, silence, weigh
 from jbp.stats._paths import leaves
+from jbp.stats._rows import in_rows
 from jbp.stats.moments import proportions
 
 
@@ -38,30 +38,38 @@ def records(pairs: Any, weights: Weights = None) -> dict[str, Record]:
         NotImplementedError: below a layer that couples examples.
     """
     p, _ = proportions(pairs, weights)
-    return {path: _record(pair, p) for path, pair in leaves(pairs).items()}
+    return {path: pair.over_stack(lambda pair: _record(pair, p)) for path, pair in leaves(pairs).items()}
 
 
 def _record(pair: Pair, p: Float[Array, " n"]) -> Record:
-    if isinstance(pair, Stack):
-        return jax.vmap(partial(_record, p=p))(pair.pair)
-    hs, deltas = _both(pair)
-    dead = [(weigh(p != 0, h) == 0).all((0, 1), keepdims=True).astype(h.dtype) for h in hs]
+    hs, deltas = held(pair)
+    dead = [(silence(p, h) == 0).all((0, 1), keepdims=True).astype(h.dtype) for h in hs]
     saturated = [(jnp.abs(h) >= 0.99).astype(h.dtype) for h in hs]
     one = jnp.ones(1, p.dtype)
     return Record(_rms(hs, p), _rms(deltas, p), _mean(dead, one), _mean(saturated, p))
 
 
-def _both(pair: Pair) -> tuple[list[Array], list[Array]]:
-    """Every h [n,t,i] and every δ [n,t,o] of a pair."""
-    match pair:
-        case Outer() | Scale():
-            return [pair.h], [pair.delta]
-        case Shift():
-            return [], [pair.delta]
-        case Sum():
-            parts = [_both(member) for member in pair.pairs]
-            return [h for hs, _ in parts for h in hs], [delta for _, deltas in parts for delta in deltas]
-    raise NotImplementedError(f"there is no record of a {type(pair).__name__}")
+@singledispatch
+def held(pair: Pair) -> tuple[list[Array], list[Array]]:
+    """Every h [n,t,i] and every δ [n,t,o] of a pair that is no stack."""
+    return held(in_rows(pair))
+
+
+@held.register(Outer)
+@held.register(Scale)
+def _(pair: Any) -> tuple[list[Array], list[Array]]:
+    return [pair.h], [pair.delta]
+
+
+@held.register
+def _(pair: Shift) -> tuple[list[Array], list[Array]]:
+    return [], [pair.delta]
+
+
+@held.register
+def _(pair: Sum) -> tuple[list[Array], list[Array]]:
+    parts = [held(member) for member in pair.pairs]
+    return [h for hs, _ in parts for h in hs], [delta for _, deltas in parts for delta in deltas]
 
 
 def _rms(arrays: list[Array], p: Float[Array, " n"]) -> Float[Array, ""]:

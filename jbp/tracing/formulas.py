@@ -96,13 +96,7 @@ def _of_loss(loss: Loss, classes: bool) -> tuple[str, str]:
 
 def of_pair(pair: Pair, name: str) -> str:
     """∂e/∂name = …, from what the pair holds: h and δ at each use t of the parameter."""
-    uses = pair.delta.shape[1] if isinstance(pair, Outer | Shift | Scale) else 0
-    over = "" if uses == 1 else "Σₜ "
-    match pair:
-        case Outer():
-            return f"∂e/∂{name} = {over}h ⊗ δ"
-        case Shift():
-            return f"∂e/∂{name} = {over}δ"
-        case Scale():
-            return f"∂e/∂{name} = {over}h∘δ"
+    for kind, words in ((Outer, "h ⊗ δ"), (Shift, "δ"), (Scale, "h∘δ")):
+        if isinstance(pair, kind):
+            return f"∂e/∂{name} = {'' if pair.uses == 1 else 'Σₜ '}{words}"
     return f"∂e/∂{name} from its {type(pair).__name__}"

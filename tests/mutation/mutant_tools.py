@@ -82,8 +82,7 @@ class Gain(Layer):
 
     def backward(self, params, saved, delta):
         gain = params["gain"]
-        h, uses = (a.reshape(-1, gain.size) for a in (saved, delta))
-        return delta * gain.reshape((1,) * (delta.ndim - 1) + (-1,)), {"gain": Scale(h, uses, gain.shape)}
+        return delta * gain.reshape((1,) * (delta.ndim - 1) + (-1,)), {"gain": Scale.of(saved, delta, gain.shape)}
 
 
 @dataclass(frozen=True, repr=False)

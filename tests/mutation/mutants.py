@@ -21,7 +21,7 @@ import jbp.check
 from jbp import backprop, losses, optim
 from jbp.combine.tied import _join
 from jbp.optim.momentum import _descend
-from jbp.pairs import Outer, Pair, Shift, Stack, is_pair
+from jbp.pairs import Outer, Pair, Scale, Shift, Stack, is_pair
 
 GRADIENT: Any = sys.modules["jbp.check.gradient"]
 """The module; `jbp.check.gradient` is the function in it."""
@@ -200,7 +200,7 @@ def _dense_backward(change: Any) -> Any:
 
 
 VJP, EACH = "= vjp", "= vjp, each example"
-D = jbp.Dense(5)
+D, D1 = jbp.Dense(5), jbp.Dense(1)
 # fmt: off
 LAYERS = (
     _m("bias gradient dropped", "Dense", EACH, "layer (3,)", D,
@@ -260,6 +260,10 @@ PAIRS = (
     _m("only the first use", "Outer", EACH, "layer (2, 3)", D,
        with_pair(D, "weight", lambda p: Outer(p.h[:1], p.delta[:1], p.shape))),
     _m("h left out", "Scale", EACH, "layer (3,)", Gain(), with_pair(Gain(), "gain", lambda p: Shift(p.delta, p.shape))),
+    _m("h and δ exchanged, their product the same", "Outer", "h free of δ", "layer (2, 3)", D1,
+       with_pair(D1, "weight", lambda p: Outer(p.delta, p.h, p.shape))),
+    _m("h and δ exchanged, their product the same", "Scale", "h free of δ", "layer (3,)", Gain(),
+       with_pair(Gain(), "gain", lambda p: Scale(p.delta, p.h, p.shape))),
     _m("1/N missing", "contract", "= jax.grad", "gradient, weights", DROPPING, None,
        (GRADIENT, "contract", lambda pairs, weights=None, right=jbp.contract:
         jax.tree.map(lambda g: 5 * g, right(pairs, weights)))),

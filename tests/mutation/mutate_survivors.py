@@ -16,7 +16,7 @@ _SCALE_PAIR = 'return jnp.einsum("nto,nto->o", self.h, weigh(weights, self.delta
 _SCALE = "1 / (1 - self.drop_rate)"
 _CLASSES = "shape == output.shape[:-1] and jnp.issubdtype(dtype, jnp.integer)"
 _LAST = "return jnp.minimum(steps, jnp.iinfo(steps.dtype).max - 1) + 1"
-_JOINED = "return joined[0] if len(joined) == 1 else Sum(tuple(joined))"
+_JOINED = "return found[0] if len(found) == 1 else Sum(tuple(found))"
 _PLACES = "return (target.astype(jnp.int32) if jnp.iinfo(target.dtype).bits < 32 else target).reshape(-1, 1)"
 _DENSE = "layers/dense.py"
 _KEPT = "kept = {id(leaf) for leaf in others} | ({id(y)} if any(leaf is x for leaf in others) else set())"
@@ -31,8 +31,6 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
     (_NET, "return (delta_x, distinct[plan.input] if plan.shares_output else None), answers[0].distinct(found)", "0",
      "0 → -1"): _LONE,
     (_NET, "found = answers[0].whole(found, None)", "0", "0 → -1"): _LONE,
-    (_DENSE, 'pairs: dict[str, Any] = {"weight": Outer(saved.reshape(-1, i), uses, weight.shape)}',
-     "saved.reshape(-1, i)", "reshape left out"): "Outer.total flattens all axes but the last itself",
     (_DENSE, "dtype = jnp.promote_types(a.dtype, weight.dtype)", "jnp.promote_types(a.dtype, weight.dtype)",
      "last arguments swapped"): "promotion is symmetric",
     **{(_DENSE, "a, weight = a.astype(dtype), weight.astype(dtype)", what, "astype left out"):
@@ -42,7 +40,7 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
         "delta_x is None for integer input only, to which no float can be added and kept: the branch is never taken",
     **{(_LOSS, text, "jnp.zeros_like(t)", "zeros_like left out"): "where t == 0, t is that zero"
        for text in (_ROOT, _DELTA)},
-    ("pairs.py", _SCALE_PAIR, "jnp.einsum('nto,nto->o', self.h, weigh(weights, self.delta))",
+    ("pairs/scale.py", _SCALE_PAIR, "jnp.einsum('nto,nto->o', self.h, weigh(weights, self.delta))",
      "last arguments swapped"): "a product element by element: h∘δ = δ∘h",
     **{(_LOSS, "return delta / _positions(delta) if _positions(delta) > 1 else delta", what, change): _ONE
        for what, change in (("_positions(delta) > 1", "comparison → GtE"), ("1", "1 → 0"),
@@ -65,7 +63,7 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
         "a minimum is symmetric",
     (_NET, "return tuple(leaves[self.source.index(j)] for j in range(max(self.source, default=-1) + 1))", "1", "1 → 2"):
         "nothing is kept: range(−1) is as empty as range(0)",
-    ("pairs.py", _JOINED, "0", "0 → -1"): _LONE,
+    ("pairs/contract.py", _JOINED, "0", "0 → -1"): _LONE,
     **{("ties.py", "return merge(*parts) if is_pair(parts[0]) else reduce(jnp.add, parts)", "0", change):
        "the uses are all pairs or all arrays" for change in ("0 → 1", "0 → -1")},
     **{(_NET, "return _Sharing(tuple(source), ids.index(id(x)) if takes_input else -1, structure)", what, change):
@@ -120,10 +118,10 @@ HELD: dict[tuple[str, str, str, str], tuple[str, str]] = {
         (_KEPT, "leaf is x", "comparison → IsNot"),
         (_SMALLER, _SMALLER.removeprefix("return "), "always the second"),
         (_SMALLER, "id(node.array) not in kept", "comparison → In"))},
-    **{("pairs.py", _JOINED, what, change): (
+    **{("pairs/contract.py", _JOINED, what, change): (
         "a `Sum` of one pair, which has no statistic of its own where the pair has",
         "tests/test_combine.py::test_pairs_have_the_tree_of_params_and_the_announced_classes_and_shapes[tied layers]")
-       for what, change in (("joined[0] if len(joined) == 1 else Sum(tuple(joined))", "always the second"),
+       for what, change in (("found[0] if len(found) == 1 else Sum(tuple(found))", "always the second"),
                             ("1", "1 → 0"))},
     **{(_SPINE, text, what, change): (_MARK, "tests/test_statistics_laws.py::"
                                       "test_below_a_coupling_layer_there_is_a_total_and_nothing_else")

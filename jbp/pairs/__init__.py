@@ -1,0 +1,24 @@
+"""Pairs: the gradient, not contracted yet.
+
+A backward pass that stops before its last step holds, for every parameter, what came in (`h`) and the δ of what
+went out (`delta`). That is a *pair*. Contracted over the batch it is the gradient; contracted otherwise it is
+per-example gradients, their norms, their second moments. A pair's class says how `h` and `delta` make the gradient
+of one example, so each of those readings is written once per class and not once per layer.
+
+Axis letters: n example, t use of the parameter inside one example, i in, o out, l layer of a stack.
+Inside a layer there is no n; the spine's `vmap` puts it first. `Stack` puts l before it.
+"""
+
+from jbp.pairs.contract import contract as contract
+from jbp.pairs.contract import merge as merge
+from jbp.pairs.coupled import Coupled as Coupled
+from jbp.pairs.outer import Outer as Outer
+from jbp.pairs.pair import Pair as Pair
+from jbp.pairs.pair import Weights as Weights
+from jbp.pairs.pair import is_pair as is_pair
+from jbp.pairs.pair import silence as silence
+from jbp.pairs.pair import weigh as weigh
+from jbp.pairs.scale import Scale as Scale
+from jbp.pairs.shift import Shift as Shift
+from jbp.pairs.stack import Stack as Stack
+from jbp.pairs.sum import Sum as Sum

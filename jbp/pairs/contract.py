@@ -1,0 +1,62 @@
+"""Of trees of pairs: `contract`, step 3, and `merge`, the pair of a parameter used in several places."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from jbp.arguments import check_weights
+from jbp.pairs.coupled import Coupled
+from jbp.pairs.pair import Pair, Weights, is_pair
+from jbp.pairs.stack import Stack
+from jbp.pairs.sum import Sum, joined
+
+
+def merge(*pairs: Pair) -> Pair:
+    """One pair for a parameter used in several places: those of a kind joined along t, the rest as a `Sum`.
+
+    Raises:
+        ValueError: if the uses do not have one shape.
+    """
+    coupled = [pair for pair in pairs if isinstance(pair, Coupled)]
+    if coupled:
+        return Coupled(merge(*(p.pair if isinstance(p, Coupled) else p for p in pairs)), coupled[0].path)
+    stacks = [pair.pair for pair in pairs if isinstance(pair, Stack)]
+    if len(stacks) == len(pairs):
+        return Stack(merge(*stacks))
+    found = joined(pairs)
+    shapes = {_shape(pair) for pair in found}
+    if len(shapes) != 1:
+        raise ValueError(f"the uses of one parameter must have one shape, but have {sorted(shapes)}")
+    return found[0] if len(found) == 1 else Sum(tuple(found))
+
+
+def _shape(pair: Pair) -> str:
+    """The shape of what a pair contracts to, and in words whether that is of a stack."""
+    total = jax.eval_shape(lambda pair: pair.total(), pair).shape
+    return f"{total} of a stack" if isinstance(pair, Stack) else str(total)
+
+
+def contract(pairs: Any, weights: Weights = None) -> Any:
+    """Step 3: contract every pair over the batch, which makes the gradient.
+
+    `pairs` is the tree that `jbp.backward` returns; the result is the tree of the parameters.
+    With `weights` [n] it is Σₙ wₙ gₙ, not renormalised; without, the mean 1/N Σₙ gₙ.
+    A row of weight 0 takes no part, whatever its δ holds; its h must be finite, as 0·NaN is NaN: give the weights to
+    `jbp.value_and_pairs` too, which sees to it.
+
+    Raises:
+        ValueError: if `weights` has not one finite entry per example.
+    """
+    leaves = jax.tree.leaves(pairs, is_leaf=is_pair)
+    strangers = [leaf for leaf in leaves if not is_pair(leaf)]
+    if strangers:
+        raise ValueError(
+            f"contract takes the pairs that jbp.backward returns, but found a {type(strangers[0]).__name__} among them"
+        )
+    for n in {leaf.batch for leaf in leaves}:
+        check_weights(weights, n)
+    if weights is None:
+        return jax.tree.map(lambda pair: pair.total() / pair.batch, pairs, is_leaf=is_pair)
+    return jax.tree.map(lambda pair: pair.total(weights), pairs, is_leaf=is_pair)

@@ -1,0 +1,56 @@
+"""`Outer`: the pair of a weight that multiplies."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from jax import lax
+from jax.tree_util import register_dataclass
+from jaxtyping import Array, Float
+
+from jbp.pairs.pair import PerUse, Weights, last_axis, lengths, weighed_rows
+
+
+@register_dataclass
+@dataclass(frozen=True, eq=False)
+class Outer(PerUse):
+    """g = Σₜ h ⊗ δ: the pair of a weight that multiplies. `shape` is the weight's own, of size i·o."""
+
+    h: Float[Array, "*n t i"]
+    delta: Float[Array, "*n t o"]
+    shape: tuple[int, ...] = field(metadata={"static": True})
+
+    @classmethod
+    def of(cls, h: Float[Array, "*t i"], delta: Float[Array, "*t o"], shape: tuple[int, ...]) -> Outer:
+        """From h [*t, i] and δ [*t, o] of one example: the last axes multiply, those in front are uses.
+
+        Raises:
+            ValueError: if their uses differ in number, or `shape` has not i·o entries.
+        """
+        uses_agree = h.ndim > 0 < delta.ndim and math.prod(h.shape[:-1]) == math.prod(delta.shape[:-1])
+        if not uses_agree or h.shape[-1] * delta.shape[-1] != math.prod(shape):
+            raise ValueError(
+                f"a weight of shape {tuple(shape)} takes h [*t, i] and δ [*t, o], as often used, with i·o = "
+                f"{math.prod(shape)}, but got {h.shape} and {delta.shape}"
+            )
+        return cls(last_axis(h), last_axis(delta), tuple(shape))
+
+    def total(self, weights: Weights = None) -> Array:
+        """Σₙₜ wₙ h[n,t,i] δ[n,t,o]: one matrix product."""
+        # n and t as one axis: with two contracted axes XLA's CPU compiler copies h transposed.
+        h = self.h.reshape(-1, self.h.shape[-1])
+        return lax.dot_general(h, weighed_rows(weights, self.delta), (((0,), (0,)), ((), ()))).reshape(self.shape)
+
+    def reach(self) -> Float[Array, " n"]:
+        """Σₜ ‖hₜ‖‖δₜ‖."""
+        return (lengths(self.h) * lengths(self.delta)).sum(1)
+
+    def rows(self) -> tuple[Outer, ...]:
+        """Itself: it is the one block."""
+        return (self,)
+
+    @property
+    def transports(self) -> bool:
+        """Yes: δ goes back through it, δ Wᵀ."""
+        return True

@@ -1,0 +1,169 @@
+"""What every pair answers, and what the classes of pairs share: weighing δ, silencing rows, joining uses."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+if TYPE_CHECKING:
+    from jbp.pairs.outer import Outer
+
+Weights = Float[Array, " n"] | None
+
+
+class Pair(ABC):
+    """What a backward pass keeps for one parameter: h, what came in, and δ, of what went out.
+
+    A class is a registered, frozen dataclass. δ is its field `delta`, in which its gradient is linear; whatever else
+    it holds (h, an index) is the same for every δ. Arrays are `[*n, t, width]`, read from the back: inside a layer
+    there is no n, inside a `Stack` there is an l in front.
+
+    What a statistic must know has no default: a class that leaves one of the answers below open cannot be made, and
+    Python's error names what is missing. With them every statistic works, by way of `rows`; a class that knows better
+    registers a rule of its own with that statistic (`jbp.stats`).
+    """
+
+    @classmethod
+    @abstractmethod
+    def of(cls, *parts: Any, **options: Any) -> Any:
+        """The pair of one example, for the author of a layer: from arrays as the layer has them, without an axis t.
+
+        Axes in front of the parameter's own are uses t; where there are none, there is one use.
+        """
+
+    @abstractmethod
+    def total(self, weights: Weights = None) -> Array:
+        """Σₙ wₙ gₙ, in the parameter's own shape. None means wₙ = 1: the plain sum over the batch."""
+
+    @property
+    @abstractmethod
+    def batch(self) -> int:
+        """N, the number of examples."""
+
+    @property
+    @abstractmethod
+    def uses(self) -> int:
+        """T, of how many terms the gradient of one example is the sum; with 1, none can cancel another."""
+
+    @abstractmethod
+    def reach(self) -> Float[Array, " n"]:
+        """S = Σₜ ‖hₜ‖‖δₜ‖ [n]: what ‖gₙ‖ would be if no use cancelled another. Never below ‖gₙ‖."""
+
+    @abstractmethod
+    def rows(self) -> tuple[Outer, ...]:
+        """The same gradient in blocks, gₙ = Σ Σₜ h ⊗ δ over them: what a statistic reads of a class it does not know.
+
+        Raises:
+            NotImplementedError: if there is no gradient of one example.
+        """
+
+    @abstractmethod
+    def join(self, other: Pair) -> Pair | None:
+        """One pair for two uses of the parameter, this one first; None if they are no one pair and must be a `Sum`."""
+
+    @property
+    @abstractmethod
+    def transports(self) -> bool:
+        """Whether its parameter carries δ back as a matrix does, so that a learning rule replaces it there."""
+
+    @abstractmethod
+    def over_stack(self, function: Callable[..., Any], *others: Any, axis: int | None = 0) -> Any:
+        """`function(pair, *others)` of this pair; of a `Stack` that of every layer's pair, however deep stacks nest.
+
+        The l of the answer stands at `axis`; with None the layers' answers are added up, one layer after another. Of
+        `others`, each layer is handed its own part: arrays have l in front, pairs are stacks as this one.
+        """
+
+    @property
+    def coupled(self) -> str | None:
+        """The path of a layer above that couples examples, below which there is no gradient of one example; or None."""
+        return None
+
+    @property
+    def dtype(self) -> Any:
+        """In what the gradient is: the dtype of its floating-point arrays (an index has another)."""
+        return jnp.result_type(*(a.dtype for a in jax.tree.leaves(self) if jnp.issubdtype(a.dtype, jnp.inexact)))
+
+
+class PerUse(Pair):
+    """A pair of arrays [n, t, width], `delta` among them, with a row for each use: what such pairs answer alike."""
+
+    delta: Float[Array, "*n t o"]
+
+    @property
+    def batch(self) -> int:
+        """N, the number of examples."""
+        return self.delta.shape[0]
+
+    @property
+    def uses(self) -> int:
+        """T, the rows of an example."""
+        return self.delta.shape[1]
+
+    def join(self, other: Pair) -> Any:
+        """The uses of two pairs one after another, or None if their class, shape or widths differ.
+
+        t is the axis before the last, whatever comes in front: exact, and no statistic needs cross terms.
+        """
+        if jax.tree.structure(self) != jax.tree.structure(other):
+            return None
+        arrays = zip(jax.tree.leaves(self), jax.tree.leaves(other), strict=True)
+        if any(a.shape[-1] != b.shape[-1] for a, b in arrays):
+            return None
+        return jax.tree.map(lambda a, b: jnp.concatenate((a, b), -2), self, other)
+
+    def over_stack(self, function: Callable[..., Any], *others: Any, axis: int | None = 0) -> Any:
+        """`function` of this pair."""
+        return function(self, *others)
+
+
+def is_pair(node: Any) -> TypeGuard[Pair]:
+    """Whether `node` is a pair: the `is_leaf` that walks a tree of pairs."""
+    return isinstance(node, Pair)
+
+
+def silence(weights: Array, a: Array) -> Array:
+    """`a` [n, ...] with zeros in the rows of weight 0 (or False), by selection: they may hold anything, even NaN."""
+    kept = weights if weights.dtype == bool else weights != 0
+    return jnp.where(kept.reshape((-1,) + (1,) * (a.ndim - 1)), a, jnp.zeros_like(a))
+
+
+def weigh(weights: Weights, delta: Array) -> Array:
+    """wₙ δₙ, where a row of weight 0 becomes exactly 0 whatever it holds: 0·NaN would be NaN."""
+    if weights is None:
+        return delta
+    w = jnp.asarray(weights, delta.dtype)
+    return silence(w, w.reshape((-1,) + (1,) * (delta.ndim - 1)) * delta)
+
+
+def weighed_rows(weights: Weights, delta: Float[Array, "n t o"]) -> Float[Array, "n*t o"]:
+    """wₙ δ[n,t,o] with n and t as one axis; in the same words for a weight and its bias, so that XLA does it once."""
+    rows = delta.reshape(-1, delta.shape[-1])
+    return weigh(None if weights is None else jnp.repeat(weights, delta.shape[1]), rows)
+
+
+def lengths(a: Float[Array, "n t i"]) -> Float[Array, "n t"]:
+    """The norm of each use's row."""
+    return jnp.sqrt(jnp.square(a).sum(2))
+
+
+def last_axis(a: Array) -> Float[Array, "t i"]:
+    """[*t, i] as [t, i]; the array itself if it has that form, so that a weight's δ and its bias's stay one array."""
+    return a if a.ndim == 2 else a.reshape(-1, a.shape[-1])
+
+
+def own_axes(name: str, a: Array, shape: tuple[int, ...]) -> Float[Array, "t o"]:
+    """[*t, *shape] as [t, o], where o is the size of a parameter of this shape.
+
+    Raises:
+        ValueError: if the last axes are not the parameter's.
+    """
+    if a.shape[max(a.ndim - len(shape), 0) :] != tuple(shape):
+        raise ValueError(f"{name} must be [*t, *shape] of a parameter of shape {tuple(shape)}, but is {a.shape}")
+    return last_axis(a) if len(shape) == 1 else a.reshape(-1, math.prod(shape))

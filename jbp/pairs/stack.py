@@ -1,0 +1,91 @@
+"""`Stack`: the pairs of a scanned stack of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.tree_util import register_dataclass
+from jaxtyping import Array, Float
+
+from jbp.pairs.outer import Outer
+from jbp.pairs.pair import Pair, Weights
+
+
+@register_dataclass
+@dataclass(frozen=True, eq=False)
+class Stack(Pair):
+    """One pair per layer of a scanned stack: every array of `pair` has an axis l in front. Stacks nest."""
+
+    pair: Pair
+
+    @classmethod
+    def of(cls, pair: Pair) -> Stack:
+        """Of a pair whose arrays have l in front."""
+        return cls(pair)
+
+    @property
+    def one(self) -> Pair:
+        """The pair of a single layer, as shapes: without this stack's l, so that the inner pair's own rules apply."""
+        return jax.eval_shape(lambda pair: jax.tree.map(lambda a: a[0], pair), self.pair)
+
+    @property
+    def layers(self) -> int:
+        """How many layers the stack has."""
+        return jax.tree.leaves(self.pair)[0].shape[0]
+
+    def total(self, weights: Weights = None) -> Array:
+        """Σₙ wₙ gₙ for each layer of the stack: [l, *shape]."""
+        return jax.vmap(lambda pair: pair.total(weights))(self.pair)
+
+    @property
+    def batch(self) -> int:
+        """N, the number of examples."""
+        return self.one.batch
+
+    @property
+    def uses(self) -> int:
+        """T, in one layer."""
+        return self.one.uses
+
+    def reach(self) -> Float[Array, "l n"]:
+        """S in each layer: [l, n]."""
+        return self.over_stack(lambda pair: pair.reach())
+
+    def rows(self) -> tuple[Outer, ...]:
+        """Refused: each layer has rows of its own."""
+        raise NotImplementedError("each layer of a Stack has rows of its own: read them through over_stack")
+
+    def join(self, other: Pair) -> Pair | None:
+        """Two stacks, layer by layer, if the pairs in them join."""
+        joined = self.pair.join(other.pair) if isinstance(other, Stack) else None
+        return None if joined is None else Stack(joined)
+
+    @property
+    def transports(self) -> bool:
+        """As one layer's."""
+        return self.pair.transports
+
+    def over_stack(self, function: Callable[..., Any], *others: Any, axis: int | None = 0) -> Any:
+        """`function` of each layer's pair, side by side; with `axis` None added up, so that only one is ever there."""
+        if any(isinstance(o, Pair) and not (isinstance(o, Stack) and o.layers == self.layers) for o in others):
+            raise ValueError(f"a stack of {self.layers} layers goes with stacks of as many only: their stacks differ")
+
+        def one(row: tuple[Any, ...]) -> Any:
+            return row[0].over_stack(function, *row[1:], axis=axis)
+
+        rows = (self.pair, *(o.pair if isinstance(o, Stack) else o for o in others))
+        if axis is not None:
+            return jax.vmap(one, out_axes=axis)(rows)
+        answer = jax.eval_shape(lambda rows: one(jax.tree.map(lambda a: a[0], rows)), rows)
+        start = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), answer)
+        return lax.scan(lambda sums, row: (jax.tree.map(jnp.add, sums, one(row)), None), start, rows)[0]
+
+    @property
+    def coupled(self) -> str | None:
+        """As one layer's."""
+        return self.pair.coupled

@@ -1,0 +1,85 @@
+"""`Sum`: a parameter used in several places by pairs of different kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import jax.numpy as jnp
+from jax.tree_util import register_dataclass
+from jaxtyping import Array, Float
+
+from jbp.pairs.outer import Outer
+from jbp.pairs.pair import Pair, Weights
+
+
+@register_dataclass
+@dataclass(frozen=True, eq=False)
+class Sum(Pair):
+    """Σ of its members' gradients: a parameter used in several places by pairs of different kinds.
+
+    `merge` makes it; pairs of one kind it joins along t instead, which is exact and needs no cross terms.
+    """
+
+    pairs: tuple[Pair, ...]
+
+    @classmethod
+    def of(cls, *pairs: Pair) -> Sum:
+        """Of pairs of one shape."""
+        return cls(pairs)
+
+    def total(self, weights: Weights = None) -> Array:
+        """Σₙ wₙ gₙ, the members' totals added up."""
+        return reduce(jnp.add, [pair.total(weights) for pair in self.pairs])
+
+    @property
+    def batch(self) -> int:
+        """N, the number of examples."""
+        return self.pairs[0].batch
+
+    @property
+    def uses(self) -> int:
+        """The members' together."""
+        return sum(pair.uses for pair in self.pairs)
+
+    def reach(self) -> Float[Array, " n"]:
+        """The members' together."""
+        return reduce(jnp.add, [pair.reach() for pair in self.pairs])
+
+    def rows(self) -> tuple[Outer, ...]:
+        """The members' blocks, one after another."""
+        return tuple(block for pair in self.pairs for block in pair.rows())
+
+    def join(self, other: Pair) -> Pair | None:
+        """Its members and another's, those of a kind as one."""
+        return Sum(tuple(joined((self, other))))
+
+    @property
+    def transports(self) -> bool:
+        """Whether a member does."""
+        return any(pair.transports for pair in self.pairs)
+
+    def over_stack(self, function: Callable[..., Any], *others: Any, axis: int | None = 0) -> Any:
+        """`function` of this pair: a stack of sums is a `Stack`, and its members are none."""
+        return function(self, *others)
+
+    @property
+    def coupled(self) -> str | None:
+        """A member's, if one has it."""
+        return next((pair.coupled for pair in self.pairs if pair.coupled is not None), None)
+
+
+def joined(pairs: Iterable[Pair]) -> list[Pair]:
+    """The pairs, and the members of those that are sums, with each joined to the first that it is of a kind with."""
+    found: list[Pair] = []
+    for pair in pairs:
+        for member in pair.pairs if isinstance(pair, Sum) else (pair,):
+            for place, earlier in enumerate(found):
+                if (both := earlier.join(member)) is not None:
+                    found[place] = both
+                    break
+            else:
+                found.append(member)
+    return found
