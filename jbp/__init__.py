@@ -1,11 +1,13 @@
 """jbp: backpropagation you can open up. A backward pass written by hand, in JAX."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+import importlib as _importlib
+import types as _types
+import typing as _typing
 
 from jbp import checkpoint as checkpoint
 from jbp import curvature as curvature
 from jbp import data as data
+from jbp import layers as layers
 from jbp import losses as losses
 from jbp import optim as optim
 from jbp import rules as rules
@@ -71,12 +73,23 @@ from jbp.train import fit_many as fit_many
 
 load = checkpoint.load_run
 
-if TYPE_CHECKING:
+if _typing.TYPE_CHECKING:
     from jbp import check as check
 
+# What users open; the other modules only hold what is imported from them above.
+_MODULES = {
+    "check", "checkpoint", "curvature", "data", "initializers", "layers", "losses", "optim", "rules", "sinks", "stats",
+}  # fmt: skip
 
-def __getattr__(name: str) -> Any:
+
+def __getattr__(name: str) -> _typing.Any:
     """`jbp.check` is loaded when it is first asked for: training needs none of it."""
     if name == "check":
-        return importlib.import_module("jbp.check")
+        return _importlib.import_module("jbp.check")
     raise AttributeError(f"module 'jbp' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names, `check` too while it is not loaded."""
+    held = {name for name, value in globals().items() if isinstance(value, _types.ModuleType)}
+    return sorted({name for name in globals() if not name.startswith("_")} - held | _MODULES)

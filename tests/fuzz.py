@@ -21,7 +21,6 @@ import os
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # read when JAX starts, so it comes first
 
 import argparse
-import json
 import platform
 import sys
 import time
@@ -32,6 +31,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "experiments"))
+
+import common
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,7 +44,7 @@ import jbp
 from jbp.backprop import total
 from jbp.combine import Combinator
 
-RESULT = Path(__file__).parents[1] / "experiments" / "results" / "fuzz.json"
+RESULT = common.RESULTS / "fuzz.json"
 LEVEL = oracles.UNITS["net"]
 NUDGE, DRAWS = 2.0**-26, 2
 DTYPES = ("float64", "float32")
@@ -282,9 +284,8 @@ def main() -> int:
     if args.again:
         return again(eval(args.again, NAMES | {"Problem": Problem}))
     result = fuzz(args.cases, args.seed, args.per_structure)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    print(json.dumps({k: result[k] for k in ("cases", "structures", "errors", "seconds")}, indent=1))
+    common.write(args.out, result)
+    print(common.text_of({k: result[k] for k in ("cases", "structures", "errors", "seconds")}), end="")
     return 1 if result["failures"] else 0
 
 

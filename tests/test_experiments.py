@@ -2,7 +2,9 @@
 
 import argparse
 import copy
+import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,10 +18,12 @@ from oracles import assert_close
 import jbp
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
-sys.path.insert(0, str(EXPERIMENTS))
+CLAIMS = EXPERIMENTS / "claims"
+sys.path[:0] = [str(EXPERIMENTS), str(CLAIMS), str(EXPERIMENTS / "measurements")]
 
 import all as every  # noqa: E402
 import claim  # noqa: E402
+import common  # noqa: E402
 
 SCRIPTS = every.CLAIMS
 
@@ -30,7 +34,7 @@ def test_the_claim_holds_and_its_control_does_not(name, tmp_path):
     result = claim.run(script, script.QUICK)
     script.check(result)
     claim.draw(script, result, tmp_path, name)
-    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.png", f"{name}.svg"}
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.png"}
     assert all(isinstance(text, str) and 0 < len(text) < 300 for text in script.summary(result))
     control = claim.run(script, script.CONTROL)
     assert claim.verdict(script, control)
@@ -38,18 +42,67 @@ def test_the_claim_holds_and_its_control_does_not(name, tmp_path):
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_the_saved_result_is_whole(name):
-    saved = claim.RESULTS / f"{name}.json"
+    saved = common.RESULTS / f"{name}.json"
     result = json.loads(saved.read_text())
     script = claim.load(name)
     assert {"config", "versions", "date", "seconds"} <= set(result)
     assert result["config"].keys() == script.FULL.__dataclass_fields__.keys()
     script.check(result)
-    assert (claim.RESULTS / f"{name}.png").exists()
-    assert (claim.RESULTS / f"{name}.svg").exists()
+    assert (common.RESULTS / f"{name}.png").exists()
+
+
+@pytest.mark.parametrize("path", sorted(common.RESULTS.rglob("*.json")), ids=lambda path: path.stem)
+def test_a_saved_result_has_the_one_form(path):
+    assert path.read_text() == common.text_of(json.loads(path.read_text())), "write it with experiments/common.py"
+
+
+def test_a_result_is_written_one_row_a_line():
+    result = {"command": "a.py", "config": {"widths": (3, 2), "rate": 1e-06}, "rows": [{"θ": [1.0, None]}, {"θ": []}]}
+    result |= {"by net": {"a": {"curve": [[1, 2], [3, 4]]}}, "flat": [1, 2.5], "none": []}
+    assert (
+        common.text_of(result)
+        == """{
+ "command": "a.py",
+ "config": {"widths": [3, 2], "rate": 1e-06},
+ "rows": [
+  {"θ": [1.0, null]},
+  {"θ": []}
+ ],
+ "by net": {
+  "a": {
+   "curve": [
+    [1, 2],
+    [3, 4]
+   ]
+  }
+ },
+ "flat": [1, 2.5],
+ "none": []
+}
+"""
+    )
+    assert json.loads(common.text_of(result)) == json.loads(json.dumps(result))
+
+
+def test_one_writer_makes_every_saved_result():
+    """No script writes text or lays JSON out by itself; `claim.draw` puts what common.py made beside its picture."""
+    scripts = {*EXPERIMENTS.rglob("*.py"), *(EXPERIMENTS.parent / "tests" / "mutation").glob("mutat*.py")}
+    scripts |= {EXPERIMENTS.parent / "tests" / "fuzz.py"}
+    own = re.compile(r"write_text|json\.dump\(|\bindent=")
+    assert {path.name for path in scripts if own.search(path.read_text())} == {"common.py", "claim.py"}
+
+
+def test_every_script_is_in_one_list():
+    """The claims are those of all.py; the measurements those of the Makefile, and the one that fills in the README."""
+    claims = {path.stem for path in CLAIMS.glob("*.py")} - {"all", "claim"}
+    assert claims == set(every.CLAIMS)
+    (loop,) = re.findall(r"for script in ([\w\s\\]+);", (EXPERIMENTS.parent / "Makefile").read_text())
+    measurements = {path.stem for path in (EXPERIMENTS / "measurements").glob("*.py")}
+    assert measurements == {*loop.replace("\\", " ").split(), "check_table"}
 
 
 def test_the_table_is_made_from_the_saved_results():
-    assert (EXPERIMENTS / "README.md").read_text() == every.table()
+    assert every.PAGE.read_text() == every.table()
 
 
 def test_a_contradicted_claim_is_marked_in_the_table(monkeypatch):
@@ -60,10 +113,10 @@ def test_a_contradicted_claim_is_marked_in_the_table(monkeypatch):
 
 def test_what_further_seeds_gave_is_in_the_table():
     """Three further seeds of a claim are run in full, each once; one that fails is on the page."""
-    found, page = every.further(), (EXPERIMENTS / "README.md").read_text()
+    found, page = every.further(), every.PAGE.read_text()
     assert found and set(found) <= set(every.CLAIMS)
     for name, rows in found.items():
-        (line,) = (line for line in page.splitlines() if f"]({name}.py)" in line and line.startswith("|"))
+        (line,) = (line for line in page.splitlines() if f"](claims/{name}.py)" in line and line.startswith("|"))
         assert set(rows) <= {"1", "2", "3"}
         for seed, row in rows.items():
             assert {"failure", "measured", "date", "seconds", "versions"} == set(row)
@@ -75,7 +128,7 @@ def test_what_further_seeds_gave_is_in_the_table():
 def test_the_published_figures_decide():
     """The negative control of a comparison that the quick configuration, digits, has no figures for."""
     script = claim.load("mnist_networks")
-    result = json.loads((claim.RESULTS / "mnist_networks.json").read_text())
+    result = json.loads((common.RESULTS / "mnist_networks.json").read_text())
     assert len(script.of_nielsen(result)) == 3
     for row in [*script.of_nielsen(result), *(row for row in result["rows"] if "ReLU" in row["name"])]:
         other = copy.deepcopy(result)
@@ -87,7 +140,7 @@ def test_the_published_figures_decide():
 def test_checks_read_the_rows_that_are_saved():
     """Whatever a result says of itself, a row that is off is found."""
     for name, change in CHANGES.items():
-        script, result = claim.load(name), json.loads((claim.RESULTS / f"{name}.json").read_text())
+        script, result = claim.load(name), json.loads((common.RESULTS / f"{name}.json").read_text())
         change(result)
         assert claim.verdict(script, result), name
 
@@ -106,7 +159,9 @@ CHANGES = {
 
 def test_backpropagation_in_one_file_has_the_librarys_gradients():
     script = claim.load("from_scratch")
-    assert not {"jbp", "claim"} & {line.split()[1].split(".")[0] for line in _imports(EXPERIMENTS / "from_scratch.py")}
+    assert not {"jbp", "claim", "common"} & {
+        line.split()[1].split(".")[0] for line in _imports(CLAIMS / "from_scratch.py")
+    }
     params = script.init(jax.random.key(1), (64, 7, 5, 10))
     x, y = jax.random.normal(jax.random.key(2), (BATCH, 64)), jnp.arange(BATCH) % 10
     output, saved = script.forward(params, x)
@@ -126,7 +181,7 @@ QUANTITIES = {
 
 def test_every_quantity_of_one_backward_pass_is_compared_with_autodiff():
     """What it finds both ways is compared in `run`, which fails if it differs."""
-    script = claim.load("one_backward_pass")
+    script = importlib.import_module("one_backward_pass")
     with jax.enable_x64(False), jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         result = script.run((13, 7, 5), BATCH, 2)
     assert {(r["quantity"], r["by"]) for r in result["rows"]} == {
@@ -145,7 +200,7 @@ def _imports(path: Path) -> list[str]:
 
 
 def _script(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(EXPERIMENTS / "sum_over_paths.py"), *arguments]
+    command = [sys.executable, str(CLAIMS / "sum_over_paths.py"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -171,7 +226,7 @@ def test_bad_use_ends_with_one_line(tmp_path):
 
 
 def test_ctrl_c_while_jax_is_imported_is_one_line():
-    lines = f"import sys; sys.path.insert(0, {str(EXPERIMENTS)!r}); sys.argv[0] = {str(EXPERIMENTS / 'momentum.py')!r}"
+    lines = f"import sys; sys.path.insert(0, {str(CLAIMS)!r}); sys.argv[0] = {str(CLAIMS / 'momentum.py')!r}"
     lines += "; import claim; assert 'jax' not in sys.modules; raise KeyboardInterrupt"
     run = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=False)
     assert run.returncode != 0
@@ -196,12 +251,12 @@ def test_ctrl_c_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsys, at
 
 
 def test_an_interrupted_picture_leaves_the_old_files(tmp_path, monkeypatch):
-    """Result and picture belong together: all three files change, or none does."""
+    """Result and picture belong together: both files change, or neither does."""
     script = claim.load("sum_over_paths")
-    result = json.loads((claim.RESULTS / "sum_over_paths.json").read_text())
+    result = json.loads((common.RESULTS / "sum_over_paths.json").read_text())
     claim.draw(script, result, tmp_path, "name", "old")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert set(before) == {"name.json", "name.png", "name.svg"}
+    assert set(before) == {"name.json", "name.png"}
 
     def stop(result: object) -> None:
         raise KeyboardInterrupt
@@ -214,14 +269,14 @@ def test_an_interrupted_picture_leaves_the_old_files(tmp_path, monkeypatch):
 
 def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "result.json"
-    claim.save(path, "old")
+    common.save(path, "old")
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Path, "replace", stop)
     with pytest.raises(KeyboardInterrupt):
-        claim.save(path, "new")
+        common.save(path, "new")
     assert path.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 

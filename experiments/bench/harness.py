@@ -29,11 +29,10 @@ ROOT = HERE.parents[1]
 sys.path[:0] = [str(path) for path in (HERE, HERE.parent) if str(path) not in sys.path]
 sys.path += [str(ROOT / "tests")]  # for `counting`
 
-import claim  # noqa: E402
+import common  # noqa: E402
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
-RESULTS = HERE.parent / "results"
 PEERS = ("torch", "equinox", "flax", "scikit-learn", "backpack-for-pytorch", "opacus")
 Size = Literal["quick", "bench", "full"]
 Program = Callable[..., Any]
@@ -271,7 +270,7 @@ def changes(old: list[Row], new: list[Row]) -> list[str]:
 
 def progress(items: Iterable[Any], what: str) -> Iterable[Any]:
     """Items with a live line on a terminal."""
-    return claim.progress(items, what)
+    return common.progress(items, what)
 
 
 def plain_ticks(ax: Any, values: Iterable[Any]) -> None:

@@ -24,6 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import common
 import harness
 import jax
 import jax.numpy as jnp
@@ -48,7 +49,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "region analysis for copies": {"xla_cpu_copy_insertion_use_region_analysis": True},
     "one thread in Eigen": {"xla_cpu_multi_thread_eigen": False},
 }
-HLO = harness.RESULTS / "bench_profile_step_hlo.txt"
+HLO = common.RESULTS / "bench_profile_step_hlo.txt"
 
 
 class Ready(NamedTuple):
@@ -213,7 +214,7 @@ def run(size: Size) -> list[Row]:
     if size == "quick":
         return [measure(training.Cell("digits", (64, 32, 10), 32, 320, 1), 2)[0]]
     found = [measure(cell, 15) for cell in harness.progress(training.CELLS, TITLE)]
-    harness.claim.save(HLO, "\n\n".join(text for _, text in found))
+    common.save(HLO, "\n\n".join(text for _, text in found))
     return [row for row, _ in found]
 
 

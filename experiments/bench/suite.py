@@ -27,12 +27,13 @@ from typing import Any
 for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
     if os.environ.pop(name, None) and "numpy" in sys.modules:
         print(f"bench: NumPy was loaded with {name} and keeps it; python {__file__} runs without", file=sys.stderr)
-sys.path[:0] = [str(Path(__file__).resolve().parent)]
+sys.path[:0] = [str(path) for path in Path(__file__).resolve().parents[:2]]
 
+import common  # noqa: E402
 import harness  # noqa: E402
 import matplotlib as mpl  # noqa: E402
 import numpy as np  # noqa: E402
-from harness import RESULTS, Row  # noqa: E402
+from harness import Row  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.markdown import Markdown  # noqa: E402
 
@@ -47,7 +48,7 @@ MISSED = harness.HERE / "missed.md"  # in words, by hand
 
 def saved(section: str, full: bool = False) -> Path:
     """Where a section's result is, or that of its full form."""
-    return RESULTS / f"bench_{section}{'_full' * full}.json"
+    return common.RESULTS / f"bench_{section}{'_full' * full}.json"
 
 
 def kept() -> list[Path]:
@@ -71,23 +72,19 @@ def measure(section: str, size: harness.Size) -> dict[str, Any]:
 
 
 def draw(path: Path) -> None:
-    """The picture of a saved result, as PNG and SVG beside it."""
+    """The picture of a saved result, as PNG beside it."""
     import matplotlib.pyplot as plt
 
     result = json.loads(path.read_text())
     section, rows = result["section"], harness.from_json(result["rows"])
 
-    mpl.rcParams.update(
-        {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": section}
-    )
+    mpl.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
     figure = importlib.import_module(section).plot(rows)
     if figure is None:
         return
-    for kind in ("png", "svg"):
-        part = path.with_name(f".{path.stem}.part.{kind}")
-        metadata = {"Date": None} if kind == "svg" else {"Software": None}
-        figure.savefig(part, dpi=150, bbox_inches="tight", metadata=metadata)
-        part.replace(path.with_suffix(f".{kind}"))
+    part = path.with_name(f".{path.stem}.part.png")
+    figure.savefig(part, dpi=150, bbox_inches="tight", metadata={"Software": None})
+    part.replace(path.with_suffix(".png"))
     plt.close(figure)
 
 
@@ -180,12 +177,12 @@ def summary() -> str:
 
 def write() -> None:
     """The page, and the README's part of it, from what is saved."""
-    harness.claim.save(PAGE, page())
+    common.save(PAGE, page())
     if all(saved(section).exists() for section in SECTIONS):
         words = README.read_text()
         words = re.sub(r"(<!-- jbp bench -->\n).*?(\n<!-- end of jbp bench -->)",
                        lambda m: m[1] + summary() + m[2], words, flags=re.S)  # fmt: skip
-        harness.claim.save(README, words)
+        common.save(README, words)
 
 
 class WrongFile(ValueError):
@@ -236,7 +233,7 @@ def main(arguments: list[str] | None = None) -> int:
             lost |= any(line.startswith("LOSS") for line in lines)
         if size != "quick":
             path = saved(section, size == "full" and section in MORE_IN_FULL)
-            harness.claim.save(path, json.dumps(result, indent=1) + "\n")
+            common.write(path, result)
             draw(path)
             write()
     if options.page:

@@ -6,8 +6,9 @@ Never multiplied by the number of elements: a leaf of a million entries is held 
 Where the expected value is a sum that may cancel (a total over the batch, an inner product) the magnitude is that of
 the largest term that enters, because rounding is; so a leaf that must be zero is compared with what it was summed from.
 
-The levels come from the errors of correct code over thousands of random cases. `experiments/calibrate_tolerance.py`
-makes them again and saves the distribution in `experiments/results/tolerance.json`.
+The levels come from the errors of correct code over thousands of random cases, which
+`experiments/measurements/calibrate_tolerance.py` makes again and whose distribution it saves in
+`experiments/results/tolerance.json`.
 """
 
 from __future__ import annotations

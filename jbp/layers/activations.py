@@ -3,7 +3,7 @@
     forward   y = θ(s)
     backward  δ_s = θ′(s)∘δ
 
-What is saved decides what a step costs (measured in experiments/what_to_save.py). Where θ′ is a function of the output
+What is saved decides what a step costs (experiments/measurements/what_to_save.py). Where θ′ is a function of the output
 y, y is saved, and the next layer keeps that array anyway: tanh, sigmoid, softplus, elu, softmax, and, of its sign
 alone, relu and leaky_relu. silu and gelu save θ′(s), identity nothing. At the kink, relu′(0) = 0, leaky_relu′(0) = 1
 and elu′(0) = α, as in `jax.nn`.

@@ -33,7 +33,7 @@ _HASTE += " --xla_cpu_use_fusion_emitters=false" if version("jax").startswith("0
 _KEEP = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-sys.path[:0] = [str(HERE), str(HERE.parent), str(ROOT)]
+sys.path[:0] = [str(HERE), str(HERE.parent), str(ROOT), str(ROOT / "experiments")]
 RESULT = ROOT / "experiments" / "results" / "mutants.json"
 LIMIT = 90
 """Seconds for one mutant."""
@@ -376,6 +376,7 @@ def _in_one_process(mutants: list[dict[str, Any]], see: Callable[[dict[str, Any]
 
 def _save(results: list[dict[str, Any]]) -> None:
     import mutate_page
+    from common import write
     from mutate_survivors import reason, unexplained
 
     verdicts = [m["verdict"] for m in results]
@@ -394,8 +395,7 @@ def _save(results: list[dict[str, Any]]) -> None:
     rows = [
         row | ({"reason": reason(m)} if m["verdict"] != "caught" else {}) for row, m in zip(rows, results, strict=True)
     ]
-    text = ",\n".join(json.dumps(m, ensure_ascii=False) for m in rows)
-    mutate_page.replace(RESULT, f'{{"summary": {json.dumps(summary, ensure_ascii=False)},\n"mutants": [\n{text}\n]}}\n')
+    write(RESULT, {"summary": summary, "mutants": rows})
     mutate_page.write()
 
 

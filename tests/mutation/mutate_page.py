@@ -1,29 +1,26 @@
-"""docs/mutants.md, from the saved results of tests/mutation/mutate.py and experiments/check_grads_blindness.py.
+"""docs/mutants.md, from the saved results of mutate.py here and experiments/measurements/check_grads_blindness.py.
 
 python tests/mutation/mutate_page.py
 """
 
 import json
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULTS, PAGE = ROOT / "experiments" / "results", ROOT / "docs" / "mutants.md"
+sys.path.append(str(Path(__file__).resolve().parents[2] / "experiments"))
+
+from common import RESULTS, save
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "mutants.md"
 STRUCTURE = ("tree", "shapes", "dtypes", "protocol", "key")
 """The laws that compare no numbers."""
 
 
-def replace(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    new = path.with_suffix(".new")
-    new.write_text(text)
-    new.replace(path)
-
-
 def write() -> None:
     """Write the page."""
-    replace(PAGE, page())
+    save(PAGE, page())
 
 
 def page() -> str:
@@ -110,8 +107,9 @@ def _beside_others(saved: dict[str, Any]) -> list[str]:
         "## Beside other checkers",
         f"The {of} named mutants in `tests/mutation/`, as a `jax.custom_vjp` given to `jax.test_util.check_grads` and "
         "`chex.assert_numerical_grads` with default tolerances in reverse mode: "
-        f"`python experiments/check_grads_blindness.py`, jax {versions['jax']}, chex {versions['chex']}, saved in "
-        "`experiments/results/check_grads.json`. A dash: not a derivative of a function, so not given to them.",
+        f"`python experiments/measurements/check_grads_blindness.py`, jax {versions['jax']}, chex {versions['chex']}, "
+        "saved in `experiments/results/check_grads.json`. A dash: not a derivative of a function, so not given to "
+        "them.",
         _table(("checker", *verdicts[:-1], "—"), [(c, *(count(c, v) for v in verdicts)) for c in columns]),
         _table(
             ("where", "mutant", "caught by jbp's law", *(short[c] for c in columns if c != "jbp.check")),

@@ -1,0 +1,92 @@
+"""docs/reference.md lists every public name of jbp, and none that is gone."""
+
+import ast
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import jbp
+
+PAGE = (Path(__file__).parents[1] / "docs" / "reference.md").read_text()
+INSIDE = {
+    f"jbp.checkpoint.{name}"
+    for name in ("FORMAT", "write_atomically", "cannot_write", "outputs", "read_json", "dtype_of", "count")
+}
+"""Without an underscore because other modules of jbp use them, and not offered to users."""
+
+
+def exported(module: ModuleType) -> set[str]:
+    """What a module offers: what it defines without an underscore, or imports `as` the very name it has."""
+
+    def names(body: list[ast.stmt]) -> Iterator[str]:
+        for node in body:
+            if isinstance(node, ast.If):
+                yield from names(node.body)
+            elif isinstance(node, ast.ImportFrom):
+                yield from (alias.name for alias in node.names if alias.name == alias.asname)
+            elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                yield node.name
+            elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                yield from (target.id for target in targets if isinstance(target, ast.Name))
+
+    return {name for name in names(ast.parse(inspect.getsource(module)).body) if not name.startswith("_")}
+
+
+def public() -> set[str]:
+    """Every public name: jbp's own, and those of its public modules that are not jbp's own too."""
+    found = set()
+    for name in dir(jbp):
+        value = getattr(jbp, name)
+        if isinstance(value, ModuleType):
+            inner = {n for n in exported(value) if getattr(jbp, n, None) is not getattr(value, n)}
+            found |= {f"jbp.{name}.{n}" for n in inner}
+        else:
+            found.add(f"jbp.{name}")
+    return found - INSIDE
+
+
+def listed(page: str) -> set[str]:
+    """The names on the page: `::: path`, or the members that are chosen below it."""
+    found = set()
+    for path, options in re.findall(r"^::: (\S+)\n((?: .*\n)*)", page, re.MULTILINE):
+        members = re.findall(r"\w+", options.partition("members:")[2])
+        found |= {f"{path}.{name}" for name in members} if members else {path}
+    return found
+
+
+def gone(page: str) -> set[str]:
+    """The names on the page that their module does not offer, or whose module is none."""
+
+    def is_offered(name: str) -> bool:
+        place, _, last = name.rpartition(".")
+        if place == "jbp":
+            return last in dir(jbp)
+        module = getattr(jbp, place.removeprefix("jbp."), None)
+        return isinstance(module, ModuleType) and last in exported(module)
+
+    return {name for name in listed(page) if not is_offered(name)}
+
+
+def test_the_reference_lists_every_public_name_and_none_that_is_gone():
+    assert not public() - listed(PAGE), "add them to docs/reference.md"
+    assert not gone(PAGE), "take them from docs/reference.md"
+    assert not INSIDE & listed(PAGE)
+    assert {name.rpartition(".")[2] for name in INSIDE} <= exported(jbp.checkpoint)
+
+
+def test_the_comparison_finds_what_is_missing_and_what_is_gone():
+    assert {"jbp.fit", "jbp.load", "jbp.Run", "jbp.rules.Step", "jbp.check.vjp", "jbp.losses.Loss"} <= public()
+    assert public() - listed(PAGE.replace("::: jbp.fit\n", "")) == {"jbp.fit"}
+    assert public() - listed(PAGE.replace("SgdState, ", "")) == {"jbp.optim.SgdState"}
+    wrong = "\n::: jbp.fitting\n::: jbp.sinks\n    options:\n      members: [total, sum_up]\n"
+    wrong += "::: jbp.rules.Method\n::: jbp.gone.One\n"
+    assert gone(PAGE + wrong) == {"jbp.fitting", "jbp.sinks.sum_up", "jbp.rules.Method", "jbp.gone.One"}
+
+
+def test_dir_holds_what_is_public_and_nothing_that_it_was_made_with():
+    assert set(dir(jbp)) == exported(jbp)
+    hidden = {name: value for name, value in vars(jbp).items() if name[0] != "_" and name not in dir(jbp)}
+    assert {getattr(value, "__name__", value) for value in hidden.values()} == {f"jbp.{name}" for name in hidden}
