@@ -184,7 +184,7 @@ def added(folder: Path) -> None:
 
 
 HELD_BY = (
-    "test_enrolled", "test_gradients", "test_layers", "test_combine", "test_trace", "test_statistics", "test_updating",
+    "test_enrolled", "test_gradients", "test_layers", "test_combine", "test_trace", "test_statistics",
     "test_cli_check", "test_check_catalogue", "test_architecture", "test_properties",
 )  # fmt: skip
 SEEN = "toy or every_layer or every_public_name or names_of_the_catalogue or readme or reach_everything"
