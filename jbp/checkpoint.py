@@ -29,7 +29,6 @@ from jbp.backprop import apply
 from jbp.data.preparing import Standardizer
 from jbp.layer import Layer, Shape
 from jbp.layers import initializers
-from jbp.layers.step import Step
 
 FORMAT = "jbp-1"
 PARAMS, CONFIG = "params.safetensors", "config.json"
@@ -320,7 +319,7 @@ def _as(like: Any, tree: Any, path: Path) -> Any:
 @lru_cache
 def _known() -> dict[str, type]:
     """The classes a net may be made of, by name."""
-    members = (*vars(layers).values(), *vars(combine).values(), *vars(initializers).values(), Step)
+    members = (*vars(layers).values(), *vars(combine).values(), *vars(initializers).values())
     kinds = (Layer, initializers.Initializer)
     return {
         c.__name__: c for c in members if inspect.isclass(c) and issubclass(c, kinds) and dataclasses.is_dataclass(c)

@@ -12,6 +12,8 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 Shape = tuple[int, ...]
 ArrayLike = Array | np.ndarray
+EXAMPLE = 'as in "128 relu dropout:0.2 64 relu"'
+"""How an error about a line of text ends."""
 
 
 class Layer:
@@ -45,6 +47,13 @@ class Layer:
     Of a net: whether a layer inside is."""
     piecewise_linear: ClassVar[bool] = False
     """True: linear in its parameters, and linear in its input but for kinks. What a Hessian diagonal rests on."""
+    word: ClassVar[str] = ""
+    """What a line of text, such as `jbp train --net` takes, calls this layer; "": it cannot stand in one."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """A subclass is another layer: its word is its own."""
+        super().__init_subclass__(**options)
+        cls.word = vars(cls).get("word", "")
 
     def init(self, key: PRNGKeyArray, shape: Shape) -> tuple[Any, Shape]:
         """Fresh parameters (a pytree, `()` if none) and the shape of one example's output."""
@@ -69,6 +78,41 @@ class Layer:
         """The activation that a layer in front of this one meets first: `following` if this one lets it show."""
         return None
 
+    def formulas(self) -> tuple[str, str]:
+        """How `jbp.trace` writes this layer in evaluation: y = …, and δ_x = ….
+
+        Multiplication element by element is ∘, of matrices ·, and the outer product ⊗; Σ is over the last axis.
+        """
+        return f"y = {self!r} of x", "δ_x = (∂y/∂x)ᵀ δ"
+
+    @classmethod
+    def from_word(cls, word: str) -> Layer | None:
+        """The layer that a word means: `cls.word`, or with its first fields after colons, "dropout:0.2"; else None.
+
+        Raises: ValueError if the word is of this class, but what follows cannot be read.
+        """
+        name, colon, rest = word.partition(":")
+        if not cls.word or name != cls.word:
+            return None
+        fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+        if rest and not fields:
+            raise ValueError(f"net: cannot read {word!r}; {name} takes no number")
+        needed = [f.name for f in fields if f.default is dataclasses.MISSING]
+        texts = rest.split(":", len(fields) - 1) if rest or (colon and needed) else []
+        if len(texts) < len(needed):
+            raise ValueError(f"net: {name} needs {':'.join((name, *map(str.upper, needed)))}, got {word!r}, {EXAMPLE}")
+        return cls(*(_argument(word, f.type, text) for f, text in zip(fields, texts, strict=False)))
+
+    def as_word(self) -> str:
+        """The word that `from_word` reads; without one, the repr."""
+        if not self.word:
+            return repr(self)
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        values = [getattr(self, f.name) for f in fields]
+        while values and values[-1] == fields[len(values) - 1].default:
+            values.pop()
+        return ":".join([self.word, *(f"{value:g}" if isinstance(value, float) else str(value) for value in values)])
+
     def __repr__(self) -> str:
         """The call that makes this layer, without the arguments left at their defaults."""
         arguments = []
@@ -79,6 +123,16 @@ class Layer:
             elif value != f.default:
                 arguments.append(f"{f.name}={value!r}")
         return f"{type(self).__name__}({', '.join(arguments)})"
+
+
+def _argument(word: str, kind: Any, text: str) -> Any:
+    """A field's value, from its annotation and its part of a word."""
+    kind = getattr(kind, "__name__", kind)  # text where annotations are not evaluated
+    convert, what = {"float": (float, "number"), "int": (int, "whole number")}.get(kind, (str, "text"))
+    try:
+        return convert(text)
+    except ValueError:
+        raise ValueError(f"net: expected a {what} after the colon, got {word!r}, {EXAMPLE}") from None
 
 
 @register_static

@@ -1,8 +1,4 @@
-"""The case table. A row here enrols a net, or a loss with fitting outputs and targets, in every law of the suite.
-
-Every axis has a prime size of its own, so that a missing transpose cannot hide; BATCH is larger than any of them.
-One row has width 1, some have extra positions, and one repeats as often as there are examples.
-"""
+"""The case table of the package, `jbp.check.cases`, as the tests use it; with layers of a user's own, and losses."""
 
 import zlib
 from dataclasses import dataclass
@@ -15,10 +11,8 @@ import numpy as np
 import jbp
 from jbp import losses
 from jbp.arguments import as_number
+from jbp.check.cases import BATCH, COMBINATORS, LAYERS, NetCase, Row
 from jbp.layer import Layer, Static
-from jbp.layers import Elu, Gelu, LeakyRelu
-
-BATCH = 11
 
 
 @dataclass(frozen=True, repr=False)
@@ -74,14 +68,6 @@ class Centre(Layer):
         return delta - jnp.einsum("n,m...->n...", p, delta), ()
 
 
-class NetCase(NamedTuple):
-    name: str
-    net: Layer
-    shape: tuple[int, ...]
-    deep: bool = False
-    """Whether several weights lie on one path, so that rounding is allowed to grow (`oracles.UNITS`)."""
-
-
 class LossCase(NamedTuple):
     name: str
     loss: losses.Loss
@@ -94,144 +80,26 @@ def random(name: str) -> np.random.Generator:
     return np.random.default_rng(zlib.crc32(name.encode()))
 
 
-_ACTIVATIONS = [
-    jbp.identity,
-    jbp.relu,
-    jbp.leaky_relu,
-    LeakyRelu(0.2),
-    jbp.tanh,
-    jbp.sigmoid,
-    jbp.softmax,
-    jbp.softplus,
-    jbp.elu,
-    Elu(0.7),
-    jbp.silu,
-    jbp.gelu,
-    Gelu(approximate=False),
-]
+OWN = Row(
+    lambda layer, params, x, key: layer.factor * jnp.einsum("n...,...->n...", x, params["gain"]),
+    (NetCase("a user's own layer", Gain(0.5), (3, 5)),),
+)
+PLAIN = {row.kind: row.plain for row in (*LAYERS, *COMBINATORS, OWN)}
+PLAIN[Table] = lambda layer, params, x, key: x + params["table"][None]
+NO_GRADIENT = {row.kind: row.no_gradient for row in LAYERS if row.no_gradient}
 
-SINGLE = [
-    NetCase("dense", jbp.Dense(5), (3,)),
-    NetCase("dense without bias", jbp.Dense(5, use_bias=False), (3,)),
-    NetCase("dense to width 1", jbp.Dense(1), (7,)),
-    NetCase("dense from width 1", jbp.Dense(3), (1,)),
-    NetCase("dense, square", jbp.Dense(5), (5,)),
-    NetCase("dense at positions", jbp.Dense(5), (2, 3)),
-    NetCase("dense at positions, two axes, no bias", jbp.Dense(2, use_bias=False), (3, 5, 7)),
-    *(NetCase(f"{a!r}", a, (3, 5)) for a in _ACTIVATIONS),
-    NetCase("dropout 0.3", jbp.Dropout(0.3), (3, 5)),
-    NetCase("dropout 0.9", jbp.Dropout(0.9), (7,)),
-    NetCase("dropout 0", jbp.Dropout(0.0), (7,)),
-    NetCase("flatten", jbp.Flatten(), (2, 3, 5)),
-    NetCase("a user's own layer", Gain(0.5), (3, 5)),
-]
-
-_BLOCK = jbp.residual(jbp.serial(jbp.Dense(7), jbp.tanh, jbp.Dense(3)))
+SINGLE = [case for row in (*LAYERS, OWN) if not row.no_gradient for case in row.cases]
 
 COMBINED = [
-    NetCase("serial of one", jbp.serial(jbp.Dense(5)), (3,)),
-    NetCase("classifier", jbp.serial(jbp.Dense(7), jbp.relu, jbp.Dense(5), jbp.softmax), (3,), True),
-    NetCase("image", jbp.serial(jbp.Flatten(), jbp.Dense(5), jbp.sigmoid, jbp.Dense(1)), (2, 3), True),
-    NetCase("positions", jbp.serial(jbp.Dense(5), jbp.gelu, jbp.Dense(7)), (2, 3), True),
-    NetCase(
-        "dropout between",
-        jbp.serial(jbp.Dropout(0.2), jbp.Dense(7), jbp.relu, jbp.Dropout(0.5), jbp.Dense(2)),
-        (5,),
-        True,
-    ),
-    NetCase("two dropouts in a row", jbp.serial(jbp.Dropout(0.3), jbp.Dropout(0.4)), (3, 5)),
-    NetCase("serial in serial", jbp.serial(jbp.serial(jbp.Dense(5), jbp.elu), jbp.serial(jbp.Dense(2))), (3,), True),
-    NetCase("residual", _BLOCK, (3,), True),
-    NetCase("residual of identity", jbp.residual(jbp.identity), (3,)),
-    NetCase("residual of an activation", jbp.residual(jbp.silu), (3, 5)),
-    NetCase("residual of dropout", jbp.residual(jbp.serial(jbp.Dropout(0.4), jbp.Dense(3))), (3,)),
-    NetCase("residual in residual", jbp.residual(jbp.serial(_BLOCK, jbp.residual(jbp.tanh))), (3,), True),
-    NetCase("branch sum", jbp.branch(jbp.Dense(5), jbp.serial(jbp.Dense(5), jbp.tanh)), (3,), True),
-    NetCase("branch of one", jbp.branch(jbp.Dense(5)), (3,)),
-    NetCase("branch with equal arms", jbp.branch(jbp.identity, jbp.identity, jbp.relu), (3,)),
-    NetCase("branch concat", jbp.branch(jbp.Dense(5), jbp.identity, jbp.Dense(1), join="concat"), (3,)),
-    NetCase("branch concat at positions", jbp.branch(jbp.Dense(5), jbp.Dense(7), join="concat"), (2, 3)),
-    NetCase("branch with dropouts", jbp.branch(jbp.Dropout(0.5), jbp.Dropout(0.5), jbp.identity), (7,)),
-    NetCase(
-        "branch in branch",
-        jbp.branch(jbp.branch(jbp.Dense(2), jbp.tanh, join="concat"), jbp.serial(jbp.Dense(5), jbp.softplus)),
-        (3,),
-        True,
-    ),
-    NetCase("repeat of dense", jbp.repeat(jbp.Dense(3), 2), (3,), True),
-    NetCase("repeat once", jbp.repeat(jbp.Dense(3), 1), (3,)),
-    NetCase("repeat as often as examples", jbp.repeat(jbp.serial(jbp.Dense(3), jbp.tanh), BATCH), (3,), True),
-    *(
-        NetCase(f"repeat of {a!r}", jbp.repeat(a, 3), (5,))
-        for a in (jbp.identity, jbp.relu, jbp.tanh, jbp.softmax, jbp.softplus, jbp.gelu)
-    ),
-    NetCase("repeat of dense, relu", jbp.repeat(jbp.serial(jbp.Dense(5), jbp.relu), 3), (5,), True),
-    NetCase("repeat of relu, dense", jbp.repeat(jbp.serial(jbp.relu, jbp.Dense(5)), 3), (5,), True),
-    NetCase("repeat of tanh, tanh", jbp.repeat(jbp.serial(jbp.tanh, jbp.tanh), 3), (5,)),
-    NetCase("repeat of dense, silu", jbp.repeat(jbp.serial(jbp.Dense(5), jbp.silu), 3), (2, 5), True),
-    NetCase("repeat of residual", jbp.repeat(_BLOCK, 2), (3,), True),
-    NetCase("repeat of residual tanh", jbp.repeat(jbp.residual(jbp.tanh), 3), (5,)),
-    NetCase(
-        "repeat in repeat",
-        jbp.repeat(jbp.serial(jbp.repeat(jbp.serial(jbp.Dense(5), jbp.tanh), 2), jbp.relu), 3),
-        (5,),
-        True,
-    ),
-    NetCase("repeat of repeat", jbp.repeat(jbp.repeat(jbp.Dense(5), 2), 3), (5,), True),
-    NetCase("repeat of x, y, x saved", jbp.repeat(jbp.branch(jbp.Dense(5), jbp.tanh, jbp.Dense(5)), 3), (5,), True),
-    NetCase("repeat of branch sum", jbp.repeat(jbp.branch(jbp.tanh, jbp.Dense(5), jbp.identity), 3), (5,), True),
-    NetCase(
-        "repeat of branch concat",
-        jbp.repeat(jbp.serial(jbp.branch(jbp.Dense(2), jbp.relu, join="concat"), jbp.Dense(5)), 3),
-        (5,),
-        True,
-    ),
-    NetCase("repeat with dropout", jbp.repeat(jbp.serial(jbp.Dense(5), jbp.relu, jbp.Dropout(0.3)), 3), (5,), True),
-    NetCase("repeat of dropout", jbp.repeat(jbp.Dropout(0.3), 2), (7,)),
+    *(case for row in COMBINATORS for case in row.cases),
     NetCase("repeat of a user's layer", jbp.repeat(jbp.residual(jbp.serial(Gain(0.3), jbp.tanh)), 3), (2, 5), True),
     NetCase("user's layers everywhere", jbp.branch(jbp.serial(Gain(), jbp.relu, Gain(2.0)), Gain(0.7)), (2, 3), True),
     NetCase("a table of positions", jbp.serial(Table(), jbp.Dense(5)), (2, 3)),
-    NetCase("tied layers", jbp.tied(jbp.serial(jbp.Dense(3), jbp.tanh, jbp.Dense(3)), {2: 0}), (3,), True),
-    NetCase(
-        "tied weight, at positions",
-        jbp.tied(jbp.serial(jbp.Dense(3), jbp.relu, jbp.Dense(3)), {(2, "weight"): (0, "weight")}),
-        (2, 3),
-        True,
-    ),
     NetCase(
         "tied uses of several kinds",
         jbp.tied(
             jbp.serial(Table(), Gain(0.5), jbp.Dense(2), jbp.Dense(3)),
             {(3, "weight"): (0, "table"), (1, "gain"): (0, "table")},
-        ),
-        (2, 3),
-        True,
-    ),
-    NetCase(
-        "tied stacks",
-        jbp.tied(
-            jbp.serial(jbp.repeat(jbp.Dense(3), 2), jbp.tanh, jbp.repeat(jbp.serial(jbp.relu, jbp.Dense(3)), 2)),
-            {(2, 1, "weight"): (0, "weight")},
-        ),
-        (3,),
-        True,
-    ),
-    NetCase(
-        "repeat of tied",
-        jbp.repeat(jbp.tied(jbp.serial(jbp.Dense(5), jbp.tanh, jbp.Dense(5)), {(2, "weight"): (0, "weight")}), 3),
-        (5,),
-        True,
-    ),
-    NetCase(
-        "all together",
-        jbp.serial(
-            jbp.Flatten(),
-            jbp.Dense(5),
-            jbp.leaky_relu,
-            jbp.Dropout(0.2),
-            jbp.repeat(jbp.residual(jbp.serial(jbp.Dense(7), jbp.relu, jbp.Dropout(0.3), jbp.Dense(5))), 3),
-            jbp.branch(jbp.Dense(2), jbp.serial(jbp.Dense(3), jbp.sigmoid), join="concat"),
-            jbp.Dense(7),
         ),
         (2, 3),
         True,
@@ -286,15 +154,16 @@ def drawn(case: NetCase, dtype: Any = jnp.float64) -> tuple[Any, Any, Any, Any]:
     """Parameters (biases and gains too away from their initial values), inputs, and two random δ."""
     rng = random(case.name)
     leaves, out_shape = announced(case)
-    size = {"weight": 0.4, "bias": 0.5, "gain": 1.0, "table": 0.5}
+    size = {"weight": 0.4, "gain": 1.0}
 
     def draw(path, leaf):
-        return jnp.asarray(size[path[-1].key] * rng.normal(size=leaf.shape), dtype)
+        return jnp.asarray(size.get(path[-1].key, 0.5) * rng.normal(size=leaf.shape), dtype)
 
     params = jax.tree_util.tree_map_with_path(draw, leaves)
-    shapes = case.shape, out_shape, out_shape
-    x, delta, other = (jnp.asarray(rng.normal(size=(BATCH, *shape)), dtype) for shape in shapes)
-    return params, x, delta, other
+    whole = None if case.inputs is None else jnp.asarray(rng.integers(case.inputs, size=(BATCH, *case.shape)))
+    shapes = (case.shape,) * (whole is None) + (out_shape, out_shape)
+    *x, delta, other = (jnp.asarray(rng.normal(size=(BATCH, *shape)), dtype) for shape in shapes)
+    return params, x[0] if whole is None else whole, delta, other
 
 
 def announced(case: NetCase) -> tuple[Any, tuple[int, ...]]:

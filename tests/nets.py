@@ -6,14 +6,16 @@ Whatever must fit (the inside of a residual, the arms of a sum, a loss behind so
 grown towards a given output shape, and nothing is thrown away.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from cases import Gain
+from cases import SINGLE, Gain, NetCase, announced
 from hypothesis import strategies as st
 
 import jbp
@@ -28,15 +30,17 @@ DEPTH, LEAVES = 4, 9
 
 WIDTHS = (1, 2, 3, 5, 7)
 SHAPES = ((3,), (5,), (7,), (1,), (2, 3), (3, 5), (5, 1), (2, 3, 5))
-ACTIVATIONS = (
-    jbp.identity, jbp.relu, jbp.leaky_relu, layers.LeakyRelu(0.2), jbp.tanh, jbp.sigmoid, jbp.softmax, jbp.softplus,
-    jbp.elu, layers.Elu(0.7), jbp.silu, jbp.gelu, layers.Gelu(approximate=False),
-)  # fmt: skip
+ACTIVATIONS = tuple(case.net for case in SINGLE if isinstance(case.net, layers.Activation))
 DROPOUTS = (jbp.Dropout(0.2), jbp.Dropout(0.5), jbp.Dropout(0.9), jbp.Dropout(0.0))
 GAINS = (Gain(), Gain(0.5))
-NAMES = (
-    vars(jbp) | vars(losses) | {layer.__name__: layer for layer in (Gain, layers.LeakyRelu, layers.Elu, layers.Gelu)}
+OTHERS = tuple(
+    case.net
+    for case in SINGLE
+    if not isinstance(case.net, jbp.Dense | layers.Activation | jbp.Dropout | jbp.Flatten | Gain)
+    and not (case.inputs or case.net.couples_batch)
 )
+"""The layers of the table that no rule below knows: they are put where their `init` takes the shape."""
+NAMES = vars(layers) | vars(jbp) | vars(losses) | {"Gain": Gain}
 """What the repr of a net and of a loss is written in."""
 
 _ON_VALUES = (losses.squared_error, losses.l2_loss, losses.mean_squared_error)
@@ -132,6 +136,8 @@ class _Growth:
             kinds = [k for k in kinds if k in ("dense", "serial", "sum", "concat")]
         elif goal is None and len(shape) > 1 and "dense" in kinds:
             kinds = (*kinds, "flatten")
+        if "dense" in kinds and self._fitting(shape, goal):
+            kinds = (*kinds, "other")
         return getattr(self, f"_{self.pick(kinds)}")(shape, depth - 1, goal)
 
     def _dense(self, shape: Shape, depth: int, goal: Shape | None) -> tuple[Layer, Shape]:
@@ -146,6 +152,14 @@ class _Growth:
 
     def _gain(self, shape: Shape, depth: int, goal: Shape | None) -> tuple[Layer, Shape]:
         return self._leaf(self.pick(GAINS), shape)
+
+    def _other(self, shape: Shape, depth: int, goal: Shape | None) -> tuple[Layer, Shape]:
+        return self._leaf(*self.pick(self._fitting(shape, goal)))
+
+    def _fitting(self, shape: Shape, goal: Shape | None) -> list[tuple[Layer, Shape]]:
+        """The other layers that take this shape, with what they make of it: the goal, where there is one."""
+        made = [(layer, _made(layer, shape)) for layer in OTHERS]
+        return [(layer, out) for layer, out in made if out is not None and goal in (None, out)]
 
     def _flatten(self, shape: Shape, depth: int, goal: Shape | None) -> tuple[Layer, Shape]:
         return self._leaf(jbp.Flatten(), (int(np.prod(shape)),))
@@ -203,20 +217,14 @@ class _Growth:
 def numbers(p: Problem) -> Numbers:
     """Random parameters (no bias zero, no gain one), inputs, targets, weights, key and δ; they follow from the seed."""
     rng, n, dtype = np.random.default_rng(p.seed), p.batch, np.dtype(p.dtype)
-    announced: list[Shape] = []
-
-    def init(key: Any) -> Any:
-        params, out = p.net.init(key, p.shape)
-        announced.append(out)
-        return params
+    shapes, out = _announced(p.net, p.shape)
 
     def draw(path: Any, leaf: Any) -> Any:
         kind = path[-1].key
         size = 0.9 / np.sqrt(leaf.shape[-2]) if kind == "weight" else 0.6
         return jnp.asarray((kind == "gain") * 0.5 + size * rng.normal(size=leaf.shape), dtype)
 
-    params = jax.tree_util.tree_map_with_path(draw, jax.eval_shape(init, jax.random.key(0)))
-    out = announced[0]
+    params = jax.tree_util.tree_map_with_path(draw, shapes)
     weights = None if p.weights == "none" else rng.uniform(-0.5, 2, size=n)
     if weights is not None and p.weights == "some zero":
         weights[rng.permutation(n)[: (n + 2) // 3]] = 0
@@ -233,6 +241,19 @@ def numbers(p: Problem) -> Numbers:
         delta=array(rng.normal(size=(n, *out))),
         factors=None if weights is None else array(rng.choice([-1, 1], size=n) * rng.uniform(0.5, 2, size=n)),
     )
+
+
+@cache
+def _made(layer: Layer, shape: Shape) -> Shape | None:
+    """The shape that a layer makes of another; None if it does not take it."""
+    with contextlib.suppress(ValueError, NotImplementedError):
+        return _announced(layer, shape)[1]
+    return None
+
+
+def _announced(net: Layer, shape: Shape) -> tuple[Any, Shape]:
+    """What `init` says: the parameters' shapes, and the output's."""
+    return announced(NetCase("", net, shape))
 
 
 def _target(p: Problem, rng: np.random.Generator, shape: Shape, array: Callable[[Any], Any]) -> Any:

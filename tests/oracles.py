@@ -4,17 +4,15 @@ Nothing of jbp's forward, backward or value is used here: its classes are read f
 the mathematics is `jax.numpy` and `jax.nn`, and the batch is written directly.
 """
 
-from functools import reduce
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from cases import Gain, Table
+from cases import PLAIN
 
-import jbp
-from jbp import combine, layers, losses
-from jbp.combine import Tied
+from jbp import losses
+from jbp.combine import Combinator
 
 UNITS = {"layer": 32, "net": 64, "steps": 64}
 """Allowed error in eps(dtype) × the largest entry of the leaf. Never scaled by the number of elements.
@@ -23,20 +21,6 @@ One rounding of the largest entry is half a unit. `layer`: one layer, a few roun
 several weights in a row add up and are amplified by them. `steps`: three steps of training, each starting from the
 parameters of the one before. Each is about 8 times the worst case observed.
 """
-
-_ACTIVATIONS: dict[type, Any] = {
-    layers.Identity: lambda a, s: s,
-    layers.Relu: lambda a, s: jax.nn.relu(s),
-    layers.LeakyRelu: lambda a, s: jax.nn.leaky_relu(s, a.negative_slope),
-    layers.Tanh: lambda a, s: jnp.tanh(s),
-    layers.Sigmoid: lambda a, s: jax.nn.sigmoid(s),
-    layers.Softmax: lambda a, s: jax.nn.softmax(s, axis=-1),
-    layers.Softplus: lambda a, s: jax.nn.softplus(s),
-    layers.Elu: lambda a, s: jax.nn.elu(s, a.alpha),
-    layers.Silu: lambda a, s: jax.nn.silu(s),
-    layers.Gelu: lambda a, s: jax.nn.gelu(s, approximate=a.approximate),
-}
-
 
 _QUICK = {"xla_cpu_use_fusion_emitters": False} if jax.__version_info__ < (0, 11) else {}
 
@@ -47,55 +31,9 @@ def compiled(function: Any) -> Any:
 
 
 def plain(net: Any, params: Any, x: Any, key: Any = None) -> Any:
-    """The outputs [n, ...] of any net. Keys go down as documented: split among layers, then among examples."""
-
-    def split(n: int) -> list[Any]:
-        return [None] * n if key is None else list(jax.random.split(key, n))
-
-    match net:
-        case combine.Serial():
-            for layer, p, k in zip(net.layers, params, split(len(net.layers)), strict=True):
-                x = plain(layer, p, x, k)
-            return x
-        case combine.Residual():
-            return x + plain(net.layer, params, x, key)
-        case combine.Branch():
-            keys = split(len(net.layers))
-            ys = [plain(layer, p, x, k) for layer, p, k in zip(net.layers, params, keys, strict=True)]
-            return sum(ys[1:], ys[0]) if net.join == "sum" else jnp.concatenate(ys, axis=-1)
-        case combine.Repeat():
-            keys = None if key is None else jax.random.split(key, net.n)
-            return jax.lax.scan(lambda x, p_k: (plain(net.layer, p_k[0], x, p_k[1]), None), x, (params, keys), net.n)[0]
-        case jbp.Dense():
-            s = jnp.einsum("...i,io->...o", x, params["weight"])
-            return s + jnp.broadcast_to(params["bias"], s.shape) if net.use_bias else s
-        case jbp.Dropout():
-            if key is None:
-                return x
-            keys = jax.random.split(key, len(x))
-            bits = jax.vmap(lambda k: jax.random.bits(k, x.shape[1:], jnp.uint32))(keys)
-            kept = bits >= jnp.uint32(int(net.drop_rate * 2**32))
-            return jnp.where(kept, x / (1 - net.drop_rate), 0)
-        case jbp.Flatten():
-            return x.reshape(len(x), -1)
-        case Table():
-            return x + params["table"][None]
-        case Tied():
-            for borrower, owner in net.ties:
-                params = replaced(params, borrower, reduce(lambda tree, step: tree[step], owner, params))
-            return plain(net.layer, params, x, key)
-        case Gain():
-            return net.factor * jnp.einsum("n...,...->n...", x, params["gain"])
-        case _:
-            return _ACTIVATIONS[type(net)](net, x)
-
-
-def replaced(tree: Any, path: tuple[Any, ...], value: Any) -> Any:
-    """A tree of dicts and tuples with another value at the path."""
-    if not path:
-        return value
-    inside = replaced(tree[path[0]], path[1:], value)
-    return tree | {path[0]: inside} if isinstance(tree, dict) else (*tree[: path[0]], inside, *tree[path[0] + 1 :])
+    """The outputs [n, ...] of any net, by the plain forms of the case table, which reach the layers inside by this."""
+    within = (plain,) if isinstance(net, Combinator) else ()
+    return PLAIN[type(net)](net, params, x, key, *within)
 
 
 def plain_errors(loss: losses.Loss, output: Any, target: Any) -> Any:

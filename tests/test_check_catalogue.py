@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-from cases import Centre
+from cases import SINGLE, Centre
 
 import jbp
 from jbp import combine, pairs
@@ -14,9 +14,8 @@ from jbp.check.catalogue import AT_ZERO, catalogue
 from jbp.check.compiled import HASTE, _accepted, compiled, hurried
 from jbp.check.kinks import convention
 from jbp.layers import Activation, LeakyRelu, Relu
-from jbp.layers import activations as every
 
-ACTIVATIONS = [a for a in vars(every).values() if isinstance(a, Activation) and a != jbp.softmax]
+ACTIVATIONS = [c.net for c in SINGLE if isinstance(c.net, Activation) and c.net != jbp.softmax]
 
 
 @pytest.fixture(autouse=True)

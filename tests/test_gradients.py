@@ -29,9 +29,10 @@ def both_sides(case: NetCase, dtype: Any) -> dict[str, tuple[Any, Any]]:
     weights[[1, 4]] = 0
 
     def sides(params, x, delta, y, weights, key):
+        floats = (x,) if jnp.issubdtype(x.dtype, jnp.floating) else ()  # whole numbers have no δ
         output, saved = jbp.forward(net, params, x, key)
         delta_x, pairs = jbp.backward(net, params, saved, delta)
-        expected, pull = jax.vjp(lambda p, x: plain(net, p, x, key), params, x)
+        expected, pull = jax.vjp(lambda p, *floats: plain(net, p, floats[0] if floats else x, key), params, *floats)
 
         def each(scale):
             return jnp.einsum("n,n...->n...", scale, delta)
@@ -62,7 +63,7 @@ def both_sides(case: NetCase, dtype: Any) -> dict[str, tuple[Any, Any]]:
 
         laws = {
             "output": lambda: (output, expected),
-            "delta_x": lambda: (delta_x, pull(delta)[1]),
+            "delta_x": lambda: (delta_x, pull(delta)[1] if floats else None),
             "sum": lambda: (jbp.contract(pairs, ones), grads(ones)),
             "mean": lambda: (jbp.contract(pairs), grads(ones / BATCH)),
             "weighted": lambda: (jbp.contract(pairs, weights), grads(weights)),
@@ -91,10 +92,11 @@ def both_sides(case: NetCase, dtype: Any) -> dict[str, tuple[Any, Any]]:
 
 def adjoint(net, params, x, key, saved, delta):
     """⟨J v, δ⟩ and ⟨v, backward(δ)⟩ with J v from forward mode, divided by |J v||δ| so that one unit means eps."""
-    v = jax.tree.map(jnp.sin, (params, x))
-    _, tangent = jax.jvp(lambda p, x: jbp.forward(net, p, x, key)[0], (params, x), v)
+    point = (params, x) if jnp.issubdtype(x.dtype, jnp.floating) else (params,)
+    v = jax.tree.map(jnp.sin, point)
+    _, tangent = jax.jvp(lambda p, *floats: jbp.forward(net, p, floats[0] if floats else x, key)[0], point, v)
     delta_x, pairs = jbp.backward(net, params, saved, delta)
-    back = (jbp.contract(pairs, jnp.ones(BATCH, x.dtype)), delta_x)
+    back = (jbp.contract(pairs, jnp.ones(BATCH, delta.dtype)), delta_x)
     inner = sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(v), jax.tree.leaves(back), strict=True))
     size = jnp.linalg.norm(tangent.ravel()) * jnp.linalg.norm(delta.ravel())
     return 1 + inner / size, 1 + jnp.vdot(tangent, delta) / size

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import BATCH, NETS, SINGLE, Gain, Table, announced, drawn, every_layer
-from oracles import _ACTIVATIONS, assert_same, compiled, error_in_units, plain
+from cases import BATCH, NETS, SINGLE, Gain, Table, announced, drawn, every_layer, random
+from oracles import assert_same, compiled, error_in_units, plain
 
 import jbp
 from jbp import combine, initializers, layers
+from jbp.check.cases import LAYERS
 from jbp.layer import Layer
 from jbp.layers import Activation, Elu, Gelu, LeakyRelu
 
@@ -182,7 +183,10 @@ def test_init_announces_the_shapes_that_forward_and_contract_produce(case):
 
     output, delta_x, grads = jax.eval_shape(run, params, x, delta)
     assert output.shape == (BATCH, *out_shape)
-    assert (delta_x.shape, delta_x.dtype) == (x.shape, x.dtype)
+    if case.inputs is None:
+        assert (delta_x.shape, delta_x.dtype) == (x.shape, x.dtype)
+    else:
+        assert delta_x is None
     assert jax.tree.structure(grads) == jax.tree.structure(shapes)
     for leaf, gradient in zip(jax.tree.leaves(shapes), jax.tree.leaves(grads), strict=True):
         assert (gradient.shape, gradient.dtype) == (leaf.shape, leaf.dtype)
@@ -190,7 +194,7 @@ def test_init_announces_the_shapes_that_forward_and_contract_produce(case):
 
 @pytest.mark.parametrize("case", NETS, ids=lambda case: case.name)
 def test_a_net_is_hashable_comparable_and_its_repr_makes_it_again(case):
-    again = eval(repr(case.net), vars(jbp) | vars(layers) | {"Gain": Gain, "Table": Table})
+    again = eval(repr(case.net), vars(jbp) | vars(layers) | vars(combine) | {"Gain": Gain, "Table": Table})
     assert again == case.net
     assert hash(again) == hash(case.net)
     assert again is not case.net or not isinstance(case.net, combine.Combinator)
@@ -213,7 +217,7 @@ def test_eager_equals_compiled_up_to_rounding(case):
 
 
 def test_every_layer_and_combinator_is_in_the_table():
-    found = [layer for case in NETS for layer in every_layer(case.net)]
+    found = [layer for case in (*NETS, *WITHOUT_GRADIENT) for layer in every_layer(case.net)]
     public = [v for module in (jbp, layers) for v in vars(module).values()]
     classes = {v for v in public if isinstance(v, type) and issubclass(v, Layer)} - {Layer, Activation}
     makers_of = list(vars(combine).values())
@@ -227,4 +231,12 @@ def test_every_layer_and_combinator_is_in_the_table():
     assert {"serial", "residual", "branch", "repeat", "tied"} <= set(makers)
     for name in makers:
         assert any(f"{name}(" in repr(layer) for layer in found), f"{name} is in no case"
-    assert {type(a) for a in ACTIVATIONS} == set(_ACTIVATIONS)
+
+
+WITHOUT_GRADIENT = [case for row in LAYERS if row.no_gradient for case in row.cases]
+
+
+@pytest.mark.parametrize("case", WITHOUT_GRADIENT, ids=lambda case: case.name)
+def test_a_layer_without_a_gradient_computes_its_plain_form(case):
+    x = jnp.asarray(random(case.name).normal(size=(BATCH, *case.shape)))
+    assert_same(jbp.apply(case.net, (), x), plain(case.net, (), x))

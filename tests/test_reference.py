@@ -1,8 +1,10 @@
 """docs/reference.md lists every public name of jbp, and none that is gone."""
 
 import ast
+import importlib
 import inspect
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -49,11 +51,16 @@ def public() -> set[str]:
 
 
 def listed(page: str) -> set[str]:
-    """The names on the page: `::: path`, or the members that are chosen below it."""
+    """The names on the page: `::: path`, the members that are chosen below it, or a package's with its submodules."""
     found = set()
     for path, options in re.findall(r"^::: (\S+)\n((?: .*\n)*)", page, re.MULTILINE):
         members = re.findall(r"\w+", options.partition("members:")[2])
-        found |= {f"{path}.{name}" for name in members} if members else {path}
+        if "show_submodules" in options:  # all that the package offers
+            package = importlib.import_module(path)
+            named = {name: getattr(package, name) for name in exported(package)}
+            found |= {f"jbp.{n}" if getattr(jbp, n, None) is v else f"{path}.{n}" for n, v in named.items()}
+        else:
+            found |= {f"{path}.{name}" for name in members} if members else {path}
     return found
 
 
@@ -64,7 +71,7 @@ def gone(page: str) -> set[str]:
         place, _, last = name.rpartition(".")
         if place == "jbp":
             return last in dir(jbp)
-        module = getattr(jbp, place.removeprefix("jbp."), None)
+        module = sys.modules.get(place)
         return isinstance(module, ModuleType) and last in exported(module)
 
     return {name for name in listed(page) if not is_offered(name)}

@@ -1,6 +1,5 @@
-"""Everything public that computes a derivative or a step, with a shape to check it on: what `jbp check` runs.
-
-Sizes are distinct small primes, so that no transposed axis can hide. A test fails when a public name is missing here.
+"""Everything public that computes a derivative or a step: what `jbp check` runs. Layers and combinators come from the
+case table. A test fails when a public name is missing here.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from jbp import layers, losses, optim
+from jbp.check.cases import COMBINATORS, LAYERS, SQUARE, TWICE, NetCase
 from jbp.check.gradient import gradient
 from jbp.check.kinks import convention
 from jbp.check.layer import layer
@@ -21,9 +21,8 @@ from jbp.check.loss import loss
 from jbp.check.optimizer import optimizer
 from jbp.check.report import Report
 from jbp.check.trees import as_key, entropy, normal
-from jbp.combine import branch, repeat, residual, serial, tied
+from jbp.combine import repeat, residual, serial, tied
 from jbp.layer import Layer
-from jbp.pairs import Scale
 
 Kind = Literal["layer", "combinator", "net", "loss", "optimiser"]
 
@@ -52,59 +51,20 @@ def of_layer(subject: Layer, shape: tuple[int, ...], kind: Kind = "layer", name:
     return Item(kind, name or repr(subject), run)
 
 
-@dataclass(frozen=True, repr=False)
-class Gain(Layer):
-    """y[t,o] = g[o] x[t,o], as a user would write it: no public layer has a parameter with the pair `Scale`."""
+def _of_case(case: NetCase, kind: Kind) -> Item:
+    if case.inputs is None:
+        return of_layer(case.net, case.shape, kind, case.name)
+    most = case.inputs
 
-    uses_key = False
+    def run(dtype: Any, seed: int, differences: bool) -> Report:
+        x = jax.random.randint(as_key(seed), (5, *case.shape), 0, most)
+        return layer(case.net, x=x, dtype=dtype, key=seed, differences=differences)
 
-    def init(self, key: Any, shape: Any) -> Any:
-        """Gains of 1, which the check moves apart."""
-        return {"gain": jnp.ones(shape[-1:])}, shape
-
-    def forward(self, params: Any, x: Any, key: Any) -> Any:
-        """g∘x; saves x."""
-        return jnp.broadcast_to(params["gain"], x.shape) * x, x
-
-    def backward(self, params: Any, saved: Any, delta: Any) -> Any:
-        """g∘δ, and the pair (x, δ)."""
-        gain = params["gain"]
-        return jnp.broadcast_to(gain, delta.shape) * delta, {"gain": Scale.of(saved, delta, gain.shape)}
+    return Item(kind, case.name, run)
 
 
-_LAYERS = (
-    *(
-        of_layer(subject, shape)
-        for subject, shape in (
-            (layers.Dense(5), (2, 3)),
-            (layers.Dense(5, use_bias=False), (3,)),
-            (layers.identity, (3,)),
-            (layers.relu, (3, 5)),
-            (layers.leaky_relu, (3, 5)),
-            (layers.LeakyRelu(0.2), (7,)),
-            (layers.tanh, (3, 5)),
-            (layers.sigmoid, (3, 5)),
-            (layers.softmax, (3, 5)),
-            (layers.softplus, (3, 5)),
-            (layers.elu, (3, 5)),
-            (layers.Elu(0.7), (7,)),
-            (layers.silu, (3, 5)),
-            (layers.gelu, (3, 5)),
-            (layers.Gelu(approximate=False), (7,)),
-            (layers.Dropout(0.3), (3, 5)),
-            (layers.Flatten(), (2, 3)),
-        )
-    ),
-    of_layer(layers.softmax, (7,), name="softmax on [7]"),
-    of_layer(Gain(), (2, 3), name="a gain of one's own (pair Scale)"),
-)
-AT_ZERO: dict[Layer, tuple[float, float, float]] = {
-    layers.relu: (0, 0, 1),
-    layers.leaky_relu: (0.01, 1, 1),
-    layers.LeakyRelu(0.2): (0.2, 1, 1),
-    layers.elu: (1, 1, 1),
-    layers.Elu(0.7): (0.7, 0.7, 1),
-}
+_LAYERS = tuple(_of_case(case, "layer") for row in LAYERS if not row.no_gradient for case in row.in_check)
+AT_ZERO = {case.net: case.at_zero for row in LAYERS for case in row.cases if case.at_zero is not None}
 """θ′ just below 0, at 0 and just above, of what is not written with one formula on both sides; as documented."""
 
 
@@ -116,24 +76,7 @@ def _at_zero(dtype: Any, seed: int, differences: bool) -> Report:
 
 
 _KINKS = Item("layer", "relu, leaky_relu and elu at 0", _at_zero)
-_BLOCK = serial(layers.Dense(5), layers.tanh, layers.Dense(3))
-_SQUARE = serial(layers.Dense(3), layers.tanh, layers.Dense(3))
-_TWICE = tied(_SQUARE, {2: 0})
-_COMBINATORS = tuple(
-    of_layer(subject, shape, "combinator")
-    for subject, shape in (
-        (serial(layers.Dense(5), layers.sigmoid, layers.Dense(2)), (3,)),
-        (residual(_BLOCK), (3,)),
-        (branch(layers.Dense(5), serial(layers.Dense(5), layers.tanh)), (3,)),
-        (branch(layers.Dense(5), layers.tanh, join="concat"), (3,)),
-        (repeat(_BLOCK, 2), (3,)),
-        # What sigmoid saves, its output, is what the next repetition's Dense saves, its input: kept once.
-        (repeat(serial(residual(_BLOCK), layers.sigmoid), 3), (3,)),
-        (_TWICE, (2, 3)),
-        # The uses are of two kinds, so that their pairs do not become one.
-        (tied(serial(Gain(), layers.tanh, layers.Dense(3)), {(2, "bias"): (0, "gain")}), (3,)),
-    )
-)
+_COMBINATORS = tuple(_of_case(case, "combinator") for row in COMBINATORS for case in row.in_check)
 
 
 def _whole_net(dtype: Any, seed: int, differences: bool) -> Report:
@@ -160,7 +103,7 @@ def _weighted_net(dtype: Any, seed: int, differences: bool) -> Report:
 
 def _shared_net(dtype: Any, seed: int, differences: bool) -> Report:
     """A layer used twice in each of two repetitions, and a weight that its neighbour borrows without the bias."""
-    net = serial(repeat(_TWICE, 2), tied(_SQUARE, {(2, "weight"): (0, "weight")}))
+    net = serial(repeat(TWICE, 2), tied(SQUARE, {(2, "weight"): (0, "weight")}))
     params, x = _drawn(net, (5, 3), dtype, seed)
     y = normal(entropy(as_key(seed), 2), x)
     return gradient(net, losses.l2_loss, params, x, y, differences=differences)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from jbp.arguments import did_you_mean
+from jbp.cli import netspec
 from jbp.cli.parser import Command, option
 from jbp.data.dataset import TASKS
 
@@ -82,9 +83,7 @@ class Train(Command):
 
     net: str = option(
         "512 relu dropout:0.4 256 relu dropout:0.4",
-        "hidden layers: widths, activations (identity, relu, leaky_relu:0.2, elu:1, "
-        "tanh, sigmoid, softmax, softplus, silu, gelu, step:triangle) and dropout:RATE; the output layer follows from "
-        "the data", _NET,
+        f"hidden layers: widths of dense layers, and {netspec.known()}; the output layer follows from the data", _NET,
         metavar="LAYERS",
     )  # fmt: skip
     output_activation: str | None = option(None, "activation of the output layer", _NET, metavar="NAME", shown="none")

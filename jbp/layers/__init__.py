@@ -24,3 +24,4 @@ from jbp.layers.activations import tanh as tanh
 from jbp.layers.dense import Dense as Dense
 from jbp.layers.dropout import Dropout as Dropout
 from jbp.layers.flatten import Flatten as Flatten
+from jbp.layers.step import Step as Step

@@ -67,8 +67,7 @@ class Activation(Layer):
     def __repr__(self) -> str:
         """`relu` for Relu(): the name under which jbp offers it."""
         shown = super().__repr__()
-        name = shown.removesuffix("()").lower()
-        return _NAMES.get(shown, name if shown.endswith("()") else shown)
+        return self.word or shown.removesuffix("()").lower() if shown.endswith("()") else shown
 
 
 @dataclass(frozen=True, repr=False)
@@ -76,6 +75,7 @@ class Identity(Activation):
     """θ(s) = s, θ′ = 1."""
 
     piecewise_linear = True
+    word = "identity"
 
     def forward(self, params: Any, x: Array, key: PRNGKeyArray | None) -> tuple[Array, Static]:
         """y = s; saves only its shape."""
@@ -87,6 +87,10 @@ class Identity(Activation):
         same_shape(self, delta, saved.value)
         return delta, ()
 
+    def formulas(self) -> tuple[str, str]:
+        """Nothing changes."""
+        return "y = x", "δ_x = δ"
+
 
 @dataclass(frozen=True, repr=False)
 class Relu(Activation):
@@ -94,6 +98,7 @@ class Relu(Activation):
 
     suits = he_normal
     piecewise_linear = True
+    word = "relu"
 
     def value(self, s: Array) -> Array:
         """max(0, s)."""
@@ -107,6 +112,10 @@ class Relu(Activation):
         """[y > 0] δ."""
         return lax.select(saved.positive, delta, lax.full_like(delta, 0))
 
+    def formulas(self) -> tuple[str, str]:
+        """The sign of y is that of x."""
+        return "y = max(0, x)", "δ_x = δ where y > 0, else 0"
+
 
 @dataclass(frozen=True, repr=False)
 class LeakyRelu(Activation):
@@ -115,6 +124,7 @@ class LeakyRelu(Activation):
     negative_slope: float = 0.01
     suits = he_normal
     piecewise_linear = True
+    word = "leaky_relu"
 
     def __post_init__(self) -> None:
         slope = as_number(self.negative_slope, "the negative_slope of LeakyRelu", 0.0)
@@ -134,12 +144,18 @@ class LeakyRelu(Activation):
         """δ or a·δ."""
         return lax.select(saved.positive, delta, self.negative_slope * delta)
 
+    def formulas(self) -> tuple[str, str]:
+        """With its slope."""
+        a = f"{self.negative_slope:g}"
+        return f"y = x where x ≥ 0, else {a}·x", f"δ_x = δ where x ≥ 0, else {a}·δ"
+
 
 @dataclass(frozen=True, repr=False)
 class Tanh(Activation):
     """θ(s) = tanh s, θ′ = 1 − θ² (lecture B), computed as (1 − y)(1 + y), which keeps its digits near ±1."""
 
     suits = glorot_normal
+    word = "tanh"
 
     def value(self, s: Array) -> Array:
         """tanh s."""
@@ -149,12 +165,17 @@ class Tanh(Activation):
         """(1 − y)(1 + y) δ."""
         return delta * ((1 - saved) * (1 + saved))
 
+    def formulas(self) -> tuple[str, str]:
+        """θ′ from y."""
+        return "y = tanh(x)", "δ_x = (1 − y²)∘δ"
+
 
 @dataclass(frozen=True, repr=False)
 class Sigmoid(Activation):
     """θ(s) = 1/(1 + e⁻ˢ), θ′ = θ(1 − θ), at most ¼ (lecture B)."""
 
     suits = glorot_normal
+    word = "sigmoid"
 
     def value(self, s: Array) -> Array:
         """1/(1 + e⁻ˢ)."""
@@ -164,12 +185,17 @@ class Sigmoid(Activation):
         """y(1 − y) δ."""
         return delta * (saved * (1 - saved))
 
+    def formulas(self) -> tuple[str, str]:
+        """θ′ from y."""
+        return "y = 1/(1 + e^−x)", "δ_x = y∘(1 − y)∘δ"
+
 
 @dataclass(frozen=True, repr=False)
 class Softmax(Activation):
     """y = e^s / Σ e^s along the last axis, with its full Jacobian ∂y[j]/∂s[i] = y[j]([i=j] − y[i]) (lecture E)."""
 
     suits = glorot_normal
+    word = "softmax"
 
     def value(self, s: Array) -> Array:
         """e^(s − max s) / Σ e^(s − max s)."""
@@ -183,12 +209,17 @@ class Softmax(Activation):
         """y∘(δ − ⟨y, δ⟩): the Jacobian, which is symmetric, times δ."""
         return saved * (delta - (saved * delta).sum(-1, keepdims=True))
 
+    def formulas(self) -> tuple[str, str]:
+        """The Jacobian times δ."""
+        return "y = e^x / Σ e^x", "δ_x = y∘(δ − Σ y∘δ)"
+
 
 @dataclass(frozen=True, repr=False)
 class Softplus(Activation):
     """θ(s) = log(1 + eˢ), θ′ = σ(s) = 1 − e⁻ʸ."""
 
     suits = he_normal
+    word = "softplus"
 
     def value(self, s: Array) -> Array:
         """max(s, 0) + log(1 + e^−|s|)."""
@@ -197,6 +228,10 @@ class Softplus(Activation):
     def pull(self, saved: Array, delta: Array) -> Array:
         """(1 − e⁻ʸ) δ."""
         return delta * -jnp.expm1(-saved)
+
+    def formulas(self) -> tuple[str, str]:
+        """θ′ from y."""
+        return "y = log(1 + e^x)", "δ_x = (1 − e^−y)∘δ"
 
 
 @dataclass(frozen=True, repr=False)
@@ -208,6 +243,7 @@ class Elu(Activation):
 
     alpha: float = 1.0
     suits = he_normal
+    word = "elu"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "alpha", as_number(self.alpha, "the alpha of Elu", 0.0))
@@ -221,12 +257,18 @@ class Elu(Activation):
         """δ or (y + α) δ."""
         return lax.select(saved > 0, delta, delta * (saved + self.alpha))
 
+    def formulas(self) -> tuple[str, str]:
+        """With its α; θ′ from y."""
+        a = f"{self.alpha:g}"
+        return f"y = x where x > 0, else {a}·(e^x − 1)", f"δ_x = δ where x > 0, else (y + {a})∘δ"
+
 
 @dataclass(frozen=True, repr=False)
 class Silu(Activation):
     """θ(s) = s σ(s), θ′ = σ(s)(1 + s(1 − σ(s))). Source: Elfwing, Uchibe, Doya 2018, eq. 5-6."""
 
     suits = he_normal
+    word = "silu"
 
     def value(self, s: Array) -> Array:
         """s σ(s)."""
@@ -241,6 +283,11 @@ class Silu(Activation):
         """θ′(s) δ."""
         return delta * saved
 
+    def formulas(self) -> tuple[str, str]:
+        """With σ."""
+        sigma = "σ(x) = 1/(1 + e^−x)"
+        return f"y = x∘σ(x), {sigma}", f"δ_x = σ(x)∘(1 + x∘(1 − σ(x)))∘δ, {sigma}"
+
 
 @dataclass(frozen=True, repr=False)
 class Gelu(Activation):
@@ -252,6 +299,7 @@ class Gelu(Activation):
 
     approximate: bool = True
     suits = he_normal
+    word = "gelu"
 
     def __post_init__(self) -> None:
         if not isinstance(self.approximate, bool):
@@ -276,6 +324,27 @@ class Gelu(Activation):
         """θ′(s) δ."""
         return delta * saved
 
+    def formulas(self) -> tuple[str, str]:
+        """Of the one form or the other."""
+        if not self.approximate:
+            return "y = x∘Φ(x), Φ normal distribution", "δ_x = (Φ(x) + x∘φ(x))∘δ, φ normal density"
+        u, slope = "u = √(2/π)·(x + 0.044715·x³)", "u′ = √(2/π)·(1 + 0.134145·x²)"
+        return f"y = ½·x∘(1 + tanh u), {u}", f"δ_x = ½·(1 + tanh u + x∘(1 − tanh² u)∘u′)∘δ, {u}, {slope}"
+
+    @classmethod
+    def from_word(cls, word: str) -> Layer | None:
+        """ "gelu", "gelu:tanh" or "gelu:erf"."""
+        name, _, form = word.partition(":")
+        if name != cls.word:
+            return None
+        if form not in ("", "tanh", "erf"):
+            raise ValueError(f"net: cannot read {word!r}; gelu takes :tanh or :erf")
+        return cls(approximate=form != "erf")
+
+    def as_word(self) -> str:
+        """The word of its form."""
+        return self.word if self.approximate else f"{self.word}:erf"
+
 
 _C = math.sqrt(2 / math.pi)
 
@@ -289,5 +358,3 @@ softplus = Softplus()
 elu = Elu()
 silu = Silu()
 gelu = Gelu()
-
-_NAMES = {"LeakyRelu()": "leaky_relu"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jbp.arguments import as_count, as_shape, leaf_shapes
-from jbp.layer import Layer, Shape
+from jbp.layer import EXAMPLE, Layer, Shape
 from jbp.layers.activations import Activation
 from jbp.layers.initializers import Initializer, lecun_normal, zeros
 from jbp.pairs import Outer, Shift
@@ -99,6 +100,23 @@ class Dense(Layer):
         if self.use_bias:
             pairs["bias"] = Shift.of(uses, (o,))
         return _product(delta, weight, 1), pairs
+
+    def formulas(self) -> tuple[str, str]:
+        """With or without bias."""
+        return "y = x·weight + bias" if self.use_bias else "y = x·weight", "δ_x = δ·weightᵀ"
+
+    @classmethod
+    def from_word(cls, word: str) -> Layer | None:
+        """A number is a dense layer of that width."""
+        if not re.fullmatch("[+-]?[0-9]+", word):
+            return None
+        if int(word) < 1:
+            raise ValueError(f"net: expected the width of a dense layer to be at least 1, got {word!r}, {EXAMPLE}")
+        return cls(int(word))
+
+    def as_word(self) -> str:
+        """The width."""
+        return str(self.width)
 
 
 def _product(a: Float[Array, "*t k"], weight: Array, axis: int) -> Array:

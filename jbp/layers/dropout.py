@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from jbp.arguments import as_number, as_shape, no_params, same_shape
-from jbp.layer import Layer, Shape, Static
+from jbp.layer import EXAMPLE, Layer, Shape, Static
 
 
 @dataclass(frozen=True, repr=False)
@@ -26,6 +26,7 @@ class Dropout(Layer):
 
     drop_rate: float
     piecewise_linear = True
+    word = "dropout"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "drop_rate", as_number(self.drop_rate, "the drop_rate of Dropout", 0.0, 1.0))
@@ -61,6 +62,17 @@ class Dropout(Layer):
             return delta, ()
         same_shape(self, delta, saved.shape)
         return self._masked(saved, delta), ()
+
+    def formulas(self) -> tuple[str, str]:
+        """In evaluation nothing is dropped."""
+        return "y = x", "δ_x = δ"
+
+    @classmethod
+    def from_word(cls, word: str) -> Layer | None:
+        """ "dropout:RATE"."""
+        if word == cls.word:
+            raise ValueError(f"net: dropout needs the rate to drop at, in [0, 1), {EXAMPLE}")
+        return super().from_word(word)
 
     def _masked(self, kept: Array, values: Array) -> Array:
         return lax.select(kept, values * (1 / (1 - self.drop_rate)), lax.full_like(values, 0))

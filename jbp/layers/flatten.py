@@ -18,6 +18,7 @@ class Flatten(Layer):
 
     uses_key = False
     piecewise_linear = True
+    word = "flatten"
 
     def init(self, key: PRNGKeyArray, shape: Shape) -> tuple[tuple[()], Shape]:
         """No parameters; [a, b, …] becomes [a·b·…]."""
@@ -36,3 +37,7 @@ class Flatten(Layer):
         """δ in the shape of x."""
         same_shape(self, delta, (math.prod(saved.value),))
         return delta.reshape(saved.value), ()
+
+    def formulas(self) -> tuple[str, str]:
+        """The numbers stay."""
+        return "y = x as a vector", "δ_x = δ in the shape of x"

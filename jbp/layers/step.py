@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array
 
 from jbp.arguments import as_number
+from jbp.layer import Layer
 from jbp.layers.activations import Activation
 
 Surrogate = Literal["straight_through", "boxcar", "triangle", "sigmoid", "fast_sigmoid"]
@@ -40,6 +41,7 @@ class Step(Activation):
 
     surrogate: Surrogate = "straight_through"
     sharpness: float = 1.0
+    word = "step"
 
     def __post_init__(self) -> None:
         if self.surrogate not in _SURROGATES:
@@ -77,6 +79,23 @@ class Step(Activation):
     def pull(self, saved: Array, delta: Array) -> Array:
         """ψ(s) δ."""
         return delta if self.surrogate == "straight_through" else delta * saved
+
+    def formulas(self) -> tuple[str, str]:
+        """With the name of its ψ."""
+        y = "y = 1 where x > 0, else 0"
+        if self.surrogate == "straight_through":
+            return y, "δ_x = δ, straight through"
+        return y, f"δ_x = ψ(x)∘δ, ψ the surrogate {self.surrogate} of sharpness {self.sharpness:g}"
+
+    @classmethod
+    def from_word(cls, word: str) -> Layer | None:
+        """ "step", "step:SURROGATE" or "step:SURROGATE:SHARPNESS"."""
+        try:
+            return super().from_word(word)
+        except ValueError as error:
+            if str(error).startswith("net: "):
+                raise
+            raise ValueError(f"net: cannot read {word!r}: {error}") from None
 
     def __repr__(self) -> str:
         """The call that makes this layer."""

@@ -153,7 +153,7 @@ class _Seen:
         self._row("forward", place, "x", self._origin(x), x)
         for path, leaf in jax.tree.leaves_with_path(params):
             self._row("forward", place, _name(path), "", jnp.asarray(leaf)[None])
-        self._row("forward", place, "y", formulas.of_layer(place.layer)[0], y)
+        self._row("forward", place, "y", place.layer.formulas()[0], y)
         self.comes(y, f"y of {place}")
 
     def joined(self, place: _Place, x: Any, ys: list[Any], y: Any) -> None:
@@ -183,7 +183,7 @@ class _Seen:
         """δ of a layer's output and of its input."""
         self._row("backward", place, "δ", self._origin(delta), delta)
         if delta_x is not None:
-            self._row("backward", place, "δ_x", formulas.of_layer(place.layer)[1], delta_x)
+            self._row("backward", place, "δ_x", place.layer.formulas()[1], delta_x)
             self.comes(delta_x, f"δ_x of {place}")
 
     def met(self, place: _Place, delta: Any, deltas: list[Any], delta_x: Any) -> None:

@@ -107,6 +107,24 @@ TARGETS: dict[str, dict[str, str]] = {
         "rate_at": "schedule sgd", "following": "schedule heavyschedule", "like": "sgd heavy_ball",
     },
 }  # fmt: skip
+
+
+def _of_new_layers() -> dict[str, dict[str, str]]:
+    """Of a layer's file without a line above: its ways back, by what `jbp check` runs of its row."""
+    found = {}
+    for path in sorted((ROOT / "jbp" / "layers").glob("*.py")):
+        file = f"layers/{path.name}"
+        kinds = [] if file in {*TARGETS, "layers/step.py"} else ast.parse(path.read_text()).body
+        ways = {
+            f"{kind.name}.{way.name}": f"row:{kind.name}"
+            for kind in kinds if isinstance(kind, ast.ClassDef)
+            for way in kind.body if isinstance(way, ast.FunctionDef) and way.name in ("backward", "pull", "keep")
+        }  # fmt: skip
+        found |= {file: ways} if ways else {}
+    return found
+
+
+TARGETS |= _of_new_layers()
 SWAPS: dict[type, tuple[type, ...]] = {
     ast.Add: (ast.Sub,), ast.Sub: (ast.Add,), ast.Mult: (ast.Div,), ast.Div: (ast.Mult,), ast.Gt: (ast.GtE, ast.Lt),
     ast.GtE: (ast.Gt, ast.LtE), ast.Lt: (ast.LtE, ast.Gt), ast.LtE: (ast.Lt, ast.GtE), ast.Eq: (ast.NotEq,),

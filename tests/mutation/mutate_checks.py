@@ -30,7 +30,8 @@ from mutants import DROPPING, NET, _falling
 import jbp
 import jbp.check
 from jbp import backprop, layers, losses, optim
-from jbp.check.catalogue import _at_zero
+from jbp.check.cases import LAYERS, Row
+from jbp.check.catalogue import _at_zero, catalogue
 from jbp.combine import tied
 
 laws: Any = sys.modules["jbp.check.laws"]
@@ -217,3 +218,13 @@ CHECKS: dict[str, Callable[[], jbp.check.Report]] = {
     "nesterov": _steps(lambda: optim.nesterov(0.1), AHEAD),
     "heavyschedule": _steps(lambda: optim.heavy_ball(_falling), optax.sgd(_falling, momentum=0.9)),
 }  # fmt: skip
+
+
+def _row(row: Row) -> Callable[[], jbp.check.Report]:
+    """What `jbp check` runs of a row of the case table."""
+    names = {case.name for case in row.in_check}
+    items = [item for item in catalogue() if item.name in names]
+    return lambda: jbp.check.joined(row.kind.__name__, [item.run("float64", 0, False) for item in items])
+
+
+CHECKS |= {f"row:{row.kind.__name__}": _row(row) for row in LAYERS if not row.no_gradient}

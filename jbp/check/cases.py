@@ -1,0 +1,370 @@
+"""The case table: every layer and combinator, with its plain form and the nets on which it is put to the test.
+
+A row enrols what it is about everywhere: in each law of the tests, in `jbp check`, among the words of `jbp train --net`
+and in the reference. Every axis has a prime size of its own, so that a missing transpose cannot hide; one case has
+width 1, some have extra positions, and one repeats as often as the tests have examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jbp import layers
+from jbp.combine import branch, repeat, residual, serial, tied
+from jbp.layer import Layer
+from jbp.layers import (
+    Dense,
+    Dropout,
+    Flatten,
+    elu,
+    gelu,
+    identity,
+    leaky_relu,
+    relu,
+    sigmoid,
+    silu,
+    softmax,
+    softplus,
+    tanh,
+)
+from jbp.pairs import Scale
+
+BATCH = 11
+"""Examples in the tests; larger than any axis of a case."""
+
+
+class NetCase(NamedTuple):
+    """A net, and what goes into it."""
+
+    name: str
+    """Its random numbers follow from it."""
+    net: Layer
+    shape: tuple[int, ...]
+    """Of one example."""
+    deep: bool = False
+    """Whether several weights lie on one path, so that rounding is allowed to grow."""
+    inputs: int | None = None
+    """None: normal numbers. Else whole numbers below this one: the size of a vocabulary."""
+    at_zero: tuple[float, float, float] | None = None
+    """Of an activation with a kink: θ′ just below 0, at 0 and just above, as documented."""
+
+
+class Row(NamedTuple):
+    """A layer or combinator."""
+
+    plain: Callable[..., Any]
+    """Its forward pass over a batch in plain JAX, (layer, params, x, key) -> y; of a combinator (…, plain) -> y, which
+    takes the layers inside through `plain`. Nothing of jbp's forward may be used: it is what jbp is compared with."""
+    cases: tuple[NetCase, ...]
+    """What the tests hold every law on."""
+    checked: tuple[NetCase, ...] | None = None
+    """What `jbp check` runs, where that is not `cases`."""
+    no_gradient: str = ""
+    """Why no check of a derivative may confirm it, and what holds it instead: neither of both is then run."""
+
+    @property
+    def kind(self) -> type[Layer]:
+        """The class that the row is about."""
+        return type((self.cases or self.in_check)[0].net)
+
+    @property
+    def in_check(self) -> tuple[NetCase, ...]:
+        """What `jbp check` runs; the cases under the repr of their nets, with the shape where that is not enough."""
+        if self.checked is not None:
+            return self.checked
+        names = [repr(case.net) for case in self.cases]
+        names = [
+            n if names.count(n) == 1 else f"{n} on {list(c.shape)}" for n, c in zip(names, self.cases, strict=True)
+        ]
+        return tuple(case._replace(name=name) for case, name in zip(self.cases, names, strict=True))
+
+
+def _named(*nets: tuple[Layer, tuple[int, ...]]) -> tuple[NetCase, ...]:
+    """Cases under their reprs."""
+    return tuple(NetCase(repr(net), net, shape) for net, shape in nets)
+
+
+# -- layers -----------------------------------------------------------------------------------------------------------
+
+
+def _dense(layer: Any, params: Any, x: Any, key: Any) -> Any:
+    s = jnp.einsum("...i,io->...o", x, params["weight"])
+    return s + jnp.broadcast_to(params["bias"], s.shape) if layer.use_bias else s
+
+
+def _dropout(layer: Any, params: Any, x: Any, key: Any) -> Any:
+    if key is None:
+        return x
+    keys = jax.random.split(key, len(x))
+    bits = jax.vmap(lambda k: jax.random.bits(k, x.shape[1:], jnp.uint32))(keys)
+    kept = bits >= jnp.uint32(int(layer.drop_rate * 2**32))
+    return jnp.where(kept, x / (1 - layer.drop_rate), 0)
+
+
+def _activation(
+    value: Callable[..., Any], *subjects: Layer, slopes: Iterable[Any] = (), checked: tuple[NetCase, ...] | None = None
+) -> Row:
+    """The row of an activation θ(layer, s): at positions and under its name, each with its slopes at 0 if it kinks."""
+    at_zero = tuple(slopes) or (None,) * len(subjects)
+    cases = (NetCase(repr(a), a, (3, 5), at_zero=s) for a, s in zip(subjects, at_zero, strict=True))
+    return Row(lambda layer, params, s, key: value(layer, s), tuple(cases), checked)
+
+
+@dataclass(frozen=True, repr=False)
+class Gain(Layer):
+    """y[t,o] = g[o] x[t,o], as a user would write it: no public layer has a parameter with the pair `Scale`."""
+
+    uses_key = False
+
+    def init(self, key: Any, shape: Any) -> Any:
+        """Gains of 1, which the check moves apart."""
+        return {"gain": jnp.ones(shape[-1:])}, shape
+
+    def forward(self, params: Any, x: Any, key: Any) -> Any:
+        """g∘x; saves x."""
+        return jnp.broadcast_to(params["gain"], x.shape) * x, x
+
+    def backward(self, params: Any, saved: Any, delta: Any) -> Any:
+        """g∘δ, and the pair (x, δ)."""
+        gain = params["gain"]
+        pair = Scale(saved.reshape(-1, gain.size), delta.reshape(-1, gain.size), gain.shape)
+        return jnp.broadcast_to(gain, delta.shape) * delta, {"gain": pair}
+
+
+LAYERS: tuple[Row, ...] = (
+    Row(
+        _dense,
+        (
+            NetCase("dense", layers.Dense(5), (3,)),
+            NetCase("dense without bias", layers.Dense(5, use_bias=False), (3,)),
+            NetCase("dense to width 1", layers.Dense(1), (7,)),
+            NetCase("dense from width 1", layers.Dense(3), (1,)),
+            NetCase("dense, square", layers.Dense(5), (5,)),
+            NetCase("dense at positions", layers.Dense(5), (2, 3)),
+            NetCase("dense at positions, two axes, no bias", layers.Dense(2, use_bias=False), (3, 5, 7)),
+        ),
+        checked=_named((layers.Dense(5), (2, 3)), (layers.Dense(5, use_bias=False), (3,))),
+    ),
+    _activation(lambda a, s: s, layers.identity, checked=_named((layers.identity, (3,)))),
+    _activation(lambda a, s: jax.nn.relu(s), layers.relu, slopes=[(0, 0, 1)]),
+    _activation(
+        lambda a, s: jax.nn.leaky_relu(s, a.negative_slope),
+        layers.leaky_relu,
+        layers.LeakyRelu(0.2),
+        slopes=[(0.01, 1, 1), (0.2, 1, 1)],
+        checked=_named((layers.leaky_relu, (3, 5)), (layers.LeakyRelu(0.2), (7,))),
+    ),
+    _activation(lambda a, s: jnp.tanh(s), layers.tanh),
+    _activation(lambda a, s: jax.nn.sigmoid(s), layers.sigmoid),
+    _activation(
+        lambda a, s: jax.nn.softmax(s, axis=-1),
+        layers.softmax,
+        checked=(NetCase("softmax", layers.softmax, (3, 5)), NetCase("softmax on [7]", layers.softmax, (7,))),
+    ),
+    _activation(lambda a, s: jax.nn.softplus(s), layers.softplus),
+    _activation(
+        lambda a, s: jax.nn.elu(s, a.alpha),
+        layers.elu,
+        layers.Elu(0.7),
+        slopes=[(1, 1, 1), (0.7, 0.7, 1)],
+        checked=_named((layers.elu, (3, 5)), (layers.Elu(0.7), (7,))),
+    ),
+    _activation(lambda a, s: jax.nn.silu(s), layers.silu),
+    _activation(
+        lambda a, s: jax.nn.gelu(s, approximate=a.approximate),
+        layers.gelu,
+        layers.Gelu(approximate=False),
+        checked=_named((layers.gelu, (3, 5)), (layers.Gelu(approximate=False), (7,))),
+    ),
+    Row(
+        lambda layer, params, s, key: jnp.where(s > 0, 1, 0).astype(s.dtype),
+        _named((layers.Step(), (3, 5)), (layers.Step("triangle"), (3, 5))),
+        no_gradient="a slope of our choosing stands where the derivative is 0; tests/test_rules.py holds its formulas",
+    ),
+    Row(
+        _dropout,
+        (
+            NetCase("dropout 0.3", layers.Dropout(0.3), (3, 5)),
+            NetCase("dropout 0.9", layers.Dropout(0.9), (7,)),
+            NetCase("dropout 0", layers.Dropout(0.0), (7,)),
+        ),
+        checked=_named((layers.Dropout(0.3), (3, 5))),
+    ),
+    Row(
+        lambda layer, params, x, key: x.reshape(len(x), -1),
+        (NetCase("flatten", layers.Flatten(), (2, 3, 5)),),
+        checked=_named((layers.Flatten(), (2, 3))),
+    ),
+    Row(
+        lambda layer, params, x, key: x * jnp.broadcast_to(params["gain"], x.shape),
+        (),
+        checked=(NetCase("a gain of one's own (pair Scale)", Gain(), (2, 3)),),
+    ),
+)
+
+
+# -- combinators ------------------------------------------------------------------------------------------------------
+# Keys go down as documented: split among the layers inside, then, in a leaf, among the examples.
+
+
+def _keys(key: Any, n: int) -> list[Any]:
+    return [None] * n if key is None else list(jax.random.split(key, n))
+
+
+def _serial(net: Any, params: Any, x: Any, key: Any, plain: Any) -> Any:
+    for layer, p, k in zip(net.layers, params, _keys(key, len(net.layers)), strict=True):
+        x = plain(layer, p, x, k)
+    return x
+
+
+def _branch(net: Any, params: Any, x: Any, key: Any, plain: Any) -> Any:
+    keys = _keys(key, len(net.layers))
+    ys = [plain(layer, p, x, k) for layer, p, k in zip(net.layers, params, keys, strict=True)]
+    return sum(ys[1:], ys[0]) if net.join == "sum" else jnp.concatenate(ys, axis=-1)
+
+
+def _repeat(net: Any, params: Any, x: Any, key: Any, plain: Any) -> Any:
+    keys = None if key is None else jax.random.split(key, net.n)
+    return jax.lax.scan(lambda x, p_k: (plain(net.layer, p_k[0], x, p_k[1]), None), x, (params, keys), net.n)[0]
+
+
+def _tied(net: Any, params: Any, x: Any, key: Any, plain: Any) -> Any:
+    for borrower, owner in net.ties:
+        params = replaced(params, borrower, reduce(lambda tree, step: tree[step], owner, params))
+    return plain(net.layer, params, x, key)
+
+
+def replaced(tree: Any, path: tuple[Any, ...], value: Any) -> Any:
+    """A tree of dicts and tuples with another value at the path."""
+    if not path:
+        return value
+    inside = replaced(tree[path[0]], path[1:], value)
+    return tree | {path[0]: inside} if isinstance(tree, dict) else (*tree[: path[0]], inside, *tree[path[0] + 1 :])
+
+
+_BLOCK = serial(Dense(5), tanh, Dense(3))
+_RESIDUAL = residual(serial(Dense(7), tanh, Dense(3)))
+SQUARE = serial(Dense(3), tanh, Dense(3))
+TWICE = tied(SQUARE, {2: 0})
+COMBINATORS: tuple[Row, ...] = (
+    Row(
+        _serial,
+        (
+            NetCase("serial of one", serial(Dense(5)), (3,)),
+            NetCase("classifier", serial(Dense(7), relu, Dense(5), softmax), (3,), True),
+            NetCase("image", serial(Flatten(), Dense(5), sigmoid, Dense(1)), (2, 3), True),
+            NetCase("positions", serial(Dense(5), gelu, Dense(7)), (2, 3), True),
+            NetCase("dropout between", serial(Dropout(0.2), Dense(7), relu, Dropout(0.5), Dense(2)), (5,), True),
+            NetCase("two dropouts in a row", serial(Dropout(0.3), Dropout(0.4)), (3, 5)),
+            NetCase("serial in serial", serial(serial(Dense(5), elu), serial(Dense(2))), (3,), True),
+            NetCase(
+                "all together",
+                serial(
+                    Flatten(),
+                    Dense(5),
+                    leaky_relu,
+                    Dropout(0.2),
+                    repeat(residual(serial(Dense(7), relu, Dropout(0.3), Dense(5))), 3),
+                    branch(Dense(2), serial(Dense(3), sigmoid), join="concat"),
+                    Dense(7),
+                ),
+                (2, 3),
+                True,
+            ),
+        ),
+        checked=_named((serial(Dense(5), sigmoid, Dense(2)), (3,))),
+    ),
+    Row(
+        lambda net, params, x, key, plain: x + plain(net.layer, params, x, key),
+        (
+            NetCase("residual", _RESIDUAL, (3,), True),
+            NetCase("residual of identity", residual(identity), (3,)),
+            NetCase("residual of an activation", residual(silu), (3, 5)),
+            NetCase("residual of dropout", residual(serial(Dropout(0.4), Dense(3))), (3,)),
+            NetCase("residual in residual", residual(serial(_RESIDUAL, residual(tanh))), (3,), True),
+        ),
+        checked=_named((residual(_BLOCK), (3,))),
+    ),
+    Row(
+        _branch,
+        (
+            NetCase("branch sum", branch(Dense(5), serial(Dense(5), tanh)), (3,), True),
+            NetCase("branch of one", branch(Dense(5)), (3,)),
+            NetCase("branch with equal arms", branch(identity, identity, relu), (3,)),
+            NetCase("branch concat", branch(Dense(5), identity, Dense(1), join="concat"), (3,)),
+            NetCase("branch concat at positions", branch(Dense(5), Dense(7), join="concat"), (2, 3)),
+            NetCase("branch with dropouts", branch(Dropout(0.5), Dropout(0.5), identity), (7,)),
+            NetCase(
+                "branch in branch",
+                branch(branch(Dense(2), tanh, join="concat"), serial(Dense(5), softplus)),
+                (3,),
+                True,
+            ),
+        ),
+        checked=_named((branch(Dense(5), serial(Dense(5), tanh)), (3,)), (branch(Dense(5), tanh, join="concat"), (3,))),
+    ),
+    Row(
+        _repeat,
+        (
+            NetCase("repeat of dense", repeat(Dense(3), 2), (3,), True),
+            NetCase("repeat once", repeat(Dense(3), 1), (3,)),
+            NetCase("repeat as often as examples", repeat(serial(Dense(3), tanh), BATCH), (3,), True),
+            *(NetCase(f"repeat of {a!r}", repeat(a, 3), (5,)) for a in (identity, relu, tanh, softmax, softplus, gelu)),
+            NetCase("repeat of dense, relu", repeat(serial(Dense(5), relu), 3), (5,), True),
+            NetCase("repeat of relu, dense", repeat(serial(relu, Dense(5)), 3), (5,), True),
+            NetCase("repeat of tanh, tanh", repeat(serial(tanh, tanh), 3), (5,)),
+            NetCase("repeat of dense, silu", repeat(serial(Dense(5), silu), 3), (2, 5), True),
+            NetCase("repeat of residual", repeat(_RESIDUAL, 2), (3,), True),
+            NetCase("repeat of residual tanh", repeat(residual(tanh), 3), (5,)),
+            NetCase("repeat in repeat", repeat(serial(repeat(serial(Dense(5), tanh), 2), relu), 3), (5,), True),
+            NetCase("repeat of repeat", repeat(repeat(Dense(5), 2), 3), (5,), True),
+            NetCase("repeat of x, y, x saved", repeat(branch(Dense(5), tanh, Dense(5)), 3), (5,), True),
+            NetCase("repeat of branch sum", repeat(branch(tanh, Dense(5), identity), 3), (5,), True),
+            NetCase(
+                "repeat of branch concat",
+                repeat(serial(branch(Dense(2), relu, join="concat"), Dense(5)), 3),
+                (5,),
+                True,
+            ),
+            NetCase("repeat with dropout", repeat(serial(Dense(5), relu, Dropout(0.3)), 3), (5,), True),
+            NetCase("repeat of dropout", repeat(Dropout(0.3), 2), (7,)),
+            NetCase(
+                "repeat of tied",
+                repeat(tied(serial(Dense(5), tanh, Dense(5)), {(2, "weight"): (0, "weight")}), 3),
+                (5,),
+                True,
+            ),
+        ),
+        # What sigmoid saves, its output, is what the next repetition's Dense saves, its input: kept once.
+        checked=_named((repeat(_BLOCK, 2), (3,)), (repeat(serial(residual(_BLOCK), sigmoid), 3), (3,))),
+    ),
+    Row(
+        _tied,
+        (
+            NetCase("tied layers", TWICE, (3,), True),
+            NetCase(
+                "tied weight, at positions",
+                tied(serial(Dense(3), relu, Dense(3)), {(2, "weight"): (0, "weight")}),
+                (2, 3),
+                True,
+            ),
+            NetCase(
+                "tied stacks",
+                tied(
+                    serial(repeat(Dense(3), 2), tanh, repeat(serial(relu, Dense(3)), 2)),
+                    {(2, 1, "weight"): (0, "weight")},
+                ),
+                (3,),
+                True,
+            ),
+        ),
+        # The uses of the second are of two kinds, so that their pairs do not become one.
+        checked=_named((TWICE, (2, 3)), (tied(serial(Gain(), tanh, Dense(3)), {(2, "bias"): (0, "gain")}), (3,))),
+    ),
+)
