@@ -11,7 +11,7 @@ from jbp.stats._paths import leaves
 from jbp.stats.norms import by_gram
 
 
-class Rule(NamedTuple):
+class Explanation(NamedTuple):
     """How the statistics of one parameter are computed."""
 
     path: str
@@ -21,14 +21,14 @@ class Rule(NamedTuple):
     second_moment: str
 
 
-def explain(pairs: Any) -> tuple[Rule, ...]:
+def explain(pairs: Any) -> tuple[Explanation, ...]:
     """For each parameter, by dotted path, its pair and the rule that serves it; a user's own layer included.
 
     Raises:
         ValueError: if these are not the pairs of one backward pass.
         NotImplementedError: below a layer that couples examples, where there is none.
     """
-    return tuple(Rule(path, *_rule(pair)) for path, pair in leaves(pairs).items())
+    return tuple(Explanation(path, *_rule(pair)) for path, pair in leaves(pairs).items())
 
 
 def _rule(pair: Pair) -> tuple[str, str, str]:
