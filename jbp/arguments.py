@@ -1,6 +1,8 @@
 """What jbp accepts from whoever calls it, and how it says what is wrong: every refusal that several places make.
 
-Nothing of jbp is imported here, so that everything may import it; classes to look for are handed in.
+Nothing of jbp is imported here, so that everything may import it; classes to look for are handed in. Each function
+either answers with the value in the form that jbp works with (`as_…`), or refuses what is wrong (`check_…`,
+`refuse_…`) by a ValueError that says what was expected, what came and, where that is not plain, what to do.
 """
 
 from __future__ import annotations
@@ -9,19 +11,25 @@ import difflib
 import math
 import operator
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.tree_util import keystr, tree_leaves_with_path
 
 Shape = tuple[int, ...]
 
 
-def as_count(value: Any, what: str) -> int:
-    """`value` as an int of at least 1.
+# ── Numbers and choices ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def as_count(value: Any, what: str, low: int = 1) -> int:
+    """`value` as an int of at least `low`.
 
     Raises:
         ValueError: naming `what`, if it is not one.
@@ -29,9 +37,9 @@ def as_count(value: Any, what: str) -> int:
     try:
         count = operator.index(value)
     except TypeError:
-        count = 0
-    if count < 1 or isinstance(value, bool):
-        raise ValueError(f"{what} must be a whole number of at least 1, but is {value!r}")
+        count = low - 1
+    if count < low or isinstance(value, bool):
+        raise ValueError(f"{what} must be a whole number of at least {low}, but is {value!r}")
     return count
 
 
@@ -49,6 +57,99 @@ def as_number(value: Any, what: str, low: float = -math.inf, high: float = math.
         span = f" in [{low:g}, {high:g})" if (low, high) != (-math.inf, math.inf) else ""
         raise ValueError(f"{what} must be a finite number{span}, but is {value!r}")
     return number
+
+
+def check_scalar(what: str, value: Any, allowed: Callable[[float], bool], wanted: str, advice: str) -> None:
+    """Refuse what is no real scalar, or one that is not `allowed`; the value of a jax array is not read."""
+    # Of a jax array only shape and dtype count: it may be traced, and reading it would wait for the device.
+    known = not isinstance(value, jax.Array)
+    array = np.asarray(value) if known else value
+    real = jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)
+    if array.shape == () and real and (not known or allowed(float(array))):
+        return
+    came = repr(value) if array.shape == () and known else f"an array of shape {array.shape}"
+    if not known and not real:
+        came += f" and type {array.dtype}"
+    raise ValueError(f"{what} must be {wanted}, but is {came}: {advice}")
+
+
+def check_max_norm(max_norm: Any, automatic: bool = False, name: str = "max_norm") -> None:
+    """Refuse a bound that is not a positive number, and finite if `automatic`; a traced one is not read."""
+    if isinstance(max_norm, Tracer):
+        return
+    try:
+        value = math.nan if isinstance(max_norm, bool | str) else float(max_norm)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not value > 0 or (automatic and math.isinf(value)):
+        limit = "finite " if automatic else ""
+        raise ValueError(f"{name} must be a positive {limit}number, but is {max_norm!r}")
+
+
+def as_bool(value: Any, what: str, advice: str = "") -> bool:
+    """`value` as a bool, if it is True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{what} must be True or False, but is {value!r}{advice and f': {advice}'}")
+    return bool(value)
+
+
+def check_one_of(value: Any, what: str, choices: tuple[str, ...]) -> None:
+    """Refuse a word that is none of a few."""
+    if value not in choices:
+        *first, last = map(repr, choices)
+        raise ValueError(f"{what} must be {', '.join(first)} or {last}, but is {value!r}")
+
+
+def check_choice(what: str, value: Any, choices: Iterable[str]) -> None:
+    """Refuse a name that is none of those known, if there are any; names the nearest."""
+    choices = tuple(choices)
+    if choices and value not in choices:
+        hint = did_you_mean(str(value), choices)
+        raise ValueError(f"unknown {what} {value!r}: expected one of {', '.join(choices)}{hint}")
+
+
+def check_function(value: Any, what: str) -> None:
+    """Refuse what cannot be called."""
+    if not callable(value):
+        raise ValueError(f"{what} must be a function, but is {value!r}")
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """ "; did you mean 'x'?" for the nearest of the known names, or nothing if none is near."""
+    by_lower = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(given.lower(), by_lower, n=1, cutoff=0.5)
+    return f"; did you mean {by_lower[near[0]]!r}?" if near else ""
+
+
+def listed(names: Iterable[object], limit: int = 20) -> str:
+    """The names with commas between; of a long list the first ones and how many there are."""
+    names = [str(name) for name in names]
+    return ", ".join(names) if len(names) <= limit else f"{', '.join(names[:limit])}, … ({len(names)} in all)"
+
+
+# ── Nets, layers, losses ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def check_net(net: Any, layer_class: type) -> None:
+    """Refuse a net that is no layer, or that no compiled program could be cached for."""
+    if not isinstance(net, layer_class):
+        raise ValueError(f"the net must be a layer, such as jbp.serial(...) makes, but is {net!r}")
+    check_hashable(net)
+
+
+def check_loss(loss: Any, loss_class: type) -> None:
+    """Refuse a loss that is none."""
+    if not isinstance(loss, loss_class):
+        raise ValueError(f"the loss must come from jbp.losses, or be an instance of a jbp.losses.Loss, but is {loss!r}")
+
+
+def check_hashable(layer: Any) -> None:
+    """Refuse a layer under which no compiled program could be cached."""
+    try:
+        hash(layer)
+    except TypeError as error:
+        name = type(layer).__name__
+        raise ValueError(f"{name} cannot be hashed: make it a frozen dataclass without array or list fields") from error
 
 
 def as_shape(shape: Any) -> Shape:
@@ -69,13 +170,10 @@ def same_shape(layer: Any, delta: Any, shape: Shape) -> None:
         raise ValueError(f"{layer!r} got a δ of shape {delta.shape} for an output of shape {shape}")
 
 
-def check_hashable(layer: Any) -> None:
-    """Refuse a layer under which no compiled program could be cached."""
-    try:
-        hash(layer)
-    except TypeError as error:
-        name = type(layer).__name__
-        raise ValueError(f"{name} cannot be hashed: make it a frozen dataclass without array or list fields") from error
+def needs_floats(layer: Any, x: Any) -> None:
+    """Refuse input of integers; complex passes, for the complex-step check."""
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+        raise ValueError(f"{layer!r} needs floating-point input, but got {x.dtype}: convert it first")
 
 
 def no_params(layer: Any, params: Any) -> None:
@@ -87,6 +185,33 @@ def no_params(layer: Any, params: Any) -> None:
 def leaf_shapes(tree: Any) -> Any:
     """The shapes in a tree of arrays, for messages."""
     return jax.tree.map(lambda leaf: tuple(getattr(leaf, "shape", ())), tree)
+
+
+# ── Batches of examples ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def check_input(x: Any, key: Any = None) -> None:
+    """Refuse what would end in an error that names nothing: an input that is no array, a key that is none."""
+    if any(not hasattr(leaf, "shape") for leaf in jax.tree.leaves(x)):
+        raise ValueError(f"x must be an array [n, ...], but is a {type(x).__name__}: wrap it in jnp.asarray")
+    if key is not None and not hasattr(key, "dtype"):
+        raise ValueError(f"key must come from jax.random.key(seed), but is {key!r}")
+
+
+def batch_size(x: Any, y: Any, weights: Any = None) -> int:
+    """N, if the inputs, the targets and the weights, where there are any, agree on it."""
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves((x, y, weights))]
+    sizes = {shape[:1] for shape in shapes}
+    if len(sizes) != 1 or sizes <= {(), (0,)}:
+        what = "x and y" if weights is None else "x, y and weights"
+        raise ValueError(f"{what} must hold the same number of examples, at least one, but have shapes {shapes}")
+    return sizes.pop()[0]
+
+
+def check_batch_size(size: int, n: int) -> None:
+    """Refuse a batch of more examples than there are."""
+    if size > n:
+        raise ValueError(f"batch_size must be at most the number of training examples, {n}, but is {size}")
 
 
 def check_weights(weights: Any, n: int, least: float = -math.inf) -> None:
@@ -106,17 +231,95 @@ def check_weights(weights: Any, n: int, least: float = -math.inf) -> None:
         )
 
 
-def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """ "; did you mean 'x'?" for the nearest of the known names, or nothing if none is near."""
-    by_lower = {name.lower(): name for name in known}
-    near = difflib.get_close_matches(given.lower(), by_lower, n=1, cutoff=0.5)
-    return f"; did you mean {by_lower[near[0]]!r}?" if near else ""
+# ── Trees that are looked into: a check compares every number in them ───────────────────────────────────────────────
 
 
-def listed(names: Iterable[object], limit: int = 20) -> str:
-    """The names with commas between; of a long list the first ones and how many there are."""
-    names = [str(name) for name in names]
-    return ", ".join(names) if len(names) <= limit else f"{', '.join(names[:limit])}, … ({len(names)} in all)"
+def dtype_of(leaf: Any) -> Any:
+    """The dtype of a leaf: an array's own, or the one JAX would give a number."""
+    return leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
+
+
+def is_number(leaf: Any) -> bool:
+    """Whether a leaf is something JAX computes with: an array (keys included) or a Python number."""
+    return isinstance(leaf, (jax.Array, np.ndarray, np.generic, bool, int, float, complex))
+
+
+def is_float(leaf: Any) -> bool:
+    """Whether a leaf can be differentiated here: real floating point."""
+    return is_number(leaf) and jnp.issubdtype(dtype_of(leaf), jnp.floating)
+
+
+def is_key(leaf: Any) -> bool:
+    """Whether a leaf is a typed PRNG key."""
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def as_key(key: int | jax.Array) -> jax.Array:
+    """A PRNG key, from one or from a seed.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
+        return jax.random.key(key)
+    given: Any = key
+    shape = jnp.shape(given) if hasattr(given, "dtype") else None
+    raw = shape is not None and not is_key(given) and jnp.issubdtype(given.dtype, jnp.unsignedinteger)
+    if shape is None or not ((is_key(given) and shape == ()) or (raw and len(shape) == 1)):
+        raise ValueError(f"key must be a seed or one key from jax.random.key(seed), but is {key!r}")
+    return given
+
+
+def as_dtype(dtype: Any) -> Any:
+    """The floating-point type that is named; float64 where JAX has it enabled, else float32, if none is.
+
+    Raises:
+        ValueError: if it is no real floating-point type.
+    """
+    try:
+        kind = jnp.dtype(dtype or (jnp.float64 if jax.config.read("jax_enable_x64") else jnp.float32))
+    except TypeError as error:
+        raise ValueError(f"dtype must be a floating-point type such as 'float32', but is {dtype!r}") from error
+    if not jnp.issubdtype(kind, jnp.floating):
+        raise ValueError(f"dtype must be a floating-point type, but is {kind}: integer input goes in as x")
+    return kind
+
+
+def refuse_complex(name: str, tree: Any) -> None:
+    """Refuse complex numbers, whose derivative has more than one convention, naming the leaf."""
+    for path, leaf in tree_leaves_with_path(tree):
+        if (hasattr(leaf, "dtype") or is_number(leaf)) and jnp.issubdtype(dtype_of(leaf), jnp.complexfloating):
+            raise ValueError(
+                f"{name}{keystr(path)} is {dtype_of(leaf)}, but complex is not supported: check its real parts"
+            )
+
+
+def refuse_empty(name: str, tree: Any, advice: str = "there would be nothing to check") -> None:
+    """Refuse a leaf of no numbers, naming it."""
+    for path, leaf in tree_leaves_with_path(tree):
+        shape = getattr(leaf, "shape", ())
+        if 0 in shape:
+            raise ValueError(f"{name}{keystr(path)} is empty, of shape {shape}: {advice}")
+
+
+def refuse_classes(name: str, classes: Any, k: int) -> None:
+    """Refuse integers that are no classes 0…k−1, naming the first."""
+    wrong = [int(c) for c in np.asarray(classes).ravel() if not 0 <= c < k]
+    if wrong:
+        raise ValueError(f"{name} must hold classes 0…{k - 1} of {k} outputs, but holds {wrong[0]}: correct the labels")
+
+
+def check_finite(name: str, tree: Any) -> None:
+    """Refuse NaN and infinities, naming the leaf and the place in it; traced leaves are not read."""
+    for path, leaf in tree_leaves_with_path(tree):
+        if is_float(leaf) and not isinstance(leaf, Tracer):
+            values = np.asarray(leaf).astype(np.float64)
+            if not np.isfinite(values).all():
+                at, what = tuple(map(int, np.argwhere(~np.isfinite(values))[0])), f"{name}{keystr(path)}"
+                raise ValueError(f"{what} must be finite to be checked, but is {values[at]} at {list(at)}")
+
+
+# ── Files and folders ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def existing_file(path: str | Path) -> Path:
@@ -137,9 +340,113 @@ def existing_file(path: str | Path) -> Path:
     return path
 
 
-def cannot_read(path: Path, error: OSError) -> ValueError:
+def cannot_read(path: str | Path, error: OSError) -> ValueError:
     """The ValueError for a file the operating system does not let us read."""
     return ValueError(f"{path}: expected a readable file, but {error.strerror or error}; check its permissions")
+
+
+@contextmanager
+def about(path: object) -> Iterator[None]:
+    """Whatever is found wrong with a file, inside, is said after its path."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: expected UTF-8 text, found other bytes ({error.reason}); save it as UTF-8"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def check_new(path: Path, overwrite: bool, what: str = "it") -> None:
+    """Refuse to write where something is, unless it is to be replaced."""
+    if path.exists() and not overwrite:
+        raise ValueError(f"{path}: exists already; choose another name for out, or pass overwrite to replace {what}")
+
+
+def no_run(path: Path, hint: str = "") -> ValueError:
+    """The ValueError for what is not the folder of a run; `hint` names a nearer one."""
+    found = "another folder" if path.is_dir() else "a file" if path.exists() else "nothing there"
+    return ValueError(f"{path}: expected the folder of a run, found {found}{hint or '; `jbp train` makes one'}")
+
+
+def no_npz(path: Path) -> ValueError:
+    """The ValueError for what is no archive of arrays."""
+    return ValueError(
+        f"{path}: expected an .npz file, found a damaged one or something else; write it again with numpy.savez"
+    )
+
+
+# ── What a file of data holds ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def unknown_data(data: str, names: Iterable[str]) -> ValueError:
+    """The ValueError for what is neither the name of a data set nor a file of data."""
+    names = tuple(names)
+    return ValueError(
+        f"unknown data {data!r}: expected one of {', '.join(names)}, or a path ending .npz or .csv"
+        f"{did_you_mean(data, names)}"
+    )
+
+
+def check_columns(columns: list[str]) -> None:
+    """Refuse names that more than one column of a table has."""
+    twice = sorted({name for name in columns if columns.count(name) > 1})
+    if twice:
+        raise ValueError(f"expected a different name for every column, found {listed(twice)} more than once; rename")
+
+
+def check_cells(row: list[str], columns: list[str], where: str) -> None:
+    """Refuse a row that has not a cell for every column."""
+    if len(row) != len(columns):
+        raise ValueError(
+            f"expected {len(columns)} cells, as in the header, found {len(row)} in {where}; "
+            "complete the row, and quote text that has a comma"
+        )
+
+
+def cell_number(cell: str) -> float:
+    """The number in a cell of a table; a bare ValueError if there is none."""
+    # Python's float also reads 1_000, which in a table is more likely a slip than a thousand.
+    if "_" in cell:
+        raise ValueError
+    return float(cell)
+
+
+def is_numeric(cell: str) -> bool:
+    """Whether a cell holds a number."""
+    try:
+        cell_number(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def no_number(cell: str, where: str) -> ValueError:
+    """The ValueError for a cell that should hold a number."""
+    advice = "write a number, or leave out the row or column"
+    return ValueError(f"expected a number, found {shown_cell(cell)} at {where}; {advice}")
+
+
+def shown_cell(cell: str) -> str:
+    """A cell's text, for messages."""
+    return repr(cell.strip()) if cell.strip() else "an empty cell"
+
+
+def as_float32(x: np.ndarray, place: Callable[..., str]) -> np.ndarray:
+    """`x` as float32, if each value is a finite number there; `place` says where an index is."""
+    with np.errstate(over="ignore"):
+        numbers = x.astype(np.float32)
+    if not np.isfinite(numbers).all():
+        index = tuple(int(i) for i in np.argwhere(~np.isfinite(numbers))[0])
+        raise ValueError(
+            f"expected finite float32 numbers, found {x[index]} at {place(*index)}; "
+            "correct the value, or remove the row"
+        )
+    return numbers
+
+
+# ── Names that changed ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def renamed(old: str, new: str) -> None:

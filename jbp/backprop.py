@@ -21,12 +21,13 @@ from jax import lax
 from jax.tree_util import register_dataclass
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from jbp.arguments import check_hashable, check_weights
+from jbp.arguments import batch_size, check_input, check_loss, check_net, check_weights
 from jbp.combine import Combinator, Place, located
 from jbp.combine.tied import Uses, unless_shared, unmarked
 from jbp.layer import ArrayLike, Layer
 from jbp.losses import Loss
 from jbp.pairs import Coupled, Weights, is_pair, weigh
+from jbp.paths import shown
 from jbp.sinks import Sink, keep, total
 
 
@@ -48,7 +49,8 @@ def forward(
     position is real, layers that declare `uses_mask`. `rows` [n] are the places of these examples in a whole batch of
     which they are a part (None: 0…n−1): an example draws by its place, so cutting a batch changes nothing it draws.
     """
-    check_input(net, x, key)
+    check_net(net, Layer)
+    check_input(x, key)
     training = key is not None if training is None else training
     if training and key is None and net.uses_key is True:
         raise ValueError(f"{net!r} draws at random in training, so it needs a key: pass key=...")
@@ -135,7 +137,7 @@ def _coupled_places(net: Layer, training: bool) -> dict[Place, str]:
                 return layer.walk_coupling(at(here), coupled)
             couples = layer.couples_batch is True or (training and layer.couples_batch == "training")
             if couples:
-                culprits[here] = f"{''.join(f'[{i}]' for i in here) or 'of the net'} ({layer!r})"
+                culprits[here] = f"{shown(here) or 'of the net'} ({layer!r})"
             if coupled:
                 found[here] = ""
             return coupled or couples
@@ -195,8 +197,8 @@ def value_and_grad(net: Layer, loss: Loss, trainable: Any = None) -> Callable[..
     Raises:
         ValueError: if shapes do not fit (naming the layer), or a key is missing.
     """
-    check_net(net)
-    check_loss(loss)
+    check_net(net, Layer)
+    check_loss(loss, Loss)
     return _compiled(net, loss, Trainable.of(trainable))
 
 
@@ -330,7 +332,7 @@ def value_output_delta(
 ) -> tuple[Array, Any, Any, Any]:
     """Step 1 and the loss: Σₙ wₙ eₙ, the outputs, what was saved, and wₙ δₙ at the output."""
     x, y, weights, mask, rows = batch
-    n = _batch_size(x, y)
+    n = batch_size(x, y)
     check_weights(weights, n)
     if key is None and net.uses_key is True and training is not False:
         raise ValueError(f"{net!r} draws at random in training, so its gradient needs a key: pass key=...")
@@ -354,42 +356,12 @@ def check_call(net: Any, loss: Any, x: Any, y: Any) -> int:
     Raises:
         ValueError: if the net is no layer, the loss none, x or y no array, or the batch empty or of two sizes.
     """
-    check_input(net, x, None)
-    check_loss(loss)
-    return _batch_size(x, y)
-
-
-def check_net(net: Any) -> None:
-    """Refuse what is no layer."""
-    if not isinstance(net, Layer):
-        raise ValueError(f"the net must be a layer, such as jbp.serial(...) makes, but is {net!r}")
-    check_hashable(net)
-
-
-def check_loss(loss: Any) -> None:
-    """Refuse what is no loss."""
-    if not isinstance(loss, Loss):
-        raise ValueError(f"the loss must come from jbp.losses, or be an instance of a jbp.losses.Loss, but is {loss!r}")
-
-
-def check_input(net: Any, x: Any, key: Any) -> None:
-    """Refuse what would end in an error that names nothing: no net, an input that is no array, a key that is none."""
-    check_net(net)
-    if any(not hasattr(leaf, "shape") for leaf in jax.tree.leaves(x)):
-        raise ValueError(f"x must be an array [n, ...], but is a {type(x).__name__}: wrap it in jnp.asarray")
-    if key is not None and not hasattr(key, "dtype"):
-        raise ValueError(f"key must come from jax.random.key(seed), but is {key!r}")
+    check_net(net, Layer)
+    check_input(x)
+    check_loss(loss, Loss)
+    return batch_size(x, y)
 
 
 def _silence(weights: Array, a: Array) -> Array:
     """`a` with zeros in the rows of weight 0."""
     return jnp.where(weights.reshape((-1,) + (1,) * (a.ndim - 1)) == 0, jnp.zeros_like(a), a)
-
-
-def _batch_size(x: Any, y: Any) -> int:
-    """N, if the inputs and the targets agree on it."""
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves((x, y))]
-    sizes = {shape[:1] for shape in shapes}
-    if len(sizes) != 1 or sizes <= {(), (0,)}:
-        raise ValueError(f"x and y must hold the same number of examples, at least one, but have shapes {shapes}")
-    return sizes.pop()[0]

@@ -24,11 +24,12 @@ import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
 from jbp import combine, layers
-from jbp.arguments import existing_file
+from jbp.arguments import existing_file, no_run
 from jbp.backprop import apply
 from jbp.data.preparing import Standardizer
 from jbp.layer import Layer, Shape
 from jbp.layers import initializers
+from jbp.paths import shown
 
 FORMAT = "jbp-1"
 PARAMS, CONFIG = "params.safetensors", "config.json"
@@ -181,8 +182,7 @@ def load_run(run: str | Path) -> Run:
     """
     folder = Path(run)
     if not folder.is_dir():
-        found = "a file" if folder.exists() else "nothing there"
-        raise ValueError(f"{folder}: expected the folder of a run, found {found}; `jbp train` makes one")
+        raise no_run(folder)
     config = read_json(folder / CONFIG)
     tree, about = load(folder / PARAMS)
     try:
@@ -229,7 +229,7 @@ class Postprocessing:
 def outputs(net: Layer, params: Any, x: np.ndarray) -> np.ndarray:
     """The net's outputs [n, ...] in evaluation, a block of examples at a time, each compiled once."""
     size = min(_BLOCK, max(1, len(x)))
-    x = x.astype(dtype_of(params), copy=False)
+    x = x.astype(params_dtype(params), copy=False)
     blocks = []
     for begin in range(0, len(x), size):
         block = x[begin : begin + size]
@@ -301,7 +301,7 @@ def _as(like: Any, tree: Any, path: Path) -> Any:
     want, structure = jax.tree_util.tree_flatten_with_path(like)
     have = dict(jax.tree_util.tree_flatten_with_path(tree)[0])
     for place, leaf in want:
-        name = jax.tree_util.keystr(place)
+        name = shown(place)
         if place not in have:
             raise ValueError(f"{path}: expected an array at {name}, found none; load it without like to see its tree")
         leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
@@ -310,7 +310,7 @@ def _as(like: Any, tree: Any, path: Path) -> Any:
             raise ValueError(
                 f"{path}: expected {wanted[1]} of shape {wanted[0]} at {name}, found {found[1]} {found[0]}"
             )
-    extra = [jax.tree_util.keystr(place) for place in have if place not in dict(want)]
+    extra = [shown(place) for place in have if place not in dict(want)]
     if extra:
         raise ValueError(f"{path}: expected the arrays of like, found also {extra[0]}")
     return jax.tree.unflatten(structure, [have[place] for place, _ in want])
@@ -333,7 +333,7 @@ def _umask() -> int:
     return mask
 
 
-def dtype_of(params: Any) -> np.dtype:
+def params_dtype(params: Any) -> np.dtype:
     """The type of the arrays in a tree of parameters, which a net's input must have too."""
     return next((leaf.dtype for leaf in jax.tree.leaves(params)), np.dtype(np.float32))
 

@@ -14,7 +14,7 @@ Source: Schraudolph 2002, "Fast curvature matrix-vector products for second-orde
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -23,10 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
+from jax.tree_util import register_dataclass
 from jaxtyping import Array, Float
 from scipy.sparse.linalg import LinearOperator
 
-from jbp.arguments import as_count, check_weights, leaf_shapes
+from jbp.arguments import as_count, check_one_of, check_weights, leaf_shapes
 from jbp.backprop import backward, check_call, forward
 from jbp.layer import Layer
 from jbp.losses import Loss
@@ -68,7 +69,7 @@ def gauss_newton_diagonal(
         ValueError: for another `delta`, a missing key, an empty batch, or shapes or weights that do not fit.
         NotImplementedError: if the loss has no `sqrt_hessian`, or below a layer that couples examples.
     """
-    columns, back = _columns(net, loss, params, x, y, delta, key, samples, weights)
+    columns, back = _columns(net, loss, params, x, y, _Sent.of(delta, key, samples), weights)
     found = diagonal_over(columns, back, weights, per_example)
     if per_example:
         return jax.tree.map(lambda leaf: weigh(weights, leaf), found)
@@ -117,7 +118,7 @@ def kronecker_factors(
     Raises:
         ValueError, NotImplementedError: as `gauss_newton_diagonal`, and for a parameter with uses of several kinds.
     """
-    columns, back = _columns(net, loss, params, x, y, delta, key, samples, weights)
+    columns, back = _columns(net, loss, params, x, y, _Sent.of(delta, key, samples), weights)
     return factors_over(columns, back, sharing, weights)
 
 
@@ -172,9 +173,9 @@ def fisher_product(
         ValueError: for another `delta`, a missing key, an empty batch, or shapes or weights that do not fit; at the
             call, if v is not a tree like the parameters.
     """
-    _check_delta(delta, key, samples)
+    sent = _Sent.of(delta, key, samples)
     x = _silenced(net, loss, x, y, weights)
-    return lambda v: _fisher_product(net, loss, params, x, y, _like_params(params, v), delta, key, samples, weights)
+    return lambda v: _fisher_product(net, loss, params, x, y, _like_params(params, v), sent, weights)
 
 
 def hessian_product(net: Layer, loss: Loss, params: Any, x: Any, y: Any, *, weights: Weights = None) -> Product:
@@ -257,6 +258,25 @@ def operator(product: Product, params: Any) -> LinearOperator:
     return LinearOperator(shape, matvec=matvec, rmatvec=matvec, dtype=flat.dtype)  # type: ignore[call-arg]
 
 
+@register_dataclass
+@dataclass(frozen=True)
+class _Sent:
+    """What goes back: the loss's own δ, the columns of its Hessian's root, or so many random sums of them."""
+
+    delta: Delta = field(metadata={"static": True})
+    key: Any
+    samples: int = field(metadata={"static": True})
+
+    @staticmethod
+    def of(delta: Any, key: Any, samples: Any) -> _Sent:
+        """What was asked for, if it is one of these."""
+        check_one_of(delta, "delta", ("exact", "sampled", "true"))
+        samples = as_count(samples, "samples")
+        if delta == "sampled" and key is None:
+            raise ValueError("delta='sampled' draws at random: pass key=jax.random.key(...)")
+        return _Sent(delta, key, samples)
+
+
 @partial(jax.jit, static_argnums=(0, 1))
 def _gauss_newton_product(net: Layer, loss: Loss, params: Any, x: Any, y: Any, v: Any, weights: Weights) -> Any:
     output, tangent, saved = _tangent(net, params, x, v, weights)
@@ -264,21 +284,10 @@ def _gauss_newton_product(net: Layer, loss: Loss, params: Any, x: Any, y: Any, v
     return backward(net, params, saved, _shares(weights, delta), total)[1]
 
 
-@partial(jax.jit, static_argnums=(0, 1, 6, 8))
-def _fisher_product(
-    net: Layer,
-    loss: Loss,
-    params: Any,
-    x: Any,
-    y: Any,
-    v: Any,
-    delta: Delta,
-    key: Any,
-    samples: int,
-    weights: Weights,
-) -> Any:
+@partial(jax.jit, static_argnums=(0, 1))
+def _fisher_product(net: Layer, loss: Loss, params: Any, x: Any, y: Any, v: Any, sent: _Sent, weights: Weights) -> Any:
     output, tangent, saved = _tangent(net, params, x, v, weights)
-    columns = _columns_at(loss, output, y, delta, key, samples)
+    columns = _columns_at(loss, output, y, sent)
     along = jnp.einsum("vn...,n...->vn", columns, tangent)
     back = jnp.einsum("vn,vn...->n...", along, columns)
     return backward(net, params, saved, _shares(weights, back), total)[1]
@@ -305,31 +314,22 @@ def _shares(weights: Weights, delta: Array) -> Array:
 
 
 def _columns(
-    net: Layer, loss: Loss, params: Any, x: Any, y: Any, delta: Delta, key: Any, samples: int, weights: Weights
+    net: Layer, loss: Loss, params: Any, x: Any, y: Any, sent: _Sent, weights: Weights
 ) -> tuple[Float[Array, "v n ..."], Callable[[Array], Any]]:
     """What goes back, and the function that takes a column back and answers with its pairs; both unweighted."""
-    _check_delta(delta, key, samples)
     output, saved = forward(net, params, _silenced(net, loss, x, y, weights), None, weights)
-    columns = lax.optimization_barrier(_columns_at(loss, output, y, delta, key, samples))
+    columns = lax.optimization_barrier(_columns_at(loss, output, y, sent))
     return columns, lambda column: backward(net, params, saved, column)[1]
 
 
-def _columns_at(loss: Loss, output: Array, y: Any, delta: Delta, key: Any, samples: int) -> Float[Array, "v n ..."]:
-    if delta == "true":
+def _columns_at(loss: Loss, output: Array, y: Any, sent: _Sent) -> Float[Array, "v n ..."]:
+    if sent.delta == "true":
         return jax.vmap(loss.delta)(output, y)[None]
     columns = jnp.moveaxis(jax.vmap(loss.sqrt_hessian)(output, y), 1, 0)
-    if delta == "exact":
+    if sent.delta == "exact":
         return columns
-    signs = jax.random.rademacher(key, (samples, *columns.shape[:2]), columns.dtype)
-    return jnp.einsum("svn,vn...->sn...", signs, columns) / samples**0.5
-
-
-def _check_delta(delta: Any, key: Any, samples: Any) -> None:
-    if delta not in ("exact", "sampled", "true"):
-        raise ValueError(f"delta must be 'exact', 'sampled' or 'true', but is {delta!r}")
-    as_count(samples, "samples")
-    if delta == "sampled" and key is None:
-        raise ValueError("delta='sampled' draws at random: pass key=jax.random.key(...)")
+    signs = jax.random.rademacher(sent.key, (sent.samples, *columns.shape[:2]), columns.dtype)
+    return jnp.einsum("svn,vn...->sn...", signs, columns) / sent.samples**0.5
 
 
 def _silenced(net: Layer, loss: Loss, x: Any, y: Any, weights: Weights) -> Any:

@@ -31,13 +31,13 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from jbp.arguments import as_number, check_weights
+from jbp.arguments import as_bool, as_number, check_max_norm, check_weights
 from jbp.backprop import Trainable, backward, check_call, forward, mask_at
 from jbp.layer import Layer
 from jbp.losses import Loss
 from jbp.pairs import Pair, Weights, is_pair, silence, weigh
 from jbp.sinks import keep
-from jbp.stats.clip import check_max_norm, clip_factor
+from jbp.stats.clip import clip_factor
 from jbp.stats.norms import network_norms, squared_bounds
 from jbp.step import Batch, Method, Problem, State, Sums, measured, moved, optimised
 
@@ -152,8 +152,7 @@ class Private:
                 raise ValueError(f"{name} must be {wanted}, but is {value!r}")
             object.__setattr__(self, name, value)
         for name in ("automatic", "lean"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be True or False, but is {getattr(self, name)!r}")
+            object.__setattr__(self, name, as_bool(getattr(self, name), name))
 
     def epsilon(self, steps: int, batch_size: int, n: int) -> float:
         """ε such that `steps` steps with batches of expected size `batch_size` out of n examples are (ε, δ)-private.

@@ -27,9 +27,9 @@ import optax
 from jax.tree_util import register_dataclass
 from jaxtyping import Array, Int
 
-from jbp.arguments import as_shape, check_weights
+from jbp.arguments import as_shape, check_loss, check_net, check_weights
 from jbp.backprop import Batch as Batch
-from jbp.backprop import Trainable, check_loss, check_net, mask_at, value_grad_output, value_output_delta
+from jbp.backprop import Trainable, mask_at, value_grad_output, value_output_delta
 from jbp.layer import Layer
 from jbp.losses import Loss
 from jbp.pairs import Weights
@@ -68,8 +68,8 @@ class Problem:
     transform: Transform | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        check_net(self.net)
-        check_loss(self.loss)
+        check_net(self.net, Layer)
+        check_loss(self.loss, Loss)
         check_optimizer(self.optimizer)
         pairs = self.metrics.items() if isinstance(self.metrics, Mapping) else self.metrics or ()
         for name, value in (

@@ -9,16 +9,45 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "jbp").rglob("*.py"))
 
-# A module imports only what stands on an earlier line, or in its own package.
+# A module imports only what stands on an earlier line, or in its own package. The rooms and their order:
+#     pairs → layer → layers → combine → losses → backprop → step → rules, private → train → checkpoint → check → cli
 ORDER = [
-    ("arguments", "paths"), ("pairs",), ("stats", "sinks"), ("layer",), ("layers",), ("combine",), ("losses",),
-    ("backprop",), ("tracing", "curvature", "step"), ("rules", "private"), ("optim", "data", "sharding"),
+    ("arguments", "paths"),  # the ground
+    ("pairs",), ("stats", "sinks"), ("layer",), ("layers",), ("combine",), ("losses",), ("backprop",),
+    ("tracing", "curvature", "step"), ("rules", "private"), ("optim", "data", "sharding"),
     ("train",), ("checkpoint",), ("check", "bridge"), ("cli",), ("__main__",),
 ]  # fmt: skip
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 GROUND = {"arguments", "paths"}
-ONLY = {"optim": GROUND, "data": GROUND, "stats": {"pairs", *GROUND}}
-"""Packages that are narrower still: themselves, and these."""
+NOTHING: set[str] = set()
+ONLY = {
+    "arguments": NOTHING, "paths": NOTHING, "pairs": GROUND, "optim": GROUND, "data": GROUND,
+    "stats": {"pairs", *GROUND}, "sinks": {"pairs", *GROUND},
+}  # fmt: skip
+"""Rooms that are narrower still: of jbp they import themselves, and these."""
+
+MOST_ARGUMENTS = 8
+"""Of an internal function in all; of a public one, those that may be given by position."""
+MORE_ARGUMENTS = {
+    "jbp.check.compare.compare": "what a verdict hangs on is named at the call, which gives two or three of its seven "
+    "keywords",
+}
+"""Internal functions that take more, each with its reason."""
+
+NAMESAKES = {
+    "Trace": "`jbp trace`, a command, prints the other; each command is the class of its word",
+    "explain": "an exception in words for a report; which formula serves which parameter",
+    "moved": "leaves a little beside a kink; parameters after an update",
+    "output_of": "a function for autodiff to look at; the net's outputs while it trains",
+    "of_layer": "a row of the catalogue; the formula of a layer's trace",
+    "split": "the leaves of a tree that can be differentiated; rows held out",
+    "load": "arrays that were saved; a data set",
+    "parse": "a net in one line; words of a command; an IDX file",
+    "build": "a net from its line; the parser of all commands",
+    "read": "a run's folder; an IDX file",
+    "method_of": "the method of a rule, by name; of what `fit` was told",
+}
+"""Functions and classes of one name in several modules, each with what the name means in them."""
 
 REVERSE_MODE = {
     "grad", "value_and_grad", "vjp", "vjp3", "linearize", "linear_transpose", "custom_vjp", "custom_gradient",
@@ -118,6 +147,171 @@ def unpickling(source: str) -> list[str]:
     return found
 
 
+def name_of(path: Path) -> str:
+    """`jbp.layers.dense` for jbp/layers/dense.py, `jbp.layers` for its __init__.py."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def graph(sources: dict[str, str]) -> dict[str, set[str]]:
+    """Which modules each module imports, by name, wherever in it that stands."""
+    found: dict[str, set[str]] = {}
+    for module, source in sources.items():
+        # `from jbp.data import tables` is an import of jbp.data.tables, and of jbp.data only for what is defined there.
+        wanted = {full if full in sources else full.rpartition(".")[0] for full, _ in imported(source)}
+        found[module] = (wanted & sources.keys()) - {module}
+    return found
+
+
+def circle(imports: dict[str, set[str]]) -> list[str]:
+    """The modules of one circle, the first again at its end; nothing if there is none."""
+    done: set[str] = set()
+
+    def walk(module: str, way: list[str]) -> list[str]:
+        if module in way:
+            return [*way[way.index(module) :], module]
+        if module in done:
+            return []
+        for other in sorted(imports[module]):
+            found = walk(other, [*way, module])
+            if found:
+                return found
+        done.add(module)
+        return []
+
+    return next((found for module in sorted(imports) if (found := walk(module, []))), [])
+
+
+def imports_inside_functions(source: str) -> list[str]:
+    """What of jbp is imported in a function, by a statement or through importlib."""
+    found = []
+    for function in ast.walk(ast.parse(source)):
+        if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        found += [name for name, _ in imported(ast.unparse(function)) if name.split(".")[0] == "jbp"]
+        for node in ast.walk(function):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+                found += [ast.unparse(a) for a in node.args if "jbp" in ast.unparse(a)]
+    return found
+
+
+def exported(source: str) -> dict[str, str]:
+    """The names that a source hands on (`from a import b as b`), each with its module."""
+    nodes = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ImportFrom)]
+    return {a.name: f"{n.module}" for n in nodes for a in n.names if a.asname == a.name}
+
+
+def public_functions(sources: dict[str, str]) -> set[str]:
+    """The functions that users find: what jbp hands on, and what the modules that it hands on do."""
+
+    def home(module: str, name: str) -> str:
+        onward = exported(sources[module]) if module in sources else {}
+        return f"{module}.{name}" if onward.get(name, module) == module else home(onward[name], name)
+
+    found = {home("jbp", name) for name in exported(sources["jbp"])}
+    for module in found & sources.keys():
+        found |= {home(module, name) for name in exported(sources[module])}
+        found |= {f"{module}.{n.name}" for n in ast.parse(sources[module]).body if isinstance(n, ast.FunctionDef)}
+    return {name for name in found if not name.rpartition(".")[2].startswith("_")}
+
+
+def crowded(module: str, source: str, public: set[str]) -> dict[str, int]:
+    """The functions, methods and lambdas of too many arguments, each with how many."""
+    found = {}
+
+    def look(node: ast.AST, where: str) -> None:
+        for child in ast.iter_child_nodes(node):
+            name = where
+            if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                name = f"{where}.{child.name}"
+            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+                a = child.args
+                names = [arg.arg for arg in (*a.posonlyargs, *a.args) if arg.arg not in ("self", "cls")]
+                count = len(names) if name in public else len(names) + len(a.kwonlyargs)
+                if count > MOST_ARGUMENTS:
+                    found[name] = count
+            look(child, name)
+
+    look(ast.parse(source), module)
+    return found
+
+
+def namesakes(sources: dict[str, str]) -> dict[str, list[str]]:
+    """The names without underscore under which several modules define a class or a function."""
+    found: dict[str, list[str]] = {}
+    for module, source in sources.items():
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(module)
+    return {name: modules for name, modules in found.items() if len(modules) > 1}
+
+
+EVERY_SOURCE = {name_of(path): path.read_text() for path in SOURCES}
+
+
+def test_no_module_imports_another_in_a_circle():
+    assert not circle(graph(EVERY_SOURCE))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_nothing_of_jbp_is_imported_in_a_function(path):
+    lazy = ["'jbp.check'"] if path == ROOT / "jbp" / "__init__.py" else []
+    assert imports_inside_functions(path.read_text()) == lazy
+
+
+def test_no_function_takes_too_many_arguments():
+    public = public_functions(EVERY_SOURCE)
+    found = {name: n for module, source in EVERY_SOURCE.items() for name, n in crowded(module, source, public).items()}
+    assert found.keys() == MORE_ARGUMENTS.keys(), found  # an exception that is none any more goes
+
+
+def test_no_two_things_have_one_name():
+    found = namesakes(EVERY_SOURCE)
+    assert found.keys() == NAMESAKES.keys(), found
+
+
+def test_the_rule_of_circles_catches():
+    of = {
+        "jbp.a": "from jbp.b import f",
+        "jbp.b": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from jbp.c import Z",
+        "jbp.c": "def f():\n    from jbp import a",
+    }
+    assert circle(graph(of)) == ["jbp.a", "jbp.b", "jbp.c", "jbp.a"]
+    assert not circle(graph(of | {"jbp.c": "import jax"}))
+    package = {"jbp.p": "from jbp.p.x import f as f", "jbp.p.x": "from jbp.p import y", "jbp.p.y": "import jax"}
+    assert not circle(graph(package))  # the package is only passed through
+    assert circle(graph(package | {"jbp.p.y": "from jbp.p import f"}))
+
+
+def test_the_rule_of_imports_in_functions_catches():
+    assert imports_inside_functions("class A:\n    def f(self):\n        from jbp.check import layer")
+    assert imports_inside_functions("def f():\n    import jbp.train")
+    assert imports_inside_functions("import importlib\ndef f():\n    return importlib.import_module('jbp.check')")
+    assert not imports_inside_functions("import jbp.train\ndef f():\n    import matplotlib")
+
+
+def test_the_rule_of_arguments_catches():
+    nine = ", ".join("abcdefghi")
+    assert crowded("jbp.m", f"def f({nine}): ...", set()) == {"jbp.m.f": 9}
+    assert crowded("jbp.m", f"class A:\n    def f(self, {nine}): ...", set()) == {"jbp.m.A.f": 9}
+    assert crowded("jbp.m", f"def f():\n    return lambda {nine}: 0", set()) == {"jbp.m.f": 9}
+    assert crowded("jbp.m", "def f(a, *, b, c, d, e, f, g, h, i): ...", set())
+    assert not crowded("jbp.m", "def f(a, *, b, c, d, e, f, g, h, i): ...", {"jbp.m.f"})
+    assert crowded("jbp.m", f"def f({nine}): ...", {"jbp.m.f"})
+    assert not crowded("jbp.m", f"class A:\n    def f(self, {nine[3:]}): ...", set())
+
+
+def test_public_functions_are_those_that_users_find():
+    public = public_functions(EVERY_SOURCE)
+    assert {"jbp.train.fit.fit", "jbp.train.many.fit_many", "jbp.curvature.fisher_product"} < public
+    assert {"jbp.stats.norms.norms", "jbp.check.layer.layer", "jbp.rules.alignment.alignment"} < public
+    assert not {"jbp.check.compare.compare", "jbp.train.program.output_of", "jbp.train.fit.method_of"} & public
+
+
+def test_the_rule_of_names_catches():
+    assert namesakes({"jbp.a": "class Rule: ...", "jbp.b": "def Rule(): ..."}) == {"Rule": ["jbp.a", "jbp.b"]}
+    assert not namesakes({"jbp.a": "def _f(): ...", "jbp.b": "def _f(): ...\nclass A:\n    def f(self): ..."})
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_point_one_way(path):
     assert module_of(path) in {*RANK, "__init__"}, f"{path.name} has no place in ORDER: give it one"
@@ -176,6 +370,13 @@ def test_no_file_is_longer_than_600_lines():
         ("losses", "from .backprop import forward"),
         ("train", "from jbp import fit"),
         ("cli", "from jbp.mystery import x"),
+        ("arguments", "from jbp.paths import shown"),
+        ("paths", "from jbp.pairs import is_pair"),
+        ("sinks", "from jbp.layer import Layer"),
+        ("backprop", "from jbp.step import State"),
+        ("step", "from jbp.rules import NAMES"),
+        ("rules", "from jbp.train import fit"),
+        ("tracing", "from jbp.step import State"),
     ],
 )
 def test_the_import_rule_catches(module, source):

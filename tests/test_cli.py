@@ -11,7 +11,7 @@ import pytest
 import jbp
 from jbp import checkpoint, cli, data
 from jbp.cli import examples, netspec, runs, training
-from jbp.cli.train import LOSSES, OPTIMIZERS, SCHEDULES
+from jbp.cli.options import LOSSES, OPTIMIZERS, SCHEDULES
 from jbp.data import Dataset
 
 SMALL = {"net": "8 relu", "epochs": 2, "quiet": True}

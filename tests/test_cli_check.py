@@ -180,8 +180,8 @@ def test_the_seed_makes_the_check(capsys: pytest.CaptureFixture[str]):
 def test_the_progress_bar_is_alive_on_a_terminal(monkeypatch: Any, capsys: Any):
     monkeypatch.setenv("FORCE_COLOR", "1")  # what rich takes for a terminal
     seen: list[str] = []
-    see = cli_console.Steps.see
-    monkeypatch.setattr(cli_console.Steps, "see", lambda self, what: (seen.append(what), see(self, what))[1])
+    see = cli_console.JobsBar.see
+    monkeypatch.setattr(cli_console.JobsBar, "see", lambda self, what: (seen.append(what), see(self, what))[1])
     Check(layer="sgd(0.1)")()
     assert seen == ["sgd(0.1), float64", "sgd(0.1), float32"]
     assert "checking" in capsys.readouterr().err

@@ -14,7 +14,6 @@ from oracles import assert_close, assert_same
 import jbp
 from jbp import cli, rules
 from jbp.backprop import Batch, Trainable, value_grad_output
-from jbp.cli.train import RULES
 from jbp.rules import DirectFeedbackAlignment, FeedbackAlignment, KolenPollack, SignSymmetry, Step, Transport
 from jbp.rules.rule import Way
 
@@ -367,7 +366,7 @@ def test_alignment_is_of_one_forward_pass():
     net = jbp.serial(jbp.Dense(7), jbp.tanh, jbp.Dropout(0.5), jbp.Dense(2))
     params, x, y = setting(net)
     weights = jnp.arange(N) / N
-    told = rules.alignment(Same(), (), net, LOSS, params, x, y, jax.random.key(0), weights)
+    told = rules.alignment(Same(), (), net, LOSS, params, x, y, jax.random.key(0), weights=weights)
     assert {(float(a.angle), float(a.norm_ratio)) for a in told.values()} == {(0.0, 1.0)}  # one draw of the dropout
     with pytest.raises(ValueError, match="needs a key"):
         rules.alignment(Same(), (), net, LOSS, params, x, y)
@@ -482,8 +481,7 @@ def test_a_mistake_is_named(make: Any, message: str):
         make()
 
 
-def test_the_command_line_offers_every_rule(tmp_path):
-    assert tuple(rules.NAMES) == RULES
+def test_the_command_line_takes_a_rule(tmp_path):
     plain, aligned = (
         cli.Train(net="8 relu", epochs=1, quiet=True, rule=rule, out=tmp_path / str(rule))()
         for rule in (None, "feedback_alignment")

@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jbp.arguments import check_finite, dtype_of, is_float, is_number, refuse_complex, refuse_empty
 from jbp.check.compare import fact, problem
 from jbp.check.report import Entry
-from jbp.check.trees import Leaves, check_finite, dtype_of, is_float, is_number, normal, paths, refuse_complex, split
+from jbp.check.trees import Leaves, normal, split
+from jbp.paths import paths
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,7 @@ class Arguments:
                     raise ValueError(
                         f"{path} is a {type(leaf).__name__}, which JAX does not trace: name it in static_argnums"
                     )
-                if np.size(leaf) == 0:
-                    raise ValueError(f"{path} is empty, of shape {np.shape(leaf)}: there would be nothing to check")
+            refuse_empty(f"args[{i}]", args[i])
             refuse_complex(f"args[{i}]", args[i])
         tree = tuple(args[i] for i in active)
         floats, rebuild = split(tree)

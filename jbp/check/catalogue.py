@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from jbp import layers, losses, optim
+from jbp.arguments import as_key
 from jbp.check.cases import COMBINATORS, LAYERS, SQUARE, TWICE, NetCase
 from jbp.check.gradient import gradient
 from jbp.check.kinks import convention
@@ -20,7 +21,7 @@ from jbp.check.layer import layer
 from jbp.check.loss import loss
 from jbp.check.optimizer import optimizer
 from jbp.check.report import Report
-from jbp.check.trees import as_key, entropy, normal
+from jbp.check.trees import entropy, normal
 from jbp.combine import repeat, residual, serial, tied
 from jbp.layer import Layer
 

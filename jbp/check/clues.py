@@ -7,25 +7,24 @@ names the one that the found gradient is equal to.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jbp.arguments import is_float
 from jbp.check.compiled import compiled
-from jbp.check.trees import is_float, paths
+from jbp.check.outcome import Outcome, output_of
 from jbp.combine import Combinator
-
-if TYPE_CHECKING:
-    from jbp.check.laws import _Verdicts
+from jbp.paths import paths
 
 SMALL = 512
 """The most inputs for which a layer's Jacobian is formed to look for its diagonal."""
 
 
-def clues_for(run: _Verdicts, leaf: int | None) -> Callable[[], Mapping[str, Any]]:
+def clues_for(run: Outcome, leaf: int | None) -> Callable[[], Mapping[str, Any]]:
     """The clues for parameter `leaf`, each example's and the total, or for delta_x (None)."""
 
     def clues() -> Mapping[str, Any]:
@@ -41,7 +40,7 @@ def clues_for(run: _Verdicts, leaf: int | None) -> Callable[[], Mapping[str, Any
     return clues
 
 
-def _wrong_delta(run: _Verdicts, leaf: int | None) -> dict[str, Any]:
+def _wrong_delta(run: Outcome, leaf: int | None) -> dict[str, Any]:
     """The gradients for another δ: ones, reversed, rolled, transposed."""
     delta = run.delta
     others = {"δ left out: it is the gradient for a δ of ones (a bias's is then the batch size)": jnp.ones_like(delta)}
@@ -62,13 +61,13 @@ def _wrong_delta(run: _Verdicts, leaf: int | None) -> dict[str, Any]:
     return _both(dict(zip(others, each, strict=True)))
 
 
-def _left_out(run: _Verdicts, leaf: int | None) -> dict[str, Any]:
+def _left_out(run: Outcome, leaf: int | None) -> dict[str, Any]:
     """The total without one of its examples."""
     each = np.asarray(run.r["autodiff_each"][leaf]).astype(np.float64)
     return {f"a dropped term: example {i} is left out": each.sum(0) - each[i] for i in range(run.n)}
 
 
-def _wrong_input(run: _Verdicts, leaf: int | None) -> dict[str, Any]:
+def _wrong_input(run: Outcome, leaf: int | None) -> dict[str, Any]:
     """What delta_x becomes with θ′ missing or elsewhere, a matrix transposed, part of the Jacobian."""
     delta, y, x, found = run.delta, run.r["y"], run.x, {}
     if delta.shape == x.shape:
@@ -93,18 +92,16 @@ def _wrong_input(run: _Verdicts, leaf: int | None) -> dict[str, Any]:
     return found
 
 
-def _output(run: _Verdicts, params: Any, x: Any) -> tuple[Any, Any]:
-    from jbp.check.laws import output_of
-
+def _output(run: Outcome, params: Any, x: Any) -> tuple[Any, Any]:
     return output_of(run.layer, params, x, run.key)
 
 
-def _pull(run: _Verdicts, params: Any, x: Any, delta: Any) -> Any:
+def _pull(run: Outcome, params: Any, x: Any, delta: Any) -> Any:
     leaves, output = _output(run, params, x)
     return compiled(lambda d: jax.vjp(output, leaves)[1](d)[0][-1])(delta)
 
 
-def _gradients(run: _Verdicts, params: Any, x: Any, deltas: Any) -> Any:
+def _gradients(run: Outcome, params: Any, x: Any, deltas: Any) -> Any:
     """The gradient of each leaf for each δ of [c, n, ...], one example at a time: [c, n, *leaf]."""
     leaves, output = _output(run, params, x)
     mask = jnp.eye(run.n, dtype=deltas.dtype).reshape(run.n, run.n, *(1,) * (deltas.ndim - 2))
@@ -121,7 +118,7 @@ def _both(each: dict[str, Any]) -> dict[str, Any]:
     return {**each, **{words + " ": e.sum(0) for words, e in each.items()}}
 
 
-def _with_saved(run: _Verdicts, saved: Any) -> Any:
+def _with_saved(run: Outcome, saved: Any) -> Any:
     """What the layer's backward makes of another `saved`, if that is one array for it."""
     if isinstance(run.layer, Combinator) or not is_float(run.x):
         return None
@@ -132,7 +129,7 @@ def _with_saved(run: _Verdicts, saved: Any) -> Any:
     return np.asarray(delta_x).astype(np.float64)
 
 
-def _diagonal(run: _Verdicts) -> Any:
+def _diagonal(run: Outcome) -> Any:
     """∂yᵢ/∂xᵢ for every entry of every example."""
     jacobian = jax.vmap(jax.jacfwd(lambda x: run.layer.forward(run.params, x, run.key)[0]))(run.x)
     size = run.x[0].size

@@ -12,12 +12,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from jbp.arguments import is_float
 from jbp.check.compare import PRECISION, compare, explain, fact, problem, skipped
 from jbp.check.report import Entry
 from jbp.check.tolerance import EXACT, Level
-from jbp.check.trees import is_float, normal, paths
+from jbp.check.trees import normal
 from jbp.layer import Layer
 from jbp.pairs import is_pair
+from jbp.paths import paths
 
 
 def eager(layer: Layer, params: Any, x: Any, key: Any, seed: Any, level: Level, mode: str) -> list[Entry]:

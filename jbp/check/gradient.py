@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from jbp.arguments import as_key, batch_size, check_finite, is_float, refuse_classes, refuse_complex
 from jbp.backprop import Trainable, backward, forward, value_and_grad
 from jbp.check.compare import PRECISION, called, compare, explain, fact, largest, problem
 from jbp.check.compiled import compiled
@@ -16,20 +17,11 @@ from jbp.check.finite_differences import finite_differences
 from jbp.check.kinks import after_moving, at_kink, moved, no_excuse, outside, spans
 from jbp.check.report import Report
 from jbp.check.tolerance import DEEP, EXACT, Level, check_level
-from jbp.check.trees import (
-    as_key,
-    cast,
-    check_finite,
-    floats_of,
-    is_float,
-    paths,
-    refuse_classes,
-    refuse_complex,
-    split,
-)
+from jbp.check.trees import cast, floats_of, split
 from jbp.layer import Layer
 from jbp.losses import Loss
 from jbp.pairs import contract, weigh
+from jbp.paths import paths
 from jbp.sinks import total
 
 
@@ -80,25 +72,27 @@ def gradient(
     only = Trainable.of(trainable)
     trained = _trained(only, params)
     by_hand = _by_hand(net, loss, key, trainable, only)
-    return _run(net, loss, by_hand, trained, params, x, y, key, weights, n, level, differences)
+    case = _Case(net, loss, key, by_hand, trained, n, level, differences)
+    return _run(case, params, x, y, weights)
 
 
-def _run(
-    net: Layer,
-    loss: Loss,
-    by_hand: Any,
-    trained: list[bool],
-    params: Any,
-    x: Any,
-    y: Any,
-    key: Any,
-    weights: Any,
-    n: int,
-    level: Level,
-    differences: bool,
-    may_move: bool = True,
-) -> Report:
+class _Case(NamedTuple):
+    """What is checked, and how strictly."""
+
+    net: Layer
+    loss: Loss
+    key: Any
+    by_hand: Any
+    """(params, x, y, weights) -> value and gradient."""
+    trained: list[bool]
+    n: int
+    level: Level
+    differences: bool
+
+
+def _run(case: _Case, params: Any, x: Any, y: Any, weights: Any, may_move: bool = True) -> Report:
     """The comparison at one point, or beside it if it lies on a kink."""
+    net, loss, key, by_hand, trained, n, level, differences = case
     subject = f"the gradient of {called(net)} with {called(loss)}, batch {n}"
     floats, refill = split(params)
     leaves = _those(trained, floats)
@@ -156,7 +150,7 @@ def _run(
         allowed = [span.summed() for span in spans(slopes, leaves, (x, y, weights), (0,))]
         kept += outside(names, _those(trained, made), allowed)
         beside = rebuild(moved(leaves, (0,)))
-        report = _run(net, loss, by_hand, trained, beside, x, y, key, weights, n, level, differences, may_move=False)
+        report = _run(case, beside, x, y, weights, may_move=False)
         return after_moving(report, "params", kept)
     if differences:
 
@@ -241,19 +235,14 @@ def _check_classes(y: Any, output: Any, weights: Any) -> None:
 
 def _check_data(params: Any, x: Any, y: Any, weights: Any) -> int:
     """N, if there is something to check."""
-    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves((x, y, weights))}
-    if len(sizes) != 1 or sizes <= {(), (0,)}:
-        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves((x, y, weights))]
-        raise ValueError(
-            f"x, y and weights must hold the same number of examples, at least one, but have shapes {shapes}"
-        )
+    n = batch_size(x, y, weights)
     if not any(is_float(leaf) for leaf in jax.tree.leaves(params)):
         raise ValueError("params hold nothing to differentiate: there would be nothing to check")
     check_finite("params", params)
     check_finite("weights", weights)
-    rows = np.arange(sizes.copy().pop()[0]) if weights is None else np.flatnonzero(np.asarray(weights))
+    rows = np.arange(n) if weights is None else np.flatnonzero(np.asarray(weights))
     if not rows.size:
         raise ValueError("all weights are 0: there would be nothing to check")
     check_finite("x", jax.tree.map(lambda a: a[rows], x))
     check_finite("y", jax.tree.map(lambda a: a[rows], y))
-    return sizes.pop()[0]
+    return n

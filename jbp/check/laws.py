@@ -20,16 +20,19 @@ import numpy as np
 from jax import lax
 
 from jbp import pairs as pair_classes
+from jbp.arguments import is_float
 from jbp.backprop import backward, forward, total
 from jbp.check.clues import clues_for
 from jbp.check.compare import PRECISION, compare, explain, largest, problem, skipped
 from jbp.check.compiled import compiled
+from jbp.check.outcome import Outcome, output_of
 from jbp.check.report import Entry
 from jbp.check.tolerance import EXACT, Level
-from jbp.check.trees import Leaves, cast, entropy, floats_of, is_float, normal, nudged, paths, split
+from jbp.check.trees import Leaves, cast, entropy, floats_of, normal, nudged, split
 from jbp.combine import Combinator
 from jbp.layer import Layer
 from jbp.pairs import is_pair, weigh
+from jbp.paths import paths
 
 DIRECTIONS = 3
 A, B = 0.75, -1.5
@@ -42,17 +45,6 @@ def couples(layer: Layer) -> bool:
     """Whether examples of a batch move each other in this layer or net."""
     inside = layer.children if isinstance(layer, Combinator) else ()
     return bool(getattr(layer, "couples_batch", False)) or any(couples(child) for child in inside)
-
-
-def output_of(layer: Layer, params: Any, x: Any, key: Any, weights: Any = None) -> Any:
-    """The function of the differentiable leaves of (params, x) that autodiff and differences look at."""
-    leaves, rebuild = split((params, x))
-
-    def output(floats: Leaves) -> Any:
-        p, x = rebuild(floats)
-        return forward(layer, p, x, key, weights)[0]
-
-    return leaves, output
 
 
 def gradients_of(layer: Layer, params: Any, x: Any, key: Any, delta: Any) -> Leaves:
@@ -103,7 +95,7 @@ def laws(
         return [problem("runs", f"under jit{mode}", explain(error))]
     if not np.isfinite(np.asarray(r["y"]).astype(np.float64)).all():
         return [problem("finite", f"y{mode}", "forward makes NaN or inf of finite input", "only NaN or inf in y")]
-    verdicts = _Verdicts(layer, params, x, key, delta, level, mode, r)
+    verdicts = _Verdicts(Outcome(layer, params, x, key, delta, r), level, mode)
     entries = verdicts.entries(loops)
     for scale, there in far:
         entries += verdicts.far(scale, there)
@@ -189,11 +181,12 @@ def _loop(layer: Layer, params: Any, x: Any, key: Any, delta: Any) -> dict[str, 
 class _Verdicts:
     """The results of the program, compared law by law."""
 
-    def __init__(self, layer: Layer, params: Any, x: Any, key: Any, delta: Any, level: Level, mode: str, r: Any):
-        self.layer, self.params, self.x, self.key, self.delta = layer, params, x, key, delta
-        self.level, self.mode, self.r = level, mode, r
+    def __init__(self, outcome: Outcome, level: Level, mode: str):
+        self.outcome, self.level, self.mode = outcome, level, mode
+        self.layer, params, x, delta = outcome.layer, outcome.params, outcome.x, outcome.delta
+        self.params, self.x, self.key, self.delta, self.r = params, x, outcome.key, delta, outcome.r
         self.names = [p for p, a in zip(paths(params, "params"), jax.tree.leaves(params), strict=True) if is_float(a)]
-        self.n = x.shape[0]
+        self.n = outcome.n
         self.sizes = {"the batch size": self.n}
         self.sizes |= {f"the size of axis {i} of one input": s for i, s in enumerate(x.shape[1:])}
         self.sizes |= {f"the size of axis {i} of one output": s for i, s in enumerate(delta.shape[1:])}
@@ -227,14 +220,17 @@ class _Verdicts:
                 entries.append(compare("constant", name + self.mode, "definition", r["total"][i], zeros, EXACT))
                 continue
             each = r["autodiff_each"][i]
-            clues = clues_for(self, i)
+            clues = clues_for(self.outcome, i)
             options: dict[str, Any] = {"clues": clues, "twins": lambda i=i: [each[i] for _, each in self._twins()]}
             if not coupled:
                 entries.append(self.compare("= vjp, each example", name, "autodiff", r["each"][i], each, **options))
             options |= {"terms": largest(each), "twins": lambda i=i: [total[i] for total, _ in self._twins()]}
             entries.append(self.compare("= vjp", name, "autodiff", r["total"][i], r["autodiff"][i], **options))
         if is_float(self.x):
-            options = {"clues": clues_for(self, None), "twins": lambda: [total[-1] for total, _ in self._twins()]}
+            options = {
+                "clues": clues_for(self.outcome, None),
+                "twins": lambda: [total[-1] for total, _ in self._twins()],
+            }
             expected = r["autodiff"][len(self.names)]
             entries.append(self.compare("= vjp", "delta_x", "autodiff", r["delta_x"], expected, **options))
         return entries

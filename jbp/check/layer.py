@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jbp.arguments import as_count, as_shape, check_hashable
+from jbp.arguments import (
+    as_count,
+    as_dtype,
+    as_key,
+    as_shape,
+    check_finite,
+    check_hashable,
+    is_float,
+    is_key,
+    refuse_complex,
+)
 from jbp.backprop import forward
 from jbp.check.compare import PRECISION, called, explain, largest, problem
 from jbp.check.compiled import compiled
@@ -17,26 +26,16 @@ from jbp.check.complex_step import complex_step
 from jbp.check.eager import eager, keyless
 from jbp.check.finite_differences import finite_differences
 from jbp.check.kinks import after_moving, at_kink, moved, no_excuse, outside, spans
-from jbp.check.laws import SCALES, by_hand, couples, gradients_of, laws, output_of, weighted
+from jbp.check.laws import SCALES, by_hand, couples, gradients_of, laws, weighted
+from jbp.check.outcome import output_of
 from jbp.check.protocol import protocol
 from jbp.check.report import Entry, Report
 from jbp.check.statistics import statistics
 from jbp.check.tolerance import DEEP, MATMUL, Level, check_level
-from jbp.check.trees import (
-    as_dtype,
-    as_key,
-    cast,
-    check_finite,
-    entropy,
-    is_float,
-    is_key,
-    normal,
-    paths,
-    refuse_complex,
-    split,
-)
+from jbp.check.trees import cast, entropy, normal, split
 from jbp.combine import Combinator
 from jbp.layer import Layer
+from jbp.paths import paths
 
 
 def layer(
@@ -101,31 +100,33 @@ def layer(
     check_finite("params", params)
     check_finite("x", x)
 
-    run = partial(_run, out_shape=out_shape, key=run_key, seed=seed, level=level, scales=scales)
-    report = run(layer, params, x, differences=differences, subject=subject)
+    plan = _Plan(subject, out_shape, run_key, seed, level, scales, differences)
+    report = _run(layer, params, x, plan)
     failed = any(entry.law.startswith(("= vjp", "adjoint")) for entry in report.failures)
     if failed and at_kink(*_output_slope(layer, params, x, None, seed), seed):
         kept = [*no_excuse(report.entries), *_outside(layer, params, x, seed)]
         leaves, rebuild = split((params, x))
         params, x = rebuild(moved(leaves, seed))
-        report = run(layer, params, x, differences=differences, subject=subject)
+        report = _run(layer, params, x, plan)
         return after_moving(report, "(params, x)", kept)
     return report
 
 
-def _run(
-    layer: Layer,
-    params: Any,
-    x: Any,
-    out_shape: Any,
-    key: Any,
-    seed: Any,
-    level: Level,
-    scales: tuple[float, ...],
-    differences: bool,
-    subject: str,
-) -> Report:
+class _Plan(NamedTuple):
+    """What is checked at a point, and how strictly."""
+
+    subject: str
+    out_shape: Any
+    key: Any
+    seed: Any
+    level: Level
+    scales: tuple[float, ...]
+    differences: bool
+
+
+def _run(layer: Layer, params: Any, x: Any, plan: _Plan) -> Report:
     """All laws at one point, without a key and with one."""
+    subject, out_shape, key, seed, level, scales, differences = plan
     entries: list[Entry] = []
     broken: set[str] = set()
     alone = not isinstance(layer, Combinator) and not couples(layer)

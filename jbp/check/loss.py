@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jbp.arguments import as_count, as_shape
+from jbp.arguments import as_count, as_dtype, as_key, as_shape, check_finite, is_float, refuse_classes
 from jbp.check.compare import PRECISION, called, compare, explain, fact, largest, problem, skipped
 from jbp.check.compiled import compiled
 from jbp.check.complex_step import complex_step
 from jbp.check.finite_differences import finite_differences
 from jbp.check.report import Entry, Report
 from jbp.check.tolerance import ELEMENTWISE, MATMUL, Level, check_level
-from jbp.check.trees import as_dtype, as_key, cast, check_finite, entropy, is_float, normal, refuse_classes
+from jbp.check.trees import cast, entropy, normal
 from jbp.losses import Loss
 
 KINDS = ("classes", "distribution", "values", "masses")

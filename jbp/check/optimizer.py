@@ -15,12 +15,13 @@ import numpy as np
 import optax
 from jax import Array
 
-from jbp.arguments import as_count
+from jbp.arguments import as_count, as_dtype, as_key, check_finite, dtype_of, is_float, refuse_empty
 from jbp.check.compare import compare, explain, fact, problem, skipped
 from jbp.check.compiled import compiled
 from jbp.check.report import Entry, Report
 from jbp.check.tolerance import ELEMENTWISE, Level, check_level
-from jbp.check.trees import as_dtype, as_key, cast, check_finite, dtype_of, entropy, is_float, normal, paths
+from jbp.check.trees import cast, entropy, normal
+from jbp.paths import paths
 
 
 def optimizer(
@@ -72,9 +73,7 @@ def optimizer(
         params = cast(params, as_dtype(dtype))
     if not jax.tree.leaves(params) or not all(is_float(leaf) for leaf in jax.tree.leaves(params)):
         raise ValueError("params must hold arrays of floats, and at least one")
-    for path, leaf in zip(paths(params, "params"), jax.tree.leaves(params), strict=True):
-        if np.size(leaf) == 0:
-            raise ValueError(f"{path} is empty, of shape {np.shape(leaf)}: leave it out, there is nothing to move")
+    refuse_empty("params", params, "leave it out, there is nothing to move")
     check_finite("params", params)
     params = jax.tree.map(jnp.asarray, params)
     sizes = [10.0 ** (3 * (t % 3) - 3) for t in range(steps)]

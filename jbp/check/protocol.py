@@ -11,13 +11,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jbp.arguments import dtype_of, is_float
 from jbp.backprop import backward, forward
 from jbp.check.compare import explain, fact, problem
 from jbp.check.report import Entry
-from jbp.check.trees import dtype_of, is_float, paths
 from jbp.combine import Combinator
 from jbp.layer import Layer
 from jbp.pairs import is_pair
+from jbp.paths import paths
 
 
 def protocol(layer: Layer, params: Any, x: Any, out_shape: Any, key: Any, mode: str) -> list[Entry]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jbp.arguments import as_key, dtype_of, is_float, refuse_complex, refuse_empty
 from jbp.check.arguments import Arguments, cotangent_like, find_cotangent_problems
 from jbp.check.compare import PRECISION, compare, explain, fact, largest, problem, skipped
 from jbp.check.compiled import compiled
@@ -20,25 +21,31 @@ from jbp.check.finite_differences import finite_differences
 from jbp.check.kinks import after_moving, at_kink, moved, no_excuse, outside, spans
 from jbp.check.report import Entry, Report
 from jbp.check.tolerance import EXACT, Level
-from jbp.check.trees import Leaves, as_key, cast, dtype_of, entropy, is_float, nudged, paths, refuse_complex
+from jbp.check.trees import Leaves, cast, entropy, nudged
+from jbp.paths import paths
 
 A, B = 0.75, -1.5
 """The factors of the linear law."""
 
 
+@dataclass(frozen=True, eq=False)
+class Claim:
+    """What is checked: that `by_hand` answers with the output and the cotangents of `primal`."""
+
+    subject: str
+    primal: Any
+    by_hand: Any
+    reference: Any
+    """A plain function that autodiff can differentiate, or None."""
+    autodiff: bool = True
+    """Whether autodiff of the primal function is an oracle."""
+
+
 def check_rule(
-    subject: str,
-    primal: Any,
-    by_hand: Any,
-    arguments: Arguments,
-    reference: Any,
-    key: Any,
-    level: Level,
-    differences: bool,
-    autodiff: bool = True,
-    is_moved: bool = False,
+    claim: Claim, arguments: Arguments, key: Any, level: Level, differences: bool, is_moved: bool = False
 ) -> Report:
     """All laws: structure first, then numbers against each oracle that applies."""
+    subject, primal, by_hand, reference = claim.subject, claim.primal, claim.by_hand, claim.reference
     seed = entropy(as_key(key))
     floats = arguments.floats
     try:
@@ -46,9 +53,7 @@ def check_rule(
     except Exception as error:
         return Report(subject, (problem("runs", "f", f"does not trace: {explain(error)}"),))
     refuse_complex("f's output", out)
-    for path, leaf in zip(paths(out, "f's output"), jax.tree.leaves(out), strict=True):
-        if leaf.size == 0:
-            raise ValueError(f"{path} is empty, of shape {leaf.shape}: there would be nothing to check")
+    refuse_empty("f's output", out)
     deltas = [arguments.random_delta(entropy(seed, i), out) for i in (0, 1)]
     if not deltas[0]:
         raise ValueError("f returns nothing that can be differentiated: there would be nothing to check")
@@ -92,7 +97,9 @@ def check_rule(
             a, b = (np.asarray(v).astype(np.float64) for v in (a, b))
             terms = max(abs(A) * largest(a), abs(B) * largest(b))
             entries.append(compare("linear in δ", name, "itself", m, A * a + B * b, level, dtype=m.dtype, terms=terms))
-        derivative = _autodiff(primal if autodiff else None, reference, arguments, deltas[0], found, out_found, level)
+        derivative = _autodiff(
+            primal if claim.autodiff else None, reference, arguments, deltas[0], found, out_found, level
+        )
     entries += derivative
     plain = reference or primal
     if not differences:
@@ -101,9 +108,7 @@ def check_rule(
     if failed and not is_moved and at_kink(_slope_of(plain, arguments), arguments.floats, deltas[0], seed):
         beside = replace(arguments, floats=moved(arguments.floats, seed))
         kept = [*no_excuse(entries), *_outside(plain, arguments, found, deltas[0], seed)]
-        report = check_rule(
-            subject, primal, by_hand, beside, reference, key, level, differences, autodiff, is_moved=True
-        )
+        report = check_rule(claim, beside, key, level, differences, is_moved=True)
         return after_moving(report, "args", kept)
     if differences or not any(e.compared for e in derivative):
         entries += _slopes(plain, by_hand, arguments, deltas[0], seed)

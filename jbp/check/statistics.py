@@ -32,10 +32,11 @@ from jbp.check.compiled import compiled
 from jbp.check.laws import couples, output_of
 from jbp.check.report import Entry
 from jbp.check.tolerance import Level, eps
-from jbp.check.trees import entropy, floats_of, is_float, normal, paths
+from jbp.check.trees import entropy, floats_of, is_float, normal
 from jbp.curvature import diagonal_over, factors_over
 from jbp.layer import Layer
 from jbp.pairs import Pair, is_pair
+from jbp.paths import paths
 
 COLUMNS = 2
 """How many δ go back: with one, nothing tells an h that follows δ."""

@@ -14,13 +14,13 @@ from typing import Any
 import jax
 from jax import Array
 
+from jbp.arguments import as_key, check_function
 from jbp.check.arguments import Arguments, check_numbers, cotangent_like
 from jbp.check.compare import PRECISION, compare, explain, largest, problem
 from jbp.check.compiled import compiled
 from jbp.check.report import Entry, Report
-from jbp.check.rule import check_rule
+from jbp.check.rule import Claim, check_rule
 from jbp.check.tolerance import MATMUL, Level, check_level
-from jbp.check.trees import as_key
 
 
 def vjp(
@@ -58,8 +58,7 @@ def vjp(
         ValueError: nothing to differentiate, an empty argument, NaN, argument numbers out of range.
     """
     for name, function in (("f", f), ("f_fwd", f_fwd), ("f_bwd", f_bwd)):
-        if not callable(function):
-            raise ValueError(f"{name} must be a function, but is {function!r}")
+        check_function(function, name)
     check_level(level)
     arguments = Arguments.of(args, nondiff_argnums, static_argnums)
     primal = _beneath(f)
@@ -73,7 +72,7 @@ def vjp(
         return out, f_bwd(*(full[i] for i in arguments.nondiff), saved, cotangent_like(out, delta))
 
     name = f"the VJP of {getattr(f, '__name__', repr(f))}"
-    return check_rule(name, primal, by_hand, arguments, reference, key, level, differences)
+    return check_rule(Claim(name, primal, by_hand, reference), arguments, key, level, differences)
 
 
 def custom_vjp(
@@ -95,8 +94,7 @@ def custom_vjp(
     Raises:
         ValueError: as in `vjp`; a `jax.custom_vjp` without its defvjp.
     """
-    if not callable(f):
-        raise ValueError(f"f must be a function, but is {f!r}")
+    check_function(f, "f")
     check_level(level)
     for what, numbers in (("nondiff_argnums", nondiff_argnums), ("static_argnums", static_argnums)):
         check_numbers(what, numbers)
@@ -132,9 +130,8 @@ def custom_vjp(
         out, pull = jax.vjp(lambda floats: f(*arguments.rebuilt(floats)), floats)
         return out, arguments.as_cotangents(pull(cotangent_like(out, delta))[0])
 
-    return check_rule(
-        subject, primal or f, by_hand, arguments, reference, key, level, differences, autodiff=primal is not None
-    )
+    claim = Claim(subject, primal or f, by_hand, reference, autodiff=primal is not None)
+    return check_rule(claim, arguments, key, level, differences)
 
 
 def _through_jax(f: Any, arguments: Arguments, key: Any, level: Level) -> list[Entry]:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
+from jbp.arguments import check_choice
 from jbp.cli import parser as parsing
 from jbp.cli.bench import Bench as Bench
 from jbp.cli.check import Check as Check
@@ -21,6 +22,7 @@ from jbp.cli.predict import Predict as Predict
 from jbp.cli.show import Show as Show
 from jbp.cli.trace import Trace as Trace
 from jbp.cli.train import Train as Train
+from jbp.train import Diverged
 
 COMMANDS: dict[str, type[Command]] = {
     "train": Train,
@@ -47,8 +49,6 @@ def main(words: Sequence[str] | None = None) -> int:
     except (Failed, KeyboardInterrupt, OSError, MemoryError) as error:
         return _failed(error, 1)
     except ArithmeticError as error:
-        from jbp.train import Diverged
-
         if not isinstance(error, Diverged):
             raise
         return _failed(error, 1)
@@ -67,7 +67,7 @@ def _run(words: list[str]) -> None:
     if words[0] not in COMMANDS:
         if words[0].startswith("-"):
             parsing.parse(top, words[:1])  # --help and --version end here
-        parsing.check_choice("command", words[0], COMMANDS)
+        check_choice("command", words[0], COMMANDS)
     kind = COMMANDS[words[0]]
     parser = parsing.command_parser(words[0], kind)
     given = parsing.parse(parser, words[1:])

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from jbp.cli.parser import Command, Failed, argument, check_choice, option
+from jbp.arguments import check_choice
+from jbp.cli.parser import Command, Failed, argument, option
 
 SECTIONS = ("step", "first_step", "memory", "per_example", "training", "limit", "growth", "profile_step")
 

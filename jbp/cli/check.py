@@ -10,15 +10,17 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
+
+import jax
 
 from jbp.arguments import did_you_mean, existing_file
+from jbp.check import Report
+from jbp.check.catalogue import Item, catalogue, of_layer
+from jbp.check.compiled import hurried
+from jbp.cli import console
 from jbp.cli.parser import Command, Failed, argument, option
-
-if TYPE_CHECKING:
-    from jbp.check import Report
-    from jbp.check.catalogue import Item
-    from jbp.layer import Layer
+from jbp.layer import Layer
 
 _WHAT, _OUT = "what to check", "output"
 DTYPES = ("both", "float64", "float32")
@@ -69,10 +71,7 @@ class Check(Command):
 
         Raises: ValueError if there is nothing of that name; Failed if something did not pass.
         """
-        from jbp.cli import console
-
-        if self.json and self.markdown:
-            raise ValueError("expected one of --json and --markdown, got both")
+        form = console.form(self.json, self.markdown)
         names = self._names()
         dtypes = ("float64", "float32") if self.dtype == "both" else (self.dtype,)
         # Differences run in float64 whatever the dtype: once a thing is enough.
@@ -81,20 +80,18 @@ class Check(Command):
         ]
         rows: list[Row] = []
         began = time.perf_counter()
-        with console.Steps("checking", len(jobs)) as steps:
+        with console.JobsBar("checking", len(jobs)) as steps:
             for row in _run(jobs):
                 rows.append(row)
                 steps.see(f"{row.name}, {row.dtype}")
         seconds = time.perf_counter() - began
-        console.print_checks(rows, seconds, "json" if self.json else "markdown" if self.markdown else "table")
+        console.print_checks(rows, seconds, form)
         failed = [f"{row.name} in {row.dtype}" for row in rows if not row.passed]
         if failed:
             raise Failed(f"{len(failed)} of {len(rows)} checks failed: {', '.join(failed)}")
         return tuple(rows)
 
     def _names(self) -> list[str]:
-        from jbp.check.catalogue import catalogue
-
         if self.file is not None:
             if self.layer is not None:
                 raise ValueError("--layer picks among jbp's own; with FILE:NAME leave it out")
@@ -122,11 +119,6 @@ def _run(jobs: list[tuple[Any, ...]]) -> Iterator[Row]:
 
 
 def _one(job: tuple[Any, ...]) -> Row:
-    import jax
-
-    from jbp.check.catalogue import catalogue, of_layer
-    from jbp.check.compiled import hurried
-
     file, shape, name, dtype, seed, differences = job
     with jax.enable_x64(True):
         if file is not None:
@@ -157,8 +149,6 @@ def _own(file: str, shape: str | None) -> tuple[Layer, tuple[int, ...]]:
 
     Raises: ValueError saying which part of FILE:NAME or the shape is wrong.
     """
-    from jbp.layer import Layer
-
     path, _, name = file.rpartition(":")
     if not path or not name.isidentifier():
         raise ValueError(f"expected path/to/file.py:NAME, got {file!r}")
@@ -198,6 +188,4 @@ def _own(file: str, shape: str | None) -> tuple[Layer, tuple[int, ...]]:
 
 
 def _is_layer_class(value: Any) -> bool:
-    from jbp.layer import Layer
-
     return isinstance(value, type) and issubclass(value, Layer) and value is not Layer

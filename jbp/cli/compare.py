@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from jbp.cli import console, runs
 from jbp.cli.parser import Command, argument
 
 _RESULTS = (
@@ -27,8 +28,6 @@ class Compare(Command):
 
         Raises: ValueError if there are fewer than two runs, or one is none.
         """
-        from jbp.cli import console, runs
-
         if len(self.runs) < 2:
             raise ValueError(f"expected two runs or more to compare, got {len(self.runs)}; jbp show prints one")
         found = [runs.read(run) for run in self.runs]

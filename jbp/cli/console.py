@@ -27,7 +27,7 @@ _STOPS = {
 }
 
 
-class Progress:
+class ProgressLine:
     """Tells how training goes: a bar in a terminal, a line per epoch elsewhere.
 
     The loss is that of training in the epoch so far; the accuracy is that of the validation part after the last epoch.
@@ -49,7 +49,7 @@ class Progress:
             self._bar = Bar(*columns, console=console, expand=True, refresh_per_second=8)
             self._task = self._bar.add_task("compiling", total=None, figures="")
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressLine:
         if self._bar is not None:
             self._bar.start()
         return self
@@ -85,7 +85,7 @@ class Progress:
         return f"{minutes}:{seconds:02d} left"
 
 
-class Steps:
+class JobsBar:
     """Tells how a list of jobs goes: a bar in a terminal, nothing elsewhere."""
 
     def __init__(self, what: str, count: int):
@@ -95,7 +95,7 @@ class Steps:
                         transient=True)  # fmt: skip
         self._task = self._bar.add_task(what, total=count, last="")
 
-    def __enter__(self) -> Steps:
+    def __enter__(self) -> JobsBar:
         self._bar.start()
         return self
 
@@ -105,6 +105,16 @@ class Steps:
     def see(self, last: str) -> None:
         """One more job is done."""
         self._bar.update(self._task, advance=1, last=last)
+
+
+def form(json: bool, markdown: bool) -> str:
+    """How a table is printed: "json", "markdown", or "table" for the terminal.
+
+    Raises: ValueError if both are asked for.
+    """
+    if json and markdown:
+        raise ValueError("expected one of --json and --markdown, got both")
+    return "json" if json else "markdown" if markdown else "table"
 
 
 def print_checks(rows: list[Any], seconds: float, form: str) -> None:

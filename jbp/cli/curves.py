@@ -12,12 +12,12 @@ from jbp.checkpoint import write_atomically
 _PARTS = (("train", "training", "tab:blue", "-"), ("validation", "validation", "tab:orange", "--"))
 
 
-def draw(path: Path, rows: Sequence[dict[str, Any]], best_epoch: int | None) -> str | None:
+def draw_curves(path: Path, rows: Sequence[dict[str, Any]], best_epoch: int | None) -> str | None:
     """Draw the history of a run; answers with a remark where matplotlib is missing, and then draws nothing.
 
     Raises: OSError if the file cannot be written.
     """
-    try:
+    try:  # here, for matplotlib is optional and slow to load
         from matplotlib.figure import Figure  # without pyplot: no window system, no global state
         from matplotlib.ticker import MaxNLocator
     except ImportError:

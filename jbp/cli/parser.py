@@ -16,7 +16,7 @@ from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
-from jbp.arguments import did_you_mean
+from jbp.arguments import check_choice, did_you_mean
 
 _KINDS = {int: "a whole number", float: "a number", str: "text", Path: "a path", bool: "true or false"}
 
@@ -65,14 +65,6 @@ class Command:
     def __call__(self) -> Any:
         """Do it."""
         raise NotImplementedError
-
-
-def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
-    """Refuse what is none of the choices, if there are any; names the nearest."""
-    choices = tuple(choices)
-    if choices and value not in choices:
-        hint = did_you_mean(str(value), choices)
-        raise ValueError(f"unknown {name} {value!r}: expected one of {', '.join(choices)}{hint}")
 
 
 def flag(name: str) -> str:

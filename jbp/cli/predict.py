@@ -11,15 +11,27 @@ import zlib
 from array import array
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-from jbp.arguments import did_you_mean, existing_file, listed
+from jbp.arguments import (
+    about,
+    as_float32,
+    cell_number,
+    check_cells,
+    check_columns,
+    check_new,
+    did_you_mean,
+    existing_file,
+    listed,
+    no_npz,
+    no_number,
+    unknown_data,
+)
+from jbp.checkpoint import Run, load_run, write_atomically
 from jbp.cli.parser import Command, argument, option
-
-if TYPE_CHECKING:
-    from jbp.checkpoint import Run
+from jbp.data.builtin import NAMES, load
 
 _ARRAYS = ("x", "x_test", "x_train")
 
@@ -53,19 +65,15 @@ example:
         Raises: ValueError if the run or the data are not as expected, or the file exists; OSError if it cannot be
             written.
         """
-        from jbp.checkpoint import load_run, write_atomically
-
         out = None if self.out is None else Path(self.out)
         if out is not None and out.is_dir():
             raise ValueError(f"{out}: expected a file to write, found a folder; name a file in it")
-        if out is not None and out.exists() and not self.overwrite:
-            raise ValueError(f"{out}: exists already; choose another name for out, or pass overwrite to replace it")
+        if out is not None:
+            check_new(out, self.overwrite)
         run = load_run(self.run)
         x = load_features(self.data, run)
-        try:
+        with about(self.data):
             predicted = run.predict(x)
-        except ValueError as error:
-            raise ValueError(f"{self.data}: {error}") from error
         text = as_csv(run, predicted)
         if out is None:
             sys.stdout.write(text)
@@ -95,8 +103,6 @@ def load_features(data: str | Path, run: Run) -> np.ndarray:
 
     Raises: ValueError saying what was expected, what came, where, and what to do.
     """
-    from jbp.data.builtin import NAMES, load
-
     if str(data) in NAMES:
         return load(str(data), "test")[0]
     suffix = Path(data).suffix.lower()
@@ -106,27 +112,18 @@ def load_features(data: str | Path, run: Run) -> np.ndarray:
             "got a .csv file; store its numbers with numpy.savez(file, x=...)"
         )
     if suffix not in (".csv", ".npz"):
-        raise ValueError(
-            f"unknown data {str(data)!r}: expected one of {', '.join(NAMES)}, or a path ending .npz or .csv"
-            f"{did_you_mean(str(data), NAMES)}"
-        )
+        raise unknown_data(str(data), NAMES)
     path = existing_file(data)
     try:
         return _from_csv(path, run.features) if suffix == ".csv" else _from_npz(path)
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path}: expected UTF-8 text, found other bytes ({error.reason}); save it as UTF-8"
-        ) from error
     except (csv.Error, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
         raise ValueError(f"{path}: expected a whole {suffix} file, found a damaged one ({error})") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
 def _from_csv(path: Path, features: tuple[str, ...]) -> np.ndarray:
     """The columns named `features`, in that order; the other columns may hold anything."""
     values, rows = array("d"), 0
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with about(path), path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, strict=True)
         columns = [name.strip() for name in next((row for row in reader if row), [])]
         missing = [name for name in features if name not in columns]
@@ -135,58 +132,42 @@ def _from_csv(path: Path, features: tuple[str, ...]) -> np.ndarray:
             raise ValueError(
                 f"expected the columns the run was trained on, found none named {listed(missing)}{hint}; add them"
             )
-        twice = [name for name in features if columns.count(name) > 1]
-        if twice:
-            raise ValueError(
-                f"expected a different name for every column, found {listed(twice)} more than once; rename"
-            )
+        check_columns([name for name in columns if name in features])
         places = [columns.index(name) for name in features]
         for row in reader:
             if not row:
                 continue
             rows += 1
             where = f"row {rows} (line {reader.line_num})"
-            if len(row) != len(columns):
-                raise ValueError(f"expected {len(columns)} cells, as in the header, found {len(row)} in {where}")
+            check_cells(row, columns, where)
             for name, place in zip(features, places, strict=True):
-                values.append(_number(row[place], f"{where}, column {name!r}"))
-    return _checked(np.frombuffer(values, np.float64).reshape(rows, len(features)))
-
-
-def _number(cell: str, where: str) -> float:
-    try:
-        return float(cell if "_" not in cell else "no number")
-    except ValueError:
-        found = repr(cell.strip()) if cell.strip() else "an empty cell"
-        raise ValueError(f"expected a number, found {found} at {where}; write a number, or leave out the row") from None
+                try:
+                    values.append(cell_number(row[place]))
+                except ValueError:
+                    raise no_number(row[place], f"{where}, column {name!r}") from None
+        return _checked(np.frombuffer(values, np.float64).reshape(rows, len(features)))
 
 
 def _from_npz(path: Path) -> np.ndarray:
     if not zipfile.is_zipfile(path):
-        raise ValueError("expected an .npz file, found a damaged one or something else; write it with numpy.savez")
-    with np.load(path, allow_pickle=False) as stored:
+        raise no_npz(path)
+    with about(path), np.load(path, allow_pickle=False) as stored:
         name = next((name for name in _ARRAYS if name in stored.files), None)
         if name is None:
             raise ValueError(
                 f"expected an array named {', '.join(_ARRAYS[:-1])} or {_ARRAYS[-1]}, "
                 f"found {listed(stored.files) or 'none'}; rename it x"
             )
-        try:
+        with about(name):
             return _checked(np.asarray(stored[name]))
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
 
 
 def _checked(x: Any) -> np.ndarray:
     """x as float32, if it is numbers, all finite there."""
     if x.dtype.kind not in "biuf" or x.ndim < 2 or not len(x):
         raise ValueError(f"expected numbers [rows, columns…], at least a row, found {x.dtype} of shape {x.shape}")
-    with np.errstate(over="ignore"):
-        numbers = x.astype(np.float32)
-    if not np.isfinite(numbers).all():
-        index = [int(i) for i in np.argwhere(~np.isfinite(numbers))[0]]
-        raise ValueError(
-            f"expected finite float32 numbers, found {x[tuple(index)]} in row {index[0] + 1}, "
-            f"column {', '.join(str(i + 1) for i in index[1:])}; correct the value, or remove the row"
-        )
-    return numbers
+
+    def place(row: int, *columns: int) -> str:
+        return f"row {row + 1}, column {', '.join(str(i + 1) for i in columns)}"
+
+    return as_float32(x, place)

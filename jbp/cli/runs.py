@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from jbp.arguments import did_you_mean
+from jbp.arguments import check_new, did_you_mean, no_run
 from jbp.checkpoint import CONFIG, PARAMS, cannot_write, read_json, write_atomically
 
 METRICS, SUMMARY, CURVES = "metrics.jsonl", "summary.json", "curves.png"
@@ -80,8 +80,7 @@ def check_out(out: str | Path | None, overwrite: bool) -> None:
         raise ValueError(f"{path}: cannot be made, for {in_the_way} is a file; choose another name for out")
     if not path.is_dir():
         return
-    if not overwrite:
-        raise ValueError(f"{path}: exists already; choose another name for out, or pass overwrite to replace the run")
+    check_new(path, overwrite, "the run")
     if any(path.iterdir()) and not is_run(path):
         raise ValueError(
             f"{path}: overwrite replaces only the folder of a jbp run, and this is none; choose another out"
@@ -136,11 +135,7 @@ def read(run: str | Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:
     if not path.is_dir() or not is_run(path):
         folder = path.parent
         others = [p.name for p in folder.iterdir() if is_run(p)] if folder.is_dir() else []
-        found = "another folder" if path.is_dir() else "a file" if path.exists() else "nothing there"
-        raise ValueError(
-            f"{path}: expected the folder of a run, found {found}"
-            f"{did_you_mean(path.name, others) or '; `jbp train` makes one'}"
-        )
+        raise no_run(path, did_you_mean(path.name, others))
     summary = read_json(path / SUMMARY) if (path / SUMMARY).exists() else {}
     return path, read_json(path / CONFIG), summary
 

@@ -16,8 +16,8 @@ import numpy as np
 
 from jbp import checkpoint
 from jbp.cli import console, netspec, runs
+from jbp.cli.options import TrainOptions
 from jbp.cli.parser import Failed
-from jbp.cli.train import Train
 from jbp.cli.training import Plan, fit_options, make_plan, tested, versions
 from jbp.train import Event, Fit, InterruptedMany, Many, fit_many
 
@@ -33,7 +33,7 @@ class Spread:
     many: Many = field(repr=False)
 
 
-def train_seeds(options: Train) -> Spread:
+def train_seeds(options: TrainOptions) -> Spread:
     """Train with every seed, and leave a folder with config, mean metrics and summary; no parameters.
 
     Raises: ValueError for what is wrong with options, data or folder; Failed if every run diverged; Interrupted and
@@ -76,7 +76,7 @@ def train_seeds(options: Train) -> Spread:
 
 def _fit(plan: Plan, folder: runs.RunFolder) -> Many:
     options = plan.options
-    progress = None if options.quiet else console.Progress(options.epochs)
+    progress = None if options.quiet else console.ProgressLine(options.epochs)
 
     def after_chunk(event: Event) -> None:
         if event.row is not None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
+import jax
+
+from jbp.backprop import apply
+from jbp.checkpoint import PARAMS, Run, count, load_run, params_dtype
+from jbp.cli import console, runs
 from jbp.cli.parser import Command, argument
-
-if TYPE_CHECKING:
-    from jbp.checkpoint import Run
+from jbp.combine import Serial
 
 
 @dataclass(frozen=True)
@@ -27,9 +30,6 @@ class Show(Command):
 
         Raises: ValueError if the folder is no run, or one of its files is damaged.
         """
-        from jbp.checkpoint import PARAMS, load_run
-        from jbp.cli import console, runs
-
         folder, _, summary = runs.read(self.run)
         if "spread" in summary:
             console.print_spread(folder, summary)
@@ -44,14 +44,8 @@ class Show(Command):
 
 def layer_table(run: Run) -> list[tuple[str, tuple[int, ...], int]]:
     """Of each layer: its name, the shape of one example's output, and how many parameters it has."""
-    import jax
-
-    from jbp.backprop import apply
-    from jbp.checkpoint import count, dtype_of
-    from jbp.combine import Serial
-
     layers, params = (run.net.layers, run.params) if isinstance(run.net, Serial) else ((run.net,), (run.params,))
-    x, rows = jax.ShapeDtypeStruct((1, *run.input_shape), dtype_of(run.params)), []
+    x, rows = jax.ShapeDtypeStruct((1, *run.input_shape), params_dtype(run.params)), []
     for layer, own in zip(layers, params, strict=True):
         x = jax.eval_shape(lambda p, x, layer=layer: apply(layer, p, x), own, x)
         rows.append((repr(layer), x.shape[1:], count(own)))

@@ -3,15 +3,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
+import jax
+import numpy as np
+
+from jbp import losses, tracing
+from jbp.checkpoint import CONFIG, PARAMS, load_run, params_dtype, read_json
+from jbp.cli import console, netspec
+from jbp.cli.options import LOSSES, TrainOptions
 from jbp.cli.parser import Command, argument, option
-from jbp.cli.train import LOSSES
-
-if TYPE_CHECKING:
-    import jbp.tracing
+from jbp.cli.training import make_plan, output_activation
 
 _OF_CLASSES = ("softmax_cross_entropy", "cross_entropy")
 _RUN, _NET, _OUT = "example of a run", "a net without a run", "output"
@@ -47,52 +53,38 @@ class Trace(Command):
   jbp trace --net "3 relu" --outputs 4 --loss softmax_cross_entropy --y 2 --markdown
 """
 
-    def __call__(self) -> jbp.tracing.Trace:
+    def __call__(self) -> tracing.Trace:
         """Print the trace.
 
         Raises: ValueError for what is wrong with the run, the net or the numbers.
         """
-        from jbp.cli import console
-        from jbp.tracing import trace
-
-        if self.json and self.markdown:
-            raise ValueError("expected one of --json and --markdown, got both")
+        form = console.form(self.json, self.markdown)
         if (self.run is None) == (self.net is None):
             found = "neither" if self.run is None else "both"
             raise ValueError(f"expected the folder of a run or --net with hidden layers, got {found}")
-        found = trace(*(self._of_run() if self.run is not None else self._of_net()))
-        console.print_trace(found, "json" if self.json else "markdown" if self.markdown else "table")
+        found = tracing.trace(*(self._of_run() if self.run is not None else self._of_net()))
+        console.print_trace(found, form)
         return found
 
     def _of_run(self) -> tuple[Any, ...]:
         """Net, parameters, example, target and loss of a run."""
-        import dataclasses
-
-        import numpy as np
-
-        from jbp.checkpoint import dtype_of, load_run
-        from jbp.cli.train import Train
-        from jbp.cli.training import make_plan
-
         assert self.run is not None
         for f in dataclasses.fields(self):
             if f.metadata["group"] == _NET and getattr(self, f.name) != f.default:
                 raise ValueError(f"{f.name} is for a net without a run: leave it out, or give --net instead of RUN")
         self._of_one_seed(self.run)
         run = load_run(self.run)
-        plan = make_plan(Train.from_config(self.run))
+        plan = make_plan(TrainOptions.from_config(self.run))
         x, y = plan.data.test()
         if not 0 <= self.example < len(x):
             raise ValueError(f"example must be from 0 to {len(x) - 1}, for the test part has {len(x)} examples, "
                              f"but is {self.example}")  # fmt: skip
-        dtype, one = dtype_of(run.params), (x[self.example], y[self.example])
+        dtype, one = params_dtype(run.params), (x[self.example], y[self.example])
         x_one, y_one = (a.astype(dtype) if np.issubdtype(a.dtype, np.floating) else a for a in one)
         return run.net, run.params, x_one, y_one, plan.loss
 
     def _of_one_seed(self, run: str | Path) -> None:
         """Raise if `jbp train --seeds` left this run: what it trained is not kept."""
-        from jbp.checkpoint import CONFIG, PARAMS, read_json
-
         folder = Path(run)
         if not (folder / CONFIG).is_file() or (folder / PARAMS).exists():
             return
@@ -105,13 +97,6 @@ class Trace(Command):
 
     def _of_net(self) -> tuple[Any, ...]:
         """Net, parameters, example, target and loss of the options."""
-        import jax
-        import numpy as np
-
-        from jbp import losses
-        from jbp.cli import netspec
-        from jbp.cli.training import output_activation
-
         assert self.net is not None
         if self.example:
             raise ValueError("example is for a run; with --net give the example itself as --x and --y")
@@ -128,8 +113,6 @@ class Trace(Command):
         return net, params, x, self._target(random, dtype), getattr(losses, self.loss)
 
     def _target(self, random: Any, dtype: Any) -> Any:
-        import numpy as np
-
         given = None if self.y is None else _numbers("y", self.y)
         if self.loss in _OF_CLASSES and (given is None or len(given) < self.outputs):
             label = int(random.integers(self.outputs)) if given is None else given[0]
@@ -145,8 +128,6 @@ class Trace(Command):
 
 
 def _numbers(name: str, text: str) -> list[float]:
-    import math
-
     try:
         numbers = [float(word) for word in text.replace(",", " ").split()]
     except ValueError:

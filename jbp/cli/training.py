@@ -19,11 +19,12 @@ import optax
 
 import jbp.train
 from jbp import checkpoint, layers, losses, optim
+from jbp.arguments import check_batch_size
 from jbp.cli import console, examples, netspec, runs
-from jbp.cli.curves import draw
+from jbp.cli.curves import draw_curves
 from jbp.cli.examples import Examples
+from jbp.cli.options import CLIP, DELTA, NOISE, OPTIMIZERS, TrainOptions
 from jbp.cli.parser import Failed
-from jbp.cli.train import CLIP, DELTA, NOISE, OPTIMIZERS, Train
 from jbp.combine import Serial
 from jbp.data import load_dataset
 from jbp.data.builtin import NAMES
@@ -52,7 +53,7 @@ class Result:
 class Plan:
     """Everything that the options and the data decide, checked, before the first step."""
 
-    options: Train
+    options: TrainOptions
     data: Examples
     net: Serial
     loss: Loss
@@ -78,7 +79,7 @@ class Plan:
         return repr(self.loss)
 
 
-def train(options: Train) -> Result:
+def train(options: TrainOptions) -> Result:
     """Train as the options say, and leave a run folder.
 
     Raises: ValueError for what is wrong with options, data or folder; Diverged, Interrupted and OSError with a note
@@ -121,7 +122,7 @@ def train(options: Train) -> Result:
 def _fit(plan: Plan, folder: runs.RunFolder) -> Fit:
     """Train, with a line of metrics for each epoch and a sign of life for each chunk of steps."""
     options = plan.options
-    progress = None if options.quiet else console.Progress(options.epochs)
+    progress = None if options.quiet else console.ProgressLine(options.epochs)
 
     def after_chunk(event: Event) -> None:
         if event.row is not None:
@@ -185,7 +186,7 @@ def fit_options(plan: Plan) -> dict[str, Any]:
     }
 
 
-def make_plan(options: Train) -> Plan:
+def make_plan(options: TrainOptions) -> Plan:
     """Load the data and build net, loss and optimiser.
 
     Raises: ValueError if they are wrong or do not fit together.
@@ -202,10 +203,7 @@ def make_plan(options: Train) -> Plan:
     # Built-in images are scaled by fixed numbers; what would be computed from private data is left undone.
     data = examples.prepare(dataset, name in _ONE_HOT, standardize and not options.private, not options.private)
     n = len(data.train[0])
-    if options.batch_size > n:
-        raise ValueError(
-            f"batch_size must be at most the number of training examples, {n}, but is {options.batch_size}"
-        )
+    check_batch_size(options.batch_size, n)
     net = netspec.build(
         options.net,
         data.shape,
@@ -218,12 +216,12 @@ def make_plan(options: Train) -> Plan:
     return Plan(options, data, net, getattr(losses, name), make_optimizer(options, steps))
 
 
-def make_optimizer(options: Train, steps: int) -> optax.GradientTransformation:
+def make_optimizer(options: TrainOptions, steps: int) -> optax.GradientTransformation:
     """The optimiser of the options, for a run of so many steps; the same object for the same options."""
-    method = OPTIMIZERS[options.optimizer]
-    rate = method.learning_rate if options.learning_rate is None else options.learning_rate
-    beta = method.momentum if options.momentum is None else options.momentum
-    decay = method.weight_decay if options.weight_decay is None else options.weight_decay
+    usual = OPTIMIZERS[options.optimizer]
+    rate = usual.learning_rate if options.learning_rate is None else options.learning_rate
+    beta = usual.momentum if options.momentum is None else options.momentum
+    decay = usual.weight_decay if options.weight_decay is None else options.weight_decay
     steps = 0 if options.schedule == "constant" else steps
     return _optimizer(options.optimizer, rate, options.schedule, steps, beta or 0.0, options.nesterov, decay)
 
@@ -356,7 +354,7 @@ def _keep(plan: Plan, folder: runs.RunFolder, fit: Fit, summary: dict[str, Any])
     if all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(fit.params)):
         checkpoint.save(folder.path / checkpoint.PARAMS, _stored(plan, fit.params), _about(plan))
     folder.summary(summary)
-    return draw(folder.path / runs.CURVES, fit.history, fit.best_epoch) if fit.history else None
+    return draw_curves(folder.path / runs.CURVES, fit.history, fit.best_epoch) if fit.history else None
 
 
 def versions() -> dict[str, str]:

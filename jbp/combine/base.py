@@ -17,6 +17,7 @@ from jaxtyping import PRNGKeyArray
 
 from jbp.arguments import check_hashable
 from jbp.layer import Layer
+from jbp.paths import shown
 
 Visit = Callable[..., tuple[Any, Any]]
 Place = tuple[int, ...]
@@ -32,7 +33,7 @@ class LayerError(ValueError):
 
     def __str__(self) -> str:
         """The problem, after the layer's path."""
-        return f"layer {''.join(f'[{i}]' for i in self.place)}: {self.problem}" if self.place else self.problem
+        return f"layer {shown(self.place)}: {self.problem}" if self.place else self.problem
 
 
 @contextmanager
@@ -47,7 +48,7 @@ def located(place: Place, layer: Layer) -> Iterator[None]:
         raise LayerError(place, str(error)) from error
     except Exception as error:
         if place and not isinstance(layer, Combinator):
-            error.add_note(f"jbp: in {layer!r}, layer {''.join(f'[{i}]' for i in place)} of its combinator")
+            error.add_note(f"jbp: in {layer!r}, layer {shown(place)} of its combinator")
         raise
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import PRNGKeyArray
 
-from jbp.arguments import as_shape
+from jbp.arguments import as_shape, check_one_of
 from jbp.combine.base import Combinator, Place, Visit, check_layers, expect_tuple, located, split_key, sum_of
 from jbp.layer import Layer, Shape, Static
 
@@ -28,8 +28,7 @@ class Branch(Combinator):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", check_layers("branch", self.layers))
-        if self.join not in ("sum", "concat"):
-            raise ValueError(f"join of branch must be 'sum' or 'concat', but is {self.join!r}")
+        check_one_of(self.join, "join of branch", ("sum", "concat"))
 
     @property
     def children(self) -> tuple[Layer, ...]:

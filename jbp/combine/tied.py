@@ -26,6 +26,7 @@ from jbp.arguments import check_hashable, leaf_shapes
 from jbp.combine.base import Combinator, Place, Visit
 from jbp.layer import Layer, Shape
 from jbp.pairs import is_pair, merge
+from jbp.paths import shown
 
 Path = tuple[int | str, ...]
 
@@ -47,7 +48,7 @@ class Uses(Layer):
 
     def __repr__(self) -> str:
         """What it stands for."""
-        return f"the uses of {_shown(self.owner)}"
+        return f"the uses of {shown(self.owner)}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -67,7 +68,7 @@ class Tied(Combinator):
             for other in {*owners, *(b for b, _ in self.ties if b != borrower)}:
                 if _overlap(borrower, other):
                     raise ValueError(
-                        f"the borrower {_shown(borrower)} of {_shown(owner)} overlaps {_shown(other)}: "
+                        f"the borrower {shown(borrower)} of {shown(owner)} overlaps {shown(other)}: "
                         "an owner must hold its own parameter, and a parameter can be borrowed in a place only once"
                     )
 
@@ -87,7 +88,7 @@ class Tied(Combinator):
         for borrower, owner in self.ties:
             lent, wanted = leaf_shapes(_get(params, owner)), leaf_shapes(_get(params, borrower))
             if lent != wanted:
-                raise ValueError(f"{_shown(borrower)} needs {wanted}, but its owner {_shown(owner)} holds {lent}")
+                raise ValueError(f"{shown(borrower)} needs {wanted}, but its owner {shown(owner)} holds {lent}")
         for borrower, _ in self.ties:
             params = _put(params, borrower, ())
         return params, out_shape
@@ -105,7 +106,7 @@ class Tied(Combinator):
         full = params
         for borrower, owner in self.ties:
             if jax.tree.leaves(_get(params, borrower)):
-                raise ValueError(f"the borrower {_shown(borrower)} holds (), as net.init makes it, but got parameters")
+                raise ValueError(f"the borrower {shown(borrower)} holds (), as net.init makes it, but got parameters")
             full = _put(full, borrower, _get(params, owner))
         return full
 
@@ -210,14 +211,14 @@ def _join(owner: Path, parts: tuple[Any, ...]) -> Any:
     try:
         return merge(*parts) if is_pair(parts[0]) else reduce(jnp.add, parts)
     except ValueError as error:
-        raise ValueError(f"the uses of {_shown(owner)} do not fit together: {error}") from error
+        raise ValueError(f"the uses of {shown(owner)} do not fit together: {error}") from error
 
 
 def _get(tree: Any, path: Path) -> Any:
     for i, step in enumerate(path):
         steps = tree if isinstance(tree, dict) else range(len(tree)) if isinstance(tree, tuple | list) else ()
         if step not in steps:  # an array has entries too, but they are no parameters
-            raise ValueError(f"there are no parameters at {_shown(path)}: {_shown(path[: i + 1])} is missing")
+            raise ValueError(f"there are no parameters at {shown(path)}: {shown(path[: i + 1])} is missing")
         tree = tree[step]  # type: ignore[index]
     return tree
 
@@ -231,7 +232,3 @@ def _put(tree: Any, path: Path, value: Any) -> Any:
         return tree | {step: new}
     children = [new if i == step else child for i, child in enumerate(tree)]
     return children if isinstance(tree, list) else tuple(children)
-
-
-def _shown(path: Path) -> str:
-    return "".join(f"[{step!r}]" for step in path)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jbp.arguments import did_you_mean
+from jbp.arguments import check_choice
 from jbp.data import idx
 
 # Where Debian's package dataset-fashion-mnist puts its folder.
@@ -86,9 +86,7 @@ def load(name: str, split: str = "train") -> tuple[np.ndarray, np.ndarray]:
     Source: Alpaydin, Kaynak, 1998, UCI optical recognition of handwritten digits; LeCun, Cortes, Burges,
     MNIST; Xiao, Rasul, Vollgraf, 2017, "Fashion-MNIST".
     """
-    if name not in NAMES:
-        hint = did_you_mean(str(name), NAMES)
-        raise ValueError(f"unknown data set {name!r}: expected one of {', '.join(NAMES)}{hint}")
+    check_choice("data set", name, NAMES)
     if split not in _FILES:
         raise ValueError(f"unknown part {split!r} of {name}: expected 'train' or 'test'")
     if name == "digits":

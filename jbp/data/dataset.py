@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
 
-from jbp.arguments import did_you_mean, listed
+from jbp.arguments import as_float32, did_you_mean, listed
 from jbp.data.preparing import split
 
 Task = Literal["classification", "regression"]
@@ -122,21 +123,7 @@ def _inputs(part: Part) -> np.ndarray:
         )
     if x.size == 0:
         raise ValueError(f"expected {part.place('x')} to have rows and columns, found shape {x.shape}; give examples")
-    return _finite(x, "x", part)
-
-
-def _finite(values: np.ndarray, which: str, part: Part) -> np.ndarray:
-    """The values as float32, if each is a number there."""
-    with np.errstate(over="ignore"):
-        numbers = values.astype(np.float32)
-    finite = np.isfinite(numbers)
-    if not finite.all():
-        index = tuple(int(i) for i in np.argwhere(~finite)[0])
-        raise ValueError(
-            f"expected finite float32 numbers, found {values[index]} at {part.place(which, *index)}; "
-            "correct the value, or remove the row"
-        )
-    return numbers
+    return as_float32(x, partial(part.place, "x"))
 
 
 def _values(part: Part) -> np.ndarray:
@@ -147,7 +134,7 @@ def _values(part: Part) -> np.ndarray:
             f"expected {part.place('y')} to be numbers [rows] or [rows, outputs] for regression, "
             f"found {_kind(y)} of shape {y.shape}; pass task='classification' for labels"
         )
-    return _finite(y, "y", part).reshape(len(y), -1)
+    return as_float32(y, partial(part.place, "y")).reshape(len(y), -1)
 
 
 def _labels(part: Part) -> np.ndarray:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jbp.arguments import cannot_read, did_you_mean, existing_file, listed
+from jbp.arguments import about, cannot_read, did_you_mean, existing_file, listed, no_npz
 from jbp.data.dataset import Dataset, Part, Task, from_parts
 
 _REQUIRED, _OPTIONAL = ("x_train", "y_train"), ("x_test", "y_test")
@@ -30,10 +30,8 @@ def load_npz(path: str | Path, task: Task | None = None) -> Dataset:
 
         return Part(arrays[f"x_{suffix}"], arrays[f"y_{suffix}"], place)
 
-    try:
+    with about(path):
         return from_parts(path.stem, part("train"), part("test") if "x_test" in arrays else None, task)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
@@ -41,7 +39,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     again = "write it again with numpy.savez"
     # numpy.load would take an .npy file or a pickle by this name, and fail later or with words about pickles.
     if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path}: expected an .npz file, found a damaged one or something else; {again}")
+        raise no_npz(path)
     try:
         with np.load(path, allow_pickle=False) as stored:
             _check_names(path, stored.files)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from jbp.arguments import did_you_mean
+from jbp.arguments import unknown_data
 from jbp.data.builtin import NAMES, classes, load
 from jbp.data.dataset import Dataset, checked_task
 from jbp.data.npz import load_npz
@@ -33,10 +33,7 @@ def load_dataset(source: str | Path, *, target: str | None = None, task: str | N
     if suffix == ".npz":
         return load_npz(source, checked)
     if name not in NAMES:
-        raise ValueError(
-            f"unknown data {name!r}: expected one of {', '.join(NAMES)}, or a path ending .npz or .csv"
-            f"{did_you_mean(name, NAMES)}"
-        )
+        raise unknown_data(name, NAMES)
     if checked == "regression":
         raise ValueError(f"expected task='classification' for {name!r}, whose targets are labels, got 'regression'")
     return Dataset(name, "classification", *load(name, "train"), *load(name, "test"), classes(name))

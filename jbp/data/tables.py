@@ -9,7 +9,19 @@ from pathlib import Path
 
 import numpy as np
 
-from jbp.arguments import cannot_read, did_you_mean, existing_file, listed
+from jbp.arguments import (
+    about,
+    cannot_read,
+    cell_number,
+    check_cells,
+    check_columns,
+    did_you_mean,
+    existing_file,
+    is_numeric,
+    listed,
+    no_number,
+    shown_cell,
+)
 from jbp.data.dataset import Dataset, Part, Task, from_parts
 
 _WHOLE = re.compile(r"[+-]?[0-9]+")
@@ -39,24 +51,18 @@ def load_csv(path: str | Path, target: str | None, task: Task | None = None) -> 
     """
     path = existing_file(path)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with about(path), path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             # line_num is read before the next row is; an empty line is no row.
             table = _table(((reader.line_num, row) for row in reader if row), target)
-        y = _target(table.cells, task, lambda row: table.place("y", row))
-        return from_parts(path.stem, Part(table.x, y, table.place), None, task, tuple(table.features))
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path}: expected UTF-8 text, found other bytes ({error.reason}); save it as UTF-8"
-        ) from error
+            y = _target(table.cells, task, lambda row: table.place("y", row))
+            return from_parts(path.stem, Part(table.x, y, table.place), None, task, tuple(table.features))
     except csv.Error as error:
         raise ValueError(
             f"{path}: expected comma-separated text, found what is not ({error}); check quotes and encoding"
         ) from error
     except OSError as error:
         raise cannot_read(path, error) from error
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
 def _table(rows: Iterator[tuple[int, list[str]]], target: str | None) -> _Table:
@@ -67,20 +73,13 @@ def _table(rows: Iterator[tuple[int, list[str]]], target: str | None) -> _Table:
     for line, row in rows:
         lines.append(line)
         where = f"row {len(lines)} (line {line})"
-        if len(row) != len(columns):
-            raise ValueError(
-                f"expected {len(columns)} cells, as in the header, found {len(row)} in {where}; "
-                "complete the row, and quote text that has a comma"
-            )
+        check_cells(row, columns, where)
         cells.append(row.pop(at).strip())
         try:
-            values.extend([_number(cell) for cell in row])
+            values.extend([cell_number(cell) for cell in row])
         except ValueError:
-            bad = next(i for i, cell in enumerate(row) if not _is_number(cell))
-            raise ValueError(
-                f"expected a number, found {_shown(row[bad])} at {where}, column {features[bad]!r}; "
-                "write a number, or leave out the row or column"
-            ) from None
+            bad = next(i for i, cell in enumerate(row) if not is_numeric(cell))
+            raise no_number(row[bad], f"{where}, column {features[bad]!r}") from None
     if not lines:
         raise ValueError("expected rows of examples below the column names, found none; add them")
     x = np.frombuffer(values, np.float64).reshape(len(lines), len(features))
@@ -96,9 +95,7 @@ def _header(row: list[str]) -> list[str]:
             f"expected a name for every column, found none for column {columns.index('') + 1}; "
             "name it, or leave it out if it only counts the rows (pandas: index=False)"
         )
-    twice = sorted({name for name in columns if columns.count(name) > 1})
-    if twice:
-        raise ValueError(f"expected a different name for every column, found {listed(twice)} more than once; rename")
+    check_columns(columns)
     return columns
 
 
@@ -110,7 +107,7 @@ def _features(columns: list[str], target: str | None) -> tuple[list[str], str, i
         )
     if target not in columns:
         hint = did_you_mean(target, columns)
-        if all(map(_is_number, columns)):
+        if all(map(is_numeric, columns)):
             hint = "; the first line must name the columns"
         elif len(columns) == 1:
             hint = "; separate columns by commas"
@@ -123,35 +120,18 @@ def _features(columns: list[str], target: str | None) -> tuple[list[str], str, i
     return columns[:at] + columns[at + 1 :], target, at
 
 
-def _number(cell: str) -> float:
-    # Python's float also reads 1_000, which in a table is more likely a slip than a thousand.
-    if "_" in cell:
-        raise ValueError
-    return float(cell)
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        _number(cell)
-    except ValueError:
-        return False
-    return True
-
-
-def _shown(cell: str) -> str:
-    return repr(cell.strip()) if cell.strip() else "an empty cell"
-
-
 def _target(cells: list[str], task: Task | None, place: Callable[[int], str]) -> np.ndarray:
     """The target's cells as whole numbers if all are, else as numbers if all are, else as text."""
-    text = np.array([not _is_number(cell) for cell in cells])
+    text = np.array([not is_numeric(cell) for cell in cells])
     if text.all() or (text.any() and task == "classification"):
         return np.array(cells)
     if text.any():
         # One typing error among numbers must not turn every number into a class.
         row = int(np.argmax(text))
         advice = "correct it, or pass task='classification'" if task is None else "correct it, or remove the row"
-        raise ValueError(f"expected a number, as in other rows, found {_shown(cells[row])} at {place(row)}; {advice}")
+        raise ValueError(
+            f"expected a number, as in other rows, found {shown_cell(cells[row])} at {place(row)}; {advice}"
+        )
     if all(map(_WHOLE.fullmatch, cells)):
         whole = [int(cell) for cell in cells]
         if max(map(abs, whole)) < 2**63:

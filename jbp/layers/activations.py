@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jbp.arguments import as_number, as_shape, no_params, same_shape
+from jbp.arguments import as_bool, as_number, as_shape, needs_floats, no_params, same_shape
 from jbp.layer import Layer, Shape, Sign, Static
 from jbp.layers.initializers import Initializer, glorot_normal, he_normal, lecun_normal
 
@@ -50,8 +50,7 @@ class Activation(Layer):
     def forward(self, params: Any, x: Float[Array, "..."], key: PRNGKeyArray | None) -> tuple[Array, Any]:
         """y = θ(s)."""
         no_params(self, params)
-        if not jnp.issubdtype(x.dtype, jnp.inexact):  # complex is for the complex-step check
-            raise ValueError(f"{self!r} needs floating-point input, but got {x.dtype}: convert it first")
+        needs_floats(self, x)
         y = self.value(x)
         return y, self.keep(x, y)
 
@@ -302,8 +301,7 @@ class Gelu(Activation):
     word = "gelu"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.approximate, bool):
-            raise ValueError(f"approximate of Gelu must be True or False, but is {self.approximate!r}")
+        object.__setattr__(self, "approximate", as_bool(self.approximate, "approximate of Gelu"))
 
     def value(self, s: Array) -> Array:
         """s Φ(s), or its tanh form."""

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jbp.arguments import as_count, as_shape, leaf_shapes
+from jbp.arguments import as_bool, as_count, as_shape, leaf_shapes, needs_floats
 from jbp.layer import EXAMPLE, Layer, Shape
 from jbp.layers.activations import Activation
 from jbp.layers.initializers import Initializer, lecun_normal, zeros
@@ -43,8 +43,7 @@ class Dense(Layer):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "width", as_count(self.width, "the width of Dense"))
-        if not isinstance(self.use_bias, bool):
-            raise ValueError(f"use_bias of Dense must be True or False, but is {self.use_bias!r}")
+        object.__setattr__(self, "use_bias", as_bool(self.use_bias, "use_bias of Dense"))
         for name, value in (("weight_init", self.weight_init), ("bias_init", self.bias_init)):
             if not isinstance(value, Initializer) and not (name == "weight_init" and value is None):
                 raise ValueError(f"{name} of Dense must come from jbp.initializers, but is {value!r}")
@@ -82,8 +81,7 @@ class Dense(Layer):
             raise ValueError(
                 f"{self!r} takes a weight [i, {self.width}] and a bias [{self.width}], got {leaf_shapes(params)}"
             )
-        if not jnp.issubdtype(x.dtype, jnp.inexact):  # complex is for the complex-step check
-            raise ValueError(f"{self!r} needs floating-point input, but got {x.dtype}: convert it first")
+        needs_floats(self, x)
         y = _product(x, weight, 0)
         return (y + params["bias"].reshape((1,) * (y.ndim - 1) + (-1,)) if self.use_bias else y), x
 

@@ -4,12 +4,13 @@ from collections.abc import Callable
 from functools import lru_cache, wraps
 from typing import Any, ParamSpec
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
 from jax.typing import ArrayLike
+
+from jbp.arguments import check_scalar
 
 Rate = ArrayLike | optax.Schedule
 P = ParamSpec("P")
@@ -39,7 +40,7 @@ def check_learning_rate(learning_rate: Any) -> None:
     if callable(learning_rate):
         return  # what it returns is checked by `rate_at`
     wanted = "a finite number ≥ 0, a 0-d array, or a schedule from steps taken to either"
-    _check("learning_rate", learning_rate, lambda rate: 0 <= rate < np.inf, wanted, "try 0.01")
+    check_scalar("learning_rate", learning_rate, lambda rate: 0 <= rate < np.inf, wanted, "try 0.01")
 
 
 def check_momentum(momentum: Any) -> None:
@@ -48,7 +49,7 @@ def check_momentum(momentum: Any) -> None:
     if callable(momentum):
         advice = "optax.inject_hyperparams(jbp.optim.sgd) takes a schedule for it"
     wanted = "a number in [0, 1) or a 0-d array"
-    _check("momentum", momentum, lambda beta: 0 <= beta < 1, wanted, advice)
+    check_scalar("momentum", momentum, lambda beta: 0 <= beta < 1, wanted, advice)
 
 
 def rate_at(learning_rate: Rate, steps: Array) -> ArrayLike:
@@ -57,7 +58,7 @@ def rate_at(learning_rate: Rate, steps: Array) -> ArrayLike:
         return learning_rate
     rate = learning_rate(steps)
     wanted = "a finite number ≥ 0 or a 0-d array"
-    _check("a schedule's rate", rate, lambda rate: 0 <= rate < np.inf, wanted, "correct the schedule")
+    check_scalar("a schedule's rate", rate, lambda rate: 0 <= rate < np.inf, wanted, "correct the schedule")
     return rate
 
 
@@ -72,16 +73,3 @@ def like(value: ArrayLike, leaf: ArrayLike) -> Array:
     if not jnp.issubdtype(dtype, jnp.floating):  # a rate of 0.1, cast to an integer, would be 0
         raise ValueError(f"every gradient must be an array of floats, but one is of {dtype}: cast it or mask it")
     return jnp.asarray(value, dtype)
-
-
-def _check(name: str, value: Any, allowed: Callable[[float], bool], wanted: str, advice: str) -> None:
-    # Of a jax array only shape and dtype count: it may be traced, and reading it would wait for the device.
-    known = not isinstance(value, jax.Array)
-    array = np.asarray(value) if known else value
-    real = jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)
-    if array.shape == () and real and (not known or allowed(float(array))):
-        return
-    came = repr(value) if array.shape == () and known else f"an array of shape {array.shape}"
-    if not known and not real:
-        came += f" and type {array.dtype}"
-    raise ValueError(f"{name} must be {wanted}, but is {came}: {advice}")

@@ -4,11 +4,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import Array
 from jax.typing import ArrayLike
 
+from jbp.arguments import as_bool
 from jbp.optim._scalars import Rate, check_learning_rate, check_momentum, following, like, memoised, rate_at
 from jbp.optim.momentum import heavy_ball
 from jbp.optim.momentum import nesterov as nesterov_momentum
@@ -44,8 +44,7 @@ def sgd(
     check_learning_rate(learning_rate)
     if momentum is not None:
         check_momentum(momentum)
-    if not isinstance(nesterov, (bool, np.bool_)):
-        raise ValueError(f"nesterov must be True or False, but is {nesterov!r}: β itself is given as momentum")
+    nesterov = as_bool(nesterov, "nesterov", "β itself is given as momentum")
     # The state's structure must not hang on a jax array's value: the one inject_hyperparams gives may change.
     if isinstance(momentum, jax.Array) or (momentum is not None and momentum != 0):
         return nesterov_momentum(learning_rate, momentum) if nesterov else heavy_ball(learning_rate, momentum)

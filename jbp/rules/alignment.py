@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jbp.arguments import leaf_shapes
-from jbp.backprop import Batch, Trainable, check_loss, value_grad_output
+from jbp.arguments import check_loss, leaf_shapes
+from jbp.backprop import Batch, Trainable, value_grad_output
 from jbp.layer import Layer
 from jbp.losses import Loss
 from jbp.pairs import Weights
+from jbp.paths import dotted
 from jbp.rules.names import rule_of
 from jbp.rules.rule import Bound, Rule, Way
-from jbp.stats._paths import dotted
 from jbp.step import Method
 
 
@@ -38,6 +38,7 @@ def alignment(
     x: Any,
     y: Any,
     key: Array | None = None,
+    *,
     weights: Weights = None,
 ) -> dict[str, Alignment]:
     """Of each weight, by its dotted path ("0.weight"), how a rule's update r lies to the gradient g.
@@ -52,7 +53,7 @@ def alignment(
     """
     if isinstance(rule, Method):
         raise ValueError(f"alignment compares a rule of jbp.rules with the gradient, but got {rule!r}")
-    check_loss(loss)
+    check_loss(loss, Loss)
     bound = rule_of(rule).bind(net, params, jax.tree.map(lambda a: a[:1], x), Trainable.of(None))
     wanted, carried = leaf_shapes(jax.eval_shape(partial(bound.init, jax.random.key(0)), params)), leaf_shapes(state)
     if wanted != carried:

@@ -15,6 +15,7 @@ from jbp.arguments import as_number
 from jbp.backprop import Trainable, backward, forward
 from jbp.combine import Combinator, Place, Repeat, Visit
 from jbp.layer import Layer
+from jbp.paths import dotted
 from jbp.rules.rule import Bound, Rule, Way, depths_of
 
 
@@ -85,7 +86,7 @@ class BoundDirect(Bound):
             place: Place, layer: Layer, params: Any, saved: Any, delta: Any, own: Any, repeats: Any
         ) -> tuple[Any, Any]:
             delta_x, found = visit(place, layer, params, saved, delta)
-            feedback = own.get(_dotted(place))
+            feedback = own.get(dotted(place))
             if delta_x is None or feedback is None:  # None: at the uses of a shared parameter, which are no layer
                 return delta_x, found
             return _feed(error, feedback, delta_x), found
@@ -111,7 +112,7 @@ class _Shapes(Bound):
                 shapes = error.shape[1:], delta_x.shape[1:]
                 rows, columns = (s[-1:] if _same_positions(*shapes) else s for s in shapes)
                 shape = (*repeats, math.prod(rows), math.prod(columns))
-                self.found[_dotted(place)] = _Shape(shape, str(delta_x.dtype))
+                self.found[dotted(place)] = _Shape(shape, str(delta_x.dtype))
             return delta_x, found
 
         return _walk(leaf, {})((), net, params, saved, delta)
@@ -153,13 +154,9 @@ def _walk(leaf: Callable[..., tuple[Any, Any]], own: dict[str, Array]) -> Visit:
     return at((), own, ())
 
 
-def _dotted(place: Place) -> str:
-    return ".".join(map(str, place)) or "."
-
-
 def _within(path: str, place: Place) -> bool:
     """Whether the layer at the dotted path is inside the one at `place`, or at it."""
-    return not place or f"{path}.".startswith(f"{_dotted(place)}.")
+    return not place or f"{path}.".startswith(f"{dotted(place)}.")
 
 
 def _same_positions(output: tuple[int, ...], h: tuple[int, ...]) -> bool:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jbp.arguments import as_number
+from jbp.arguments import as_number, check_one_of
 from jbp.backprop import Trainable
 from jbp.combine import Visit
 from jbp.layer import Layer
@@ -152,10 +152,7 @@ class SignSymmetry(Transport):
     scale: float | None = None
 
     def __post_init__(self) -> None:
-        if self.magnitude not in ("uniform", "batchwise", "fixed"):
-            raise ValueError(
-                f"the magnitude of SignSymmetry must be 'uniform', 'batchwise' or 'fixed', but is {self.magnitude!r}"
-            )
+        check_one_of(self.magnitude, "the magnitude of SignSymmetry", ("uniform", "batchwise", "fixed"))
         if self.scale is not None:
             object.__setattr__(self, "scale", as_number(self.scale, "the scale of SignSymmetry", 0.0))
 

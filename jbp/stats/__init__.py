@@ -9,10 +9,13 @@ class of pair that it has never seen is served too, and registers a rule only wh
 the pair of one layer: what goes through a `Stack` is `pair.over_stack`.
 """
 
+from typing import Any
+
+from jbp.arguments import renamed
 from jbp.stats.clip import clip_weights as clip_weights
 from jbp.stats.clip import clipped as clipped
 from jbp.stats.clip import sensitivity as sensitivity
-from jbp.stats.explain import Rule as Rule
+from jbp.stats.explain import Explanation as Explanation
 from jbp.stats.explain import explain as explain
 from jbp.stats.gram import gram as gram
 from jbp.stats.kronecker import Factors as Factors
@@ -27,3 +30,11 @@ from jbp.stats.norms import squared_norms as squared_norms
 from jbp.stats.per_example import per_example as per_example
 from jbp.stats.records import Record as Record
 from jbp.stats.records import records as records
+
+
+def __getattr__(name: str) -> Any:
+    """`Rule` was the old name of `Explanation`; a rule is now only what `jbp.rules` holds."""
+    if name == "Rule":
+        renamed("jbp.stats.Rule", "jbp.stats.Explanation")
+        return Explanation
+    raise AttributeError(f"module 'jbp.stats' has no attribute {name!r}")

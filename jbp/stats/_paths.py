@@ -7,11 +7,11 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import jax
-from jax.tree_util import DictKey, GetAttrKey, SequenceKey
 from jaxtyping import Array, Float
 
 from jbp.arguments import check_weights
 from jbp.pairs import Pair, Weights, is_pair
+from jbp.paths import dotted, layer_of, shown
 
 Groups = Mapping[str, str | tuple[str, ...] | list[str]]
 Per = str | Groups
@@ -29,12 +29,13 @@ def leaves(pairs: Any, weights: Weights = None) -> dict[str, Pair]:
         path = dotted(keys)
         if not is_pair(leaf):
             raise ValueError(
-                f"a statistic takes the pairs that jbp.backward returns, but found a {type(leaf).__name__} at {path}"
+                f"a statistic takes the pairs that jbp.backward returns, but found a {type(leaf).__name__} "
+                f"at pairs{shown(keys)}"
             )
         if leaf.coupled is not None:
             raise NotImplementedError(
-                f"{path} lies below the batch-coupled layer {leaf.coupled}: "
-                "its gradient of one example is not defined, only its total is"
+                f"params{shown(keys)} lies below the batch-coupled layer {leaf.coupled}: its gradient of one example "
+                "is not defined, only its total is"
             )
         found[path] = leaf
     sizes = {pair.batch for pair in found.values()}
@@ -56,21 +57,6 @@ def map_pairs(function: Callable[[Pair], Any], pairs: Any, weights: Weights = No
     """`function` of each pair, in the tree of the parameters, after `leaves` has accepted them."""
     leaves(pairs, weights)
     return jax.tree.map(function, pairs, is_leaf=is_pair)
-
-
-def dotted(keys: tuple[Any, ...]) -> str:
-    """(0, 'weight') as "0.weight"; the one parameter of a bare layer is "." """
-    return ".".join(str(_name(key)) for key in keys) or "."
-
-
-def layer_of(keys: tuple[Any, ...]) -> str:
-    """The path's leading indices, which lead to a layer: "0" of "0.weight", "." if there are none."""
-    lead = []
-    for key in keys:
-        if not isinstance(key, SequenceKey):
-            break
-        lead.append(str(key.idx))
-    return ".".join(lead) or "."
 
 
 def groups_of(pairs: Any, per: Per, disjoint: bool = False) -> dict[str, list[str]]:
@@ -120,14 +106,3 @@ def _patterns(name: Any, patterns: Any) -> tuple[str, ...]:
 def over_stacks(values: Array) -> Float[Array, " n"]:
     """[..., n] summed over the axes l of stacks in front."""
     return values.sum(tuple(range(values.ndim - 1)))
-
-
-def _name(key: Any) -> Any:
-    match key:
-        case SequenceKey():
-            return key.idx
-        case DictKey():
-            return key.key
-        case GetAttrKey():
-            return key.name
-    return key

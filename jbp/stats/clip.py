@@ -8,9 +8,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from jbp.arguments import check_max_norm
 from jbp.pairs import Weights, is_pair, weigh
 from jbp.stats._paths import Per, groups_of, leaves
 from jbp.stats.norms import group_norms, most
@@ -93,19 +93,6 @@ def clip_factor(
 def sensitivity(max_norm: MaxNorm) -> Float[Array, ""] | float:
     """By how much `clipped` changes at most, in norm, when one example of weight 1 comes or goes."""
     return math.hypot(*max_norm.values()) if isinstance(max_norm, Mapping) else max_norm
-
-
-def check_max_norm(max_norm: Any, automatic: bool = False, name: str = "max_norm") -> None:
-    """Refuse a bound that is not a positive number; a traced one is not read."""
-    if isinstance(max_norm, Tracer):
-        return
-    try:
-        value = math.nan if isinstance(max_norm, bool | str) else float(max_norm)
-    except (TypeError, ValueError):
-        value = math.nan
-    if not value > 0 or (automatic and math.isinf(value)):
-        limit = "finite " if automatic else ""
-        raise ValueError(f"{name} must be a positive {limit}number, but is {max_norm!r}")
 
 
 def _bounds(max_norm: MaxNorm, groups: dict[str, list[str]], automatic: bool) -> dict[str, Any]:

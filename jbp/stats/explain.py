@@ -14,7 +14,7 @@ from jbp.stats.moments import squares
 from jbp.stats.norms import by_gram, measured
 
 
-class Rule(NamedTuple):
+class Explanation(NamedTuple):
     """How the statistics of one parameter are computed."""
 
     path: str
@@ -24,14 +24,14 @@ class Rule(NamedTuple):
     second_moment: str
 
 
-def explain(pairs: Any) -> tuple[Rule, ...]:
+def explain(pairs: Any) -> tuple[Explanation, ...]:
     """For each parameter, by dotted path, its pair and the rule that serves it; a user's own layer included.
 
     Raises:
         ValueError: if these are not the pairs of one backward pass.
         NotImplementedError: below a layer that couples examples, where there is none.
     """
-    return tuple(Rule(path, *told(pair)) for path, pair in leaves(pairs).items())
+    return tuple(Explanation(path, *told(pair)) for path, pair in leaves(pairs).items())
 
 
 @singledispatch

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from jbp import paths
+
 Step = Literal["forward", "loss", "backward", "gradient"]
 TITLES: dict[str, str] = {
     "forward": "step 1  forward",
@@ -40,7 +42,7 @@ class TraceRow:
     @property
     def where(self) -> str:
         """The layer with its path, such as `[0][1] tanh`, under `repeat` with the repetition, counted from 1."""
-        place = place_of(self.path, self.repetition)
+        place = paths.shown(self.path, self.repetition)
         return f"{place} {self.layer}" if place else self.layer
 
 
@@ -57,7 +59,7 @@ class Trace:
             step = "" if before is not None and before[0] == row.step else row.step
             where = "" if before == (row.step, row.where) else row.where
             before = row.step, row.where
-            yield step, where, row.symbol, row.formula, shown(row.value, digits)
+            yield step, where, row.symbol, row.formula, in_digits(row.value, digits)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, with all digits, as JSON takes it."""
@@ -88,14 +90,7 @@ class Trace:
         return "\n".join(lines).strip("\n")
 
 
-def place_of(path: tuple[int, ...], repetition: tuple[int, ...]) -> str:
-    """`[0][1]`, and `[0][1] #2` in the second repetition."""
-    place = "".join(f"[{i}]" for i in path)
-    times = "".join(f"#{i + 1}" for i in repetition)
-    return f"{place} {times}".strip()
-
-
-def shown(value: np.ndarray, digits: int) -> str:
+def in_digits(value: np.ndarray, digits: int) -> str:
     """Numbers in so many significant digits, a line for each row; of large arrays the shape and the corners."""
     large = value.size > _SHOWN
     text = np.array2string(

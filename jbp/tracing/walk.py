@@ -13,15 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jbp.backprop import backward_leaf, check_input, forward_leaf
+from jbp.arguments import check_input, check_loss, check_net
+from jbp.backprop import backward_leaf, forward_leaf
 from jbp.combine import Branch, Combinator, Repeat, Residual, located
 from jbp.combine.tied import Path, Tied, Uses, unmarked
 from jbp.layer import Layer
 from jbp.losses import Loss
 from jbp.pairs import is_pair
+from jbp.paths import dotted, shown
 from jbp.sinks import total
 from jbp.tracing import formulas
-from jbp.tracing.result import Step, Trace, TraceRow, place_of
+from jbp.tracing.result import Step, Trace, TraceRow
 
 Indices = tuple[int, ...]
 
@@ -43,9 +45,9 @@ def trace(net: Layer, params: Any, x: Float[Array, "..."], y: Any, loss: Loss) -
     Source: lecture A, the three steps; lecture D, every factor by hand.
     """
     x = jnp.asarray(x)[None]
-    check_input(net, x, None)
-    if not isinstance(loss, Loss):
-        raise ValueError(f"the loss must come from jbp.losses, or be an instance of a jbp.losses.Loss, but is {loss!r}")
+    check_net(net, Layer)
+    check_input(x)
+    check_loss(loss, Loss)
     target = jnp.asarray(y)[None]
     seen = _Seen()
     seen.comes(x, "the input")
@@ -126,7 +128,7 @@ class _Place:
     layer: Layer
 
     def __str__(self) -> str:
-        return place_of(self.path, self.repetition) or repr(self.layer)
+        return shown(self.path, self.repetition) or repr(self.layer)
 
     def inside(self, back: bool) -> Iterator[Indices]:
         """The repetition of each visit to the layers inside."""
@@ -219,7 +221,7 @@ class _Seen:
             paths = [owner, *(borrower for borrower, lender in place.layer.ties if lender == owner)]
             parts = [jax.tree.leaves_with_path(_at(uses, path)) for path in paths]
             for i, (below, leaf) in enumerate(jax.tree.leaves_with_path(_at(found, owner))):
-                name = "".join(f"[{step!r}]" for step in owner) + jax.tree_util.keystr(below)
+                name = shown((*owner, *below))
                 names = self._members("gradient", place, "use", [part[i][1][None] for part in parts])
                 self._row("gradient", place, f"∂e/∂{name}", f"∂e/∂{name} = {' + '.join(names)}", leaf[None])
 
@@ -268,10 +270,9 @@ def _short_name(layer: Any) -> str:
 
 def _short(place: _Place) -> str:
     """A combinator in a word; with its kind, since `residual` shares its path with the layer inside."""
-    return f"{place_of(place.path, place.repetition)} {_short_name(place.layer)}".strip()
+    return f"{shown(place.path, place.repetition)} {_short_name(place.layer)}".strip()
 
 
 def _name(path: Any) -> str:
     """A parameter's name in its layer: `weight`; in deeper trees `a.weight`."""
-    words = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path]
-    return ".".join(words) or "parameter"
+    return dotted(path) if path else "parameter"

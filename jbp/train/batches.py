@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int
 
-from jbp.arguments import as_count
+from jbp.arguments import as_count, check_batch_size, check_one_of
 from jbp.step import Batch, epoch_keys
 
 Sampling = Literal["shuffle", "replacement", "poisson"]
@@ -140,10 +140,8 @@ class ResidentSource:
 def batch_sizes(n: int, batch_size: int, sampling: str) -> np.ndarray:
     """How many of the n examples each step of an epoch draws."""
     batch_size = as_count(batch_size, "batch_size")
-    if batch_size > n:
-        raise ValueError(f"batch_size must be at most the number of training examples, {n}, but is {batch_size}")
-    if sampling not in ("shuffle", "replacement"):
-        raise ValueError(f"sampling must be 'shuffle' or 'replacement', but is {sampling!r}")
+    check_batch_size(batch_size, n)
+    check_one_of(sampling, "sampling", ("shuffle", "replacement"))
     sizes = np.full(-(-n // batch_size), batch_size)
     if sampling == "shuffle":
         sizes[-1] = n - batch_size * (len(sizes) - 1)

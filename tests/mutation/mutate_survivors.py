@@ -55,7 +55,7 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
     (_NET, _SMALLER, "Sign(node.positive)", "at_zero added"): "of bools, which are signs already, it says nothing",
     (_SPINE, "return jnp.where(weights.reshape((-1,) + (1,) * (a.ndim - 1)) == 0, jnp.zeros_like(a), a)",
      "jnp.zeros_like(a)", "zeros_like → ones_like"): "any finite input will do in a row of weight 0",
-    (_SPINE, "n = _batch_size(x, y)", "_batch_size(x, y)", "last arguments swapped"):
+    (_SPINE, "n = batch_size(x, y)", "batch_size(x, y)", "last arguments swapped"):
         "symmetric, but for the order of the shapes in an error",
     (_SPINE, "coupled = _coupled_places(net) if net.couples_batch else {}",
      "_coupled_places(net) if net.couples_batch else {}", "always the first"): "a walk that finds nothing to mark",

@@ -1,0 +1,252 @@
+# ruff: noqa: RUF009 (option and argument declare fields)
+"""The options of `jbp train` and all their defaults; what it does with them is in `jbp.cli.training` and `.seeds`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar, Self
+
+from jbp import losses, rules
+from jbp.arguments import about, as_count, check_scalar, did_you_mean
+from jbp.checkpoint import CONFIG, read_json
+from jbp.cli import netspec
+from jbp.cli.parser import Command, option
+from jbp.data.dataset import TASKS
+from jbp.layers import initializers
+
+
+def _names(module: ModuleType, kind: type) -> tuple[str, ...]:
+    """The names under which a module offers things of a kind."""
+    return tuple(name for name, value in vars(module).items() if isinstance(value, kind))
+
+
+LOSSES, INITIALIZERS = _names(losses, losses.Loss), _names(initializers, initializers.Initializer)
+RULES = tuple(rules.NAMES)
+SCHEDULES = ("constant", "cosine", "linear", "exponential", "step")
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What an optimiser uses where its options are not given; None where it does not have the option."""
+
+    learning_rate: float
+    momentum: float | None
+    weight_decay: float = 0.0
+
+
+OPTIMIZERS = {
+    "momentum": Defaults(0.05, 0.9),
+    "heavy_ball": Defaults(0.05, 0.9),  # another name of momentum
+    "nesterov": Defaults(0.05, 0.9),
+    "sgd": Defaults(0.1, 0.0),
+    "adam": Defaults(0.001, None),
+    "adamw": Defaults(0.001, None, 1e-4),
+    "rmsprop": Defaults(0.001, 0.0),
+}
+
+MOST_SEEDS = 1000
+"""Runs side by side take memory side by side."""
+
+NOISE, CLIP, DELTA, PATIENCE = 1.1, 1.0, 1e-5, 20
+
+_DATA, _NET, _STEPS, _RUN, _OUT = "data", "network and loss", "optimiser", "length of the run", "output"
+_PRIVATE = "private training"
+
+
+@dataclass(frozen=True)
+class TrainOptions(Command):
+    """What a run of `jbp train` is told.
+
+    Raises: ValueError for options that are wrong by themselves.
+    """
+
+    data: str | Path = option(
+        "digits", "digits, mnist, fashion-mnist, a .npz file (x_train, y_train, optionally x_test, y_test) "
+        "or a .csv file (a line of column names, then rows)", _DATA, metavar="NAME|FILE",
+    )  # fmt: skip
+    target: str | None = option(None, "column of the .csv file to predict; the others are the input", _DATA,
+                                metavar="COLUMN")  # fmt: skip
+    task: str | None = option(None, "classification or regression", _DATA, choices=TASKS,
+                              shown="text and whole numbers are classes, other numbers values")  # fmt: skip
+    standardize: bool | None = option(
+        None, "bring inputs, and values to predict, to mean 0 and deviation 1 over the training part: each column of a "
+        "table, images as a whole", _DATA, shown="on for own files, off for built-in images",
+    )  # fmt: skip
+
+    net: str = option(
+        "512 relu dropout:0.4 256 relu dropout:0.4",
+        f"hidden layers: widths of dense layers, and {netspec.known()}; the output layer follows from the data", _NET,
+        metavar="LAYERS",
+    )  # fmt: skip
+    output_activation: str | None = option(None, "activation of the output layer", _NET, metavar="NAME", shown="none")
+    loss: str | None = option(
+        None, ", ".join(LOSSES), _NET, choices=LOSSES, metavar="NAME",
+        shown="softmax_cross_entropy; mean_squared_error for regression",
+    )  # fmt: skip
+    init: str | None = option(None, "initial weights: " + ", ".join(INITIALIZERS), _NET, choices=INITIALIZERS,
+                              metavar="NAME", shown="suits the next activation")  # fmt: skip
+    bias_init: str = option("zeros", "initial biases: zeros, standard_normal", _NET,
+                            choices=("zeros", "standard_normal"), metavar="NAME")  # fmt: skip
+
+    optimizer: str = option("momentum", ", ".join(OPTIMIZERS), _STEPS, choices=OPTIMIZERS, metavar="NAME")
+    learning_rate: float | None = option(
+        None, "step size: a step is RATE times the gradient (or the velocity)", _STEPS, metavar="RATE",
+        shown="0.05; 0.1 for sgd, 0.001 for adam, adamw, rmsprop",
+    )  # fmt: skip
+    schedule: str = option(
+        "constant", "learning rate over the steps of the run: constant; cosine or linear to 0; exponential to 1 %; "
+        "step: a tenth from one half on, a hundredth from three quarters", _STEPS, choices=SCHEDULES, metavar="NAME",
+    )  # fmt: skip
+    momentum: float | None = option(
+        None, "share of the last step's velocity that is kept, in [0, 1)", _STEPS, metavar="SHARE",
+        shown="0.9 for momentum and nesterov, 0 for sgd and rmsprop",
+    )  # fmt: skip
+    nesterov: bool = option(False, "look one step of momentum ahead (sgd, momentum, rmsprop, adam, adamw)", _STEPS)
+    weight_decay: float | None = option(
+        None, "λ ≥ 0: λ·weight joins the gradient (adamw: joins the step); not for biases", _STEPS, metavar="DECAY",
+        shown="0; 0.0001 for adamw",
+    )  # fmt: skip
+    rule: str | None = option(None, "way back for the error: " + ", ".join(RULES), _STEPS, choices=RULES,
+                              metavar="NAME", shown="backpropagation")  # fmt: skip
+    batch_size: int = option(32, "examples per step", _STEPS, metavar="N")
+    sampling: str = option(
+        "shuffle", "shuffle: each epoch goes through all examples once; replacement: each step picks examples anew",
+        _STEPS, choices=("shuffle", "replacement"), metavar="NAME",
+    )  # fmt: skip
+
+    private: bool = option(
+        False, "clip each example's gradient, add noise, and account for (ε, δ): protects each training example in "
+        "what the parameters tell, not in the training figures; no validation part, no early stop", _PRIVATE,
+    )  # fmt: skip
+    noise: float | None = option(None, "deviation of the noise, in clipping bounds", _PRIVATE, metavar="SIGMA",
+                                 shown=f"{NOISE}")  # fmt: skip
+    clip: float | None = option(None, "largest norm of an example's gradient", _PRIVATE, metavar="NORM",
+                                shown=f"{CLIP}")  # fmt: skip
+    delta: float | None = option(None, "δ of the account, well below 1 / number of examples", _PRIVATE,
+                                 metavar="DELTA", shown=f"{DELTA}")  # fmt: skip
+
+    epochs: int = option(60, "at most this many times through the data", _RUN, metavar="N")
+    patience: int = option(
+        PATIENCE, "stop when the validation loss has not improved for this many epochs, and restore the best "
+        "parameters; 0: train all epochs and keep the last", _RUN, metavar="EPOCHS",
+    )  # fmt: skip
+    seed: int | None = option(
+        None, "of initial parameters, order and dropout; same seed, same machine, same bits", _RUN, metavar="N",
+        shown="0; for private training a secret one, kept nowhere",
+    )  # fmt: skip
+    seeds: str | None = option(None, "A:B trains with every seed from A to B − 1, all side by side, and reports mean ± "
+                               "standard deviation; no parameters are kept", _RUN, metavar="A:B")  # fmt: skip
+
+    out: str | Path | None = option(None, "folder to write, which must not exist", _OUT, metavar="FOLDER",
+                             shown="a fresh one, runs/DATA-DATE-NUMBER")  # fmt: skip
+    overwrite: bool = option(False, "replace the run that is in FOLDER", _OUT)
+    quiet: bool = option(False, "print nothing but errors", _OUT)
+    json: bool = option(False, "print the summary as JSON on standard output, and nothing else there", _OUT)
+
+    not_in_config: ClassVar[tuple[str, ...]] = ("out", "overwrite", "quiet", "json")
+    """Options that say where a run goes and what is printed; the others make the run what it is."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seed is None and not self.private:
+            object.__setattr__(self, "seed", 0)
+        self._check_private()
+        usual = OPTIMIZERS[self.optimizer]
+        rate, decay, beta = self.learning_rate, self.weight_decay, self.momentum
+        if rate is not None:
+            wanted, advice = "a finite number ≥ 0", f"try {usual.learning_rate:g}"
+            check_scalar("learning_rate", rate, lambda rate: 0 <= rate < math.inf, wanted, advice)
+        if decay is not None:
+            wanted, advice = "a finite number ≥ 0", "try 0.0001"
+            check_scalar("weight_decay", decay, lambda decay: 0 <= decay < math.inf, wanted, advice)
+        if beta is not None and usual.momentum is None:
+            raise ValueError(f"{self.optimizer} has no momentum to set, but got {beta}: leave it out")
+        if beta is not None:
+            advice = "0.9 is usual, 0 is plain sgd"
+            check_scalar("momentum", beta, lambda beta: 0 <= beta < 1, "a number in [0, 1)", advice)
+        if self.nesterov and (usual.momentum if beta is None else beta) == 0:
+            raise ValueError("nesterov needs momentum in (0, 1), but it is 0: momentum 0.9 is usual")
+        for name, low in (("batch_size", 1), ("epochs", 1), ("patience", 0), ("seed", 0)):
+            if getattr(self, name) is not None:
+                as_count(getattr(self, name), name, low)
+        if self.seed is not None and self.seed >= 2**32:
+            raise ValueError(f"seed must be below 2**32 = {2**32}, but is {self.seed}")
+        if self.seeds is not None and self.seed:
+            raise ValueError(f"expected one of seed and seeds, got seed {self.seed} and seeds {self.seeds!r}")
+        if self.seeds is not None and self.rule is not None:
+            raise ValueError(f"rule trains one seed at a time, but got rule {self.rule!r} and seeds {self.seeds!r}")
+        if self.seeds is not None:
+            self.seed_range  # noqa: B018 (checks it)
+
+    def _check_private(self) -> None:
+        """What private training needs, and what it excludes."""
+        for name in ("noise", "clip", "delta"):
+            value = getattr(self, name)
+            if value is not None and not self.private:
+                raise ValueError(f"{name} is for private training, but private is not set: add private")
+            if name != "delta" and value is not None:
+                wanted, advice = "a finite number above 0", f"{NOISE} is a start for noise"
+                check_scalar(name, value, lambda value: 0 < value < math.inf, wanted, advice)
+        if self.delta is not None:
+            check_scalar("delta", self.delta, lambda delta: 0 < delta < 1, "a number in (0, 1)", f"{DELTA} is usual")
+        if not self.private:
+            return
+        why = {
+            "standardize": (self.standardize, "mean and deviation would be computed from private data"),
+            "patience": (self.patience not in (0, PATIENCE), "stopping by a figure of private data tells about them"),
+            "sampling": (self.sampling != "shuffle", "every example is drawn independently, for the account"),
+            "rule": (self.rule, "the account is of clipped true gradients"),
+            "seeds": (self.seeds, "it trains one seed at a time"),
+        }
+        for name, (given, reason) in why.items():
+            if given:
+                raise ValueError(f"private training cannot use {name}: {reason}; leave it out")
+
+    @property
+    def seed_range(self) -> range:
+        """The seeds of the runs: A to B − 1 of `seeds`, or `seed` alone."""
+        if self.seeds is None:
+            return range(self.seed or 0, (self.seed or 0) + 1)
+        first, colon, last = self.seeds.partition(":")
+        if not (colon and first.strip().isdecimal() and last.strip().isdecimal()):
+            raise ValueError(f"seeds must be two whole numbers A:B, such as 0:10, but is {self.seeds!r}")
+        found = range(int(first), int(last))
+        if len(found) < 2 or found[-1] >= 2**32:
+            raise ValueError(
+                f"seeds must be A:B with at least two seeds from A to B − 1, all below 2**32, but is {self.seeds!r}; "
+                "one alone is given with seed"
+            )
+        if len(found) > MOST_SEEDS:
+            raise ValueError(f"seeds must be at most {MOST_SEEDS} runs at once, but {self.seeds!r} are {len(found)}")
+        return found
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The options that make the run what it is, with data as an absolute path if it is a file."""
+        options = dataclasses.asdict(self)
+        is_file = Path(self.data).suffix.lower() in (".csv", ".npz")
+        options["data"] = str(Path(self.data).absolute() if is_file else self.data)
+        return {name: value for name, value in options.items() if name not in self.not_in_config}
+
+    @classmethod
+    def from_config(cls, path: str | Path, **others: Any) -> Self:
+        """The options in a run's config.json (or in the run's folder); `others` override them.
+
+        Raises: ValueError if the file or an option in it is wrong.
+        """
+        path = Path(path) / CONFIG if Path(path).is_dir() else Path(path)
+        options = read_json(path)
+        options.pop("jbp", None)
+        known = [f.name for f in dataclasses.fields(cls) if f.name not in cls.not_in_config]
+        for name in options:
+            if name not in known:
+                raise ValueError(f"{path}: unknown option {name!r}{did_you_mean(name, known) or '; remove it'}")
+        if {"seed", "seeds"} & others.keys():  # the one given takes the place of either
+            options = {name: value for name, value in options.items() if name not in ("seed", "seeds")}
+        with about(path):
+            stored = cls(**options)
+        return dataclasses.replace(stored, **others)
