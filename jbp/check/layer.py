@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jbp.arguments import as_count, as_shape, check_hashable
@@ -17,12 +18,14 @@ from jbp.check.complex_step import complex_step
 from jbp.check.eager import eager, keyless
 from jbp.check.finite_differences import finite_differences
 from jbp.check.kinks import after_moving, at_kink, moved, no_excuse, outside, spans
-from jbp.check.laws import SCALES, by_hand, couples, gradients_of, laws, output_of, weighted
+from jbp.check.laws import SCALES, laws, weighted
 from jbp.check.protocol import protocol
 from jbp.check.report import Entry, Report
+from jbp.check.sides import by_hand, couples, gradients_of, output_of
 from jbp.check.statistics import statistics
 from jbp.check.tolerance import DEEP, MATMUL, Level, check_level
 from jbp.check.trees import (
+    as_array,
     as_dtype,
     as_key,
     cast,
@@ -95,7 +98,7 @@ def layer(
     if x is None:
         x = normal(entropy(seed, 1), jax.ShapeDtypeStruct((as_count(batch, "the batch"), *shape), dtype))
     else:
-        x = cast(jnp.asarray(x), dtype)
+        x = cast(as_array(x), dtype)
     refuse_complex("params", params)
     refuse_complex("x", x)
     check_finite("params", params)
@@ -230,9 +233,10 @@ def _params(drawn: Any, given: Any, dtype: Any, seed: Any) -> Any:
     leaves, rebuild = split(drawn)
     noise = normal(entropy(seed, 2), [jax.ShapeDtypeStruct(leaf.shape, jnp.float32) for leaf in leaves])
     moved = []
-    for leaf, a in zip(leaves, noise, strict=True):
+    for leaf, a in zip(map(np.asarray, leaves), map(np.asarray, noise), strict=True):
         constant = bool((leaf == leaf.reshape(-1)[0]).all()) if leaf.size else False
-        moved.append(leaf.astype(dtype) + (0.1 * a).astype(dtype) if constant else leaf.astype(dtype))
+        values = leaf.astype(dtype) + (0.1 * a).astype(dtype) if constant else leaf.astype(dtype)
+        moved.append(as_array(values))
     return rebuild(moved)
 
 

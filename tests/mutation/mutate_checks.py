@@ -31,6 +31,7 @@ import jbp
 import jbp.check
 from jbp import backprop, layers, losses, optim
 from jbp.check.catalogue import _at_zero
+from jbp.check.eager import without_eager_laws
 from jbp.combine import tied
 
 laws: Any = sys.modules["jbp.check.laws"]
@@ -70,13 +71,8 @@ def planted(file: str, qualname: str, source: str) -> Iterator[None]:
 
 def failures(check: str) -> tuple[jbp.check.Entry, ...]:
     """What the public check finds. Its laws without compilation come last: they are slow, and seldom needed."""
-    module: Any = sys.modules["jbp.check.layer"]
-    eager = module.eager
-    module.eager = lambda *args: []
-    try:
+    with without_eager_laws():
         found = CHECKS[check]().failures
-    finally:
-        module.eager = eager
     return found or (CHECKS[check]().failures if check in EAGER else ())
 
 
