@@ -40,10 +40,10 @@ def problem(case: NetCase, loss: Any, dtype: Any = jnp.float64) -> tuple[Any, An
     return params, x, target, v, jnp.asarray(weights, dtype)
 
 
-def ours(net: Any, loss: Any, params: Any, x: Any, y: Any, v: Any, w: Any, key: Any) -> dict[str, Any]:
+def ours(net: Any, loss: Any, weighted: bool, params: Any, x: Any, y: Any, v: Any, w: Any, key: Any) -> dict[str, Any]:
     """Everything of jbp.curvature that has a number for an oracle."""
     at = (net, loss, params, x, y)
-    return {
+    found = {
         "diagonal": curvature.gauss_newton_diagonal(*at),
         "diagonal, per example": curvature.gauss_newton_diagonal(*at, per_example=True),
         "diagonal, true": curvature.gauss_newton_diagonal(*at, "true"),
@@ -53,6 +53,10 @@ def ours(net: Any, loss: Any, params: Any, x: Any, y: Any, v: Any, w: Any, key: 
         "fisher, true": curvature.fisher_product(*at, "true")(v),
         "fisher, sampled": curvature.fisher_product(*at, "sampled", key=key, samples=2)(v),
         "hessian": curvature.hessian_product(*at)(v),
+    }
+    if not weighted:
+        return found
+    return found | {
         "diagonal, weighted": curvature.gauss_newton_diagonal(*at, weights=w),
         "diagonal, per example, weighted": curvature.gauss_newton_diagonal(*at, per_example=True, weights=w),
         "product, weighted": curvature.gauss_newton_product(*at, weights=w)(v),
@@ -120,12 +124,13 @@ def compare(found: dict[str, Any], wanted: dict[str, Any], dtype: Any, level: st
 @pytest.mark.parametrize(("i", "case"), list(enumerate(CASES)), ids=lambda v: getattr(v, "name", ""))
 def test_against_explicit_matrices(i: int, case: NetCase):
     loss = LOSSES[i % 3]
-    args = problem(case, loss)
+    args, run = problem(case, loss), partial(ours, case.net, loss)
     wanted = compiled(partial(expected, case.net, loss))(*args, KEY)
-    compare(compiled(partial(ours, case.net, loss))(*args, KEY), wanted, jnp.float64, "net")
+    weighted = case in DEEP or i % 4 == 0
+    compare(compiled(partial(run, weighted))(*args, KEY), wanted, jnp.float64, "net")
     if case in IN_FLOAT32:
         single = problem(case, loss, jnp.float32)
-        found = compiled(partial(ours, case.net, loss))(*single, KEY)
+        found = compiled(partial(run, False))(*single, KEY)
         smooth = {name: value for name, value in found.items() if "sampled" not in name}  # other signs in float32
         compare(smooth, wanted, jnp.float32, "net")
 
