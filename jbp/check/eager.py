@@ -7,9 +7,6 @@ the second time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -24,26 +21,9 @@ from jbp.check.trees import as_array, is_float, normal, paths
 from jbp.layer import Layer
 from jbp.pairs import is_pair
 
-_asked: ContextVar[bool] = ContextVar("asked", default=True)
-
-
-@contextmanager
-def without_eager_laws() -> Iterator[None]:
-    """Where `eager` looks at nothing: around checks of a layer whose eager laws are checked elsewhere.
-
-    Run op by op a layer costs as many compilations as it has operations, which is half of a check of it.
-    """
-    token = _asked.set(False)
-    try:
-        yield
-    finally:
-        _asked.reset(token)
-
 
 def eager(layer: Layer, params: Any, x: Any, key: Any, seed: Any, level: Level, mode: str) -> list[Entry]:
     """The entries of these laws in one mode, on the first two examples (or the first twice)."""
-    if not _asked.get():
-        return []
     a, b = (as_array(np.asarray(x)[i]) for i in (0, -1))
     law = "pure"
     before = jax.tree.flatten(params)

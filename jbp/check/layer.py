@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -131,7 +134,7 @@ def _run(
     """All laws at one point, without a key and with one."""
     entries: list[Entry] = []
     broken: set[str] = set()
-    alone = not isinstance(layer, Combinator) and not couples(layer)
+    alone, everything = not isinstance(layer, Combinator) and not couples(layer), _everything.get()
     modes = {"": None} if layer.uses_key is False else {"": None, " (key)": key}
     for mode, k in modes.items():
         structure = protocol(layer, params, x, out_shape, k, mode)
@@ -144,13 +147,30 @@ def _run(
         entries += laws(layer, params, x, k, seed, level, mode, scales)
         if couples(layer):
             entries += weighted(layer, params, x, k, seed, level, mode)
-        if alone:
+        if alone and everything:
             entries += eager(layer, params, x, k, seed, level, mode)
         if differences:
             entries += _slopes(layer, params, x, k, seed, mode)
-    if "" not in broken:
+    if everything and "" not in broken:
         entries += statistics(layer, params, x, seed, level)
     return Report(subject, tuple(entries))
+
+
+_everything: ContextVar[bool] = ContextVar("everything", default=True)
+
+
+@contextmanager
+def derivative_alone() -> Iterator[None]:
+    """Where `layer` leaves out the eager laws and those of the statistics: for many mutants of one layer.
+
+    Run op by op a layer costs as many compilations as it has operations, and its statistics are a program of their
+    own: together more than the rest of a check, and nothing in them depends on which derivative is wrong.
+    """
+    token = _everything.set(False)
+    try:
+        yield
+    finally:
+        _everything.reset(token)
 
 
 def _output_slope(layer: Layer, params: Any, x: Any, key: Any, seed: Any) -> tuple[Any, Any, Any]:

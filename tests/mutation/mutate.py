@@ -96,7 +96,8 @@ TARGETS: dict[str, dict[str, str]] = {
     "pairs/contract.py": {"merge": "tied tied@kinds tied@coupled", "contract": "evaluation evaluation1"},
     "sinks.py": {"total": "gradient"},
     "backprop.py": {
-        "backward": "gradient repeat shared tied coupled", "_backward_leaf": "dense",
+        "backward": "gradient repeat shared tied coupled", "backward_leaf": "dense", "coupling_of": "coupled",
+        "_backward_examples": "dense",
         "value_grad_output": "gradient weights", "value_output_delta": "gradient weights blank rows training",
         "_silence": "blank weights blankrows",
     },

@@ -22,10 +22,12 @@ _DENSE = "layers/dense.py"
 _KEPT = "kept = {id(leaf) for leaf in others} | ({id(y)} if any(leaf is x for leaf in others) else set())"
 _TAKES = "{id(y)} if any((leaf is x for leaf in others)) else set()"
 _SMALLER = "return Sign(node.positive) if is_sign(node) and id(node.array) not in kept else node"
-_ROOT = "return _diagonal_columns(jnp.where(t == 0, jnp.zeros_like(t), jnp.sqrt(t) / output))"
-_DELTA = "return _per_position(-jnp.where(t == 0, jnp.zeros_like(t), t / output))"
+_ROOT = "return _diagonal_columns(jnp.where(t == 0, jnp.zeros_like(t), jnp.sqrt(t) / output), mask)"
+_DELTA = "return _per_position(-jnp.where(t == 0, jnp.zeros_like(t), t / output), mask)"
 _ACT, _DROP, _LOSS, _REPEAT = "layers/activations.py", "layers/dropout.py", "losses.py", "combine/repeat.py"
 _SPINE = "backprop.py"
+_MARKS = "_coupled_places(net, training) if net.couples_batch else {}"
+_MARKED = f"return ({_MARKS}), saved"
 
 EQUIVALENT: dict[tuple[str, str, str, str], str] = {
     (_REPEAT, "return (delta_x, distinct[plan.input] if plan.shares_output else None), answers[0].distinct(found)", "0",
@@ -45,7 +47,7 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
     **{(_LOSS, "return delta / _positions(delta) if _positions(delta) > 1 else delta", what, change): _ONE
        for what, change in (("_positions(delta) > 1", "comparison → GtE"), ("1", "1 → 0"),
                             ("delta / _positions(delta) if _positions(delta) > 1 else delta", "always the first"))},
-    (_LOSS, "return _block_columns(jnp.expand_dims(weight, -1) * (eye - jnp.expand_dims(p, -2)))",
+    (_LOSS, "return _block_columns(jnp.expand_dims(weight, -1) * (eye - jnp.expand_dims(p, -2)), mask)",
      "eye - jnp.expand_dims(p, -2)", "operands swapped"): "the sign of a column s is free: ssᵀ is the same",
     **{(_LOSS, _PLACES, what, change): "an index of 32 bits or more is left as it is, one of 16 or fewer widened"
        for what, change in (("32", "32 → 33"), ("32", "32 → 31"), ("jnp.iinfo(target.dtype).bits < 32",
@@ -57,8 +59,8 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
      "jnp.zeros_like(a)", "zeros_like → ones_like"): "any finite input will do in a row of weight 0",
     (_SPINE, "n = _batch_size(x, y)", "_batch_size(x, y)", "last arguments swapped"):
         "symmetric, but for the order of the shapes in an error",
-    (_SPINE, "coupled = _coupled_places(net) if net.couples_batch else {}",
-     "_coupled_places(net) if net.couples_batch else {}", "always the first"): "a walk that finds nothing to mark",
+    (_SPINE, _MARKED,
+     _MARKS, "always the first"): "a walk that finds nothing to mark",
     ("optim/_scalars.py", _LAST, "jnp.minimum(steps, jnp.iinfo(steps.dtype).max - 1)", "last arguments swapped"):
         "a minimum is symmetric",
     (_REPEAT, "return tuple(leaves[self.source.index(j)] for j in range(max(self.source, default=-1) + 1))", "1",
@@ -127,8 +129,8 @@ HELD: dict[tuple[str, str, str, str], tuple[str, str]] = {
     **{(_SPINE, text, what, change): (_MARK, "tests/test_statistics_laws.py::"
                                       "test_below_a_coupling_layer_there_is_a_total_and_nothing_else")
        for text, what, change in (
-        *(("coupled = _coupled_places(net) if net.couples_batch else {}",
-           "_coupled_places(net) if net.couples_batch else {}", c) for c in ("branches swapped", "always the second")),
+        *((_MARKED,
+           _MARKS, c) for c in ("branches swapped", "always the second")),
         *((text, "above + place", f"{side} operand dropped") for side in ("left", "right") for text in (
             "return layer.walk_backward(at(above + place), params, saved, delta)",
             "if above + place in coupled:")))},

@@ -14,7 +14,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from mutant_tools import planted
 from mutants import CHECKS, MUTANTS
 
-from jbp.check.eager import without_eager_laws
+from jbp.check.layer import derivative_alone
 
 KEEP = {"jax_persistent_cache_min_compile_time_secs": 0, "jax_persistent_cache_min_entry_size_bytes": -1}
 
@@ -49,7 +49,7 @@ def test_there_are_enough_and_no_two_of_one_name():
 @pytest.mark.soak
 @pytest.mark.parametrize("mutant", MUTANTS, ids=name)
 def test_the_mutant_is_caught_and_the_right_code_is_not(mutant):
-    with without_eager_laws():
+    with derivative_alone():
         right(mutant.check, mutant.right).raise_if_failed()
         with planted(mutant):
             report = CHECKS[mutant.check](mutant.wrong)
