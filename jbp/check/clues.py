@@ -7,6 +7,7 @@ names the one that the found gradient is equal to.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -16,15 +17,37 @@ from jax import lax
 
 from jbp.arguments import is_float
 from jbp.check.compiled import compiled
-from jbp.check.outcome import Outcome, output_of
+from jbp.check.sides import output_of
+from jbp.check.trees import as_array
 from jbp.combine import Combinator
+from jbp.layer import Layer
 from jbp.paths import paths
 
 SMALL = 512
 """The most inputs for which a layer's Jacobian is formed to look for its diagonal."""
 
 
-def clues_for(run: Outcome, leaf: int | None) -> Callable[[], Mapping[str, Any]]:
+@dataclass
+class Run:
+    """What was run of a layer, and on what."""
+
+    layer: Layer
+    params: Any
+    x: Any
+    key: Any
+    delta: Any
+    found: dict[str, Any]
+    """The results of the program in `laws`, by name."""
+    others: dict[str, Any] | None = None
+    """The gradients of every leaf for the δ of the usual mistakes, once they are known."""
+
+    @property
+    def n(self) -> int:
+        """How many examples."""
+        return len(self.x)
+
+
+def clues_for(run: Run, leaf: int | None) -> Callable[[], Mapping[str, Any]]:
     """The clues for parameter `leaf`, each example's and the total, or for delta_x (None)."""
 
     def clues() -> Mapping[str, Any]:
@@ -40,68 +63,76 @@ def clues_for(run: Outcome, leaf: int | None) -> Callable[[], Mapping[str, Any]]
     return clues
 
 
-def _wrong_delta(run: Outcome, leaf: int | None) -> dict[str, Any]:
+def _wrong_delta(run: Run, leaf: int | None) -> dict[str, Any]:
     """The gradients for another δ: ones, reversed, rolled, transposed."""
-    delta = run.delta
-    others = {"δ left out: it is the gradient for a δ of ones (a bias's is then the batch size)": jnp.ones_like(delta)}
+    if run.others is None:
+        others = _other_deltas(np.asarray(run.delta))
+        each = _gradients(run, run.params, run.x, as_array(np.stack(list(others.values()))))
+        run.others = dict(zip(others, zip(*map(np.asarray, each), strict=True), strict=True))
+    mine = {words: each[-1 if leaf is None else leaf] for words, each in run.others.items()}
+    if leaf is None:
+        return {words: e.sum(0) for words, e in mine.items()}
+    return _both(mine)
+
+
+def _other_deltas(delta: Any) -> dict[str, Any]:
+    """δ as the usual mistakes have it, by what they are called."""
+    others = {"δ left out: it is the gradient for a δ of ones (a bias's is then the batch size)": np.ones_like(delta)}
     for axis in range(delta.ndim):
         if delta.shape[axis] < 2:
             continue
         whose = "one example's δ given to another" if axis == 0 else f"δ out of order along axis {axis}"
-        others[f"{whose}: δ reversed"] = jnp.flip(delta, axis)
-        others[f"{whose}: δ rolled by 1"] = jnp.roll(delta, 1, axis)
-        others[f"{whose}: δ rolled by −1"] = jnp.roll(delta, -1, axis)
+        others[f"{whose}: δ reversed"] = np.flip(delta, axis)
+        others[f"{whose}: δ rolled by 1"] = np.roll(delta, 1, axis)
+        others[f"{whose}: δ rolled by −1"] = np.roll(delta, -1, axis)
     for i in range(1, delta.ndim):
         for j in range(i + 1, delta.ndim):
             if delta.shape[i] == delta.shape[j] > 1:
                 others[f"transposed: axes {i} and {j} of δ are swapped"] = delta.swapaxes(i, j)
-    each = _gradients(run, run.params, run.x, jnp.stack(list(others.values())))[-1 if leaf is None else leaf]
-    if leaf is None:
-        return {words: e.sum(0) for words, e in zip(others, each, strict=True)}
-    return _both(dict(zip(others, each, strict=True)))
+    return others
 
 
-def _left_out(run: Outcome, leaf: int | None) -> dict[str, Any]:
+def _left_out(run: Run, leaf: int | None) -> dict[str, Any]:
     """The total without one of its examples."""
-    each = np.asarray(run.r["autodiff_each"][leaf]).astype(np.float64)
+    each = np.asarray(run.found["autodiff_each"][leaf]).astype(np.float64)
     return {f"a dropped term: example {i} is left out": each.sum(0) - each[i] for i in range(run.n)}
 
 
-def _wrong_input(run: Outcome, leaf: int | None) -> dict[str, Any]:
+def _wrong_input(run: Run, leaf: int | None) -> dict[str, Any]:
     """What delta_x becomes with θ′ missing or elsewhere, a matrix transposed, part of the Jacobian."""
-    delta, y, x, found = run.delta, run.r["y"], run.x, {}
+    delta, y, x, found = np.asarray(run.delta), run.found["y"], run.x, {}
     if delta.shape == x.shape:
-        expected = np.asarray(run.r["autodiff"][-1]).astype(np.float64)
+        expected = np.asarray(run.found["autodiff"][-1]).astype(np.float64)
         found["θ′ is missing: found = δ, passed through as it came"] = delta
         found["a dropped term: the δ that goes around (a skip connection's) is not added"] = expected - delta
-        found["a dropped term: found = y∘δ, the first of the softmax's y∘(δ − ⟨y, δ⟩)"] = y * delta
+        found["a dropped term: found = y∘δ, the first of the softmax's y∘(δ − ⟨y, δ⟩)"] = np.asarray(y) * delta
         found["θ′ at the wrong argument: at the output y, not the input"] = _pull(run, run.params, y, delta)
         for words, saved in {"y, the output": y, "x, the input": x}.items():
             repaired = _with_saved(run, saved)
             if repaired is not None and np.allclose(repaired, expected, rtol=1e-4, atol=1e-6 * np.abs(expected).max()):
                 found[f"θ′ at the wrong argument: backward is right if it is given {words}, for what was saved"] = (
-                    run.r["delta_x"]
+                    run.found["delta_x"]
                 )
     leaves, structure = jax.tree.flatten(run.params)
     for i, name in enumerate(paths(run.params, "params")):
         if getattr(leaves[i], "ndim", 0) == 2 and leaves[i].shape[0] == leaves[i].shape[1]:
             other = jax.tree.unflatten(structure, [a.T if j == i else a for j, a in enumerate(leaves)])
             found[f"transposed: {name} is used where its transpose belongs"] = _pull(run, other, x, delta)
-    if delta.shape == x.shape and x[0].size <= SMALL and not isinstance(run.layer, Combinator):
+    if delta.shape == x.shape and x.size // run.n <= SMALL and not isinstance(run.layer, Combinator):
         found["a dropped term: only the diagonal of the Jacobian is there"] = _diagonal(run) * delta
     return found
 
 
-def _output(run: Outcome, params: Any, x: Any) -> tuple[Any, Any]:
+def _output(run: Run, params: Any, x: Any) -> tuple[Any, Any]:
     return output_of(run.layer, params, x, run.key)
 
 
-def _pull(run: Outcome, params: Any, x: Any, delta: Any) -> Any:
+def _pull(run: Run, params: Any, x: Any, delta: Any) -> Any:
     leaves, output = _output(run, params, x)
     return compiled(lambda d: jax.vjp(output, leaves)[1](d)[0][-1])(delta)
 
 
-def _gradients(run: Outcome, params: Any, x: Any, deltas: Any) -> Any:
+def _gradients(run: Run, params: Any, x: Any, deltas: Any) -> Any:
     """The gradient of each leaf for each δ of [c, n, ...], one example at a time: [c, n, *leaf]."""
     leaves, output = _output(run, params, x)
     mask = jnp.eye(run.n, dtype=deltas.dtype).reshape(run.n, run.n, *(1,) * (deltas.ndim - 2))
@@ -118,19 +149,20 @@ def _both(each: dict[str, Any]) -> dict[str, Any]:
     return {**each, **{words + " ": e.sum(0) for words, e in each.items()}}
 
 
-def _with_saved(run: Outcome, saved: Any) -> Any:
+def _with_saved(run: Run, saved: Any) -> Any:
     """What the layer's backward makes of another `saved`, if that is one array for it."""
     if isinstance(run.layer, Combinator) or not is_float(run.x):
         return None
-    kept = jax.eval_shape(run.layer.forward, run.params, run.x[0], run.key)[1]
+    one = jax.ShapeDtypeStruct(run.x.shape[1:], run.x.dtype)
+    kept = jax.eval_shape(run.layer.forward, run.params, one, run.key)[1]
     if not isinstance(kept, jax.ShapeDtypeStruct) or kept.shape != saved.shape[1:]:
         return None
-    delta_x, _ = jax.vmap(run.layer.backward, (None, 0, 0))(run.params, saved, run.delta)
+    delta_x = compiled(jax.vmap(lambda *args: run.layer.backward(*args)[0], (None, 0, 0)))(run.params, saved, run.delta)
     return np.asarray(delta_x).astype(np.float64)
 
 
-def _diagonal(run: Outcome) -> Any:
+def _diagonal(run: Run) -> Any:
     """∂yᵢ/∂xᵢ for every entry of every example."""
-    jacobian = jax.vmap(jax.jacfwd(lambda x: run.layer.forward(run.params, x, run.key)[0]))(run.x)
-    size = run.x[0].size
-    return jnp.diagonal(jacobian.reshape(-1, size, size), axis1=1, axis2=2).reshape(run.x.shape)
+    jacobian = compiled(jax.vmap(jax.jacfwd(lambda x: run.layer.forward(run.params, x, run.key)[0])))(run.x)
+    size = run.x.size // run.n
+    return np.asarray(jacobian).reshape(-1, size, size).diagonal(axis1=1, axis2=2).reshape(run.x.shape)
