@@ -161,12 +161,19 @@ class Run:
     output_kind: str
     """What predictions are: "probability", "score" or "value"."""
     config: dict[str, Any] = field(repr=False)
+    transform: str | None = None
+    """The name of what was done to each example in training before the net saw it; a run folder holds no functions."""
 
     def predict(self, x: Any) -> np.ndarray:
         """Probabilities or scores [n, k] of the classes, or values [n, m], for examples as they are in the data.
 
         Raises: ValueError if the examples do not have the run's shape.
         """
+        if self.transform is not None:
+            raise ValueError(
+                f"{self.folder}: the net was trained behind the transform {self.transform}, which a run folder "
+                "does not hold: apply it yourself, and then jbp.apply(run.net, run.params, x)"
+            )
         x = np.asarray(x)
         if x.shape[1:] != self.input_shape:
             raise ValueError(
@@ -200,6 +207,7 @@ def load_run(run: str | Path) -> Run:
             features=tuple(about["features"]),
             targets=tuple(about["targets"]),
             output_kind=about["output_kind"],
+            transform=about.get("transform"),
             config=config,
         )
     except (KeyError, TypeError) as error:

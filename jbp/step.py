@@ -93,13 +93,6 @@ class Problem:
             example if self.transform is None else jax.eval_shape(lambda x, how=self.transform: how(x, None), example)
         )
 
-    def describe_transform(self) -> str | None:
-        """The transform's name, for records of a run; None if there is none."""
-        if self.transform is None:
-            return None
-        name = getattr(self.transform, "__qualname__", None)
-        return repr(self.transform) if name is None else f"{self.transform.__module__}.{name}"
-
 
 @register_dataclass
 @dataclass(frozen=True, eq=False)
@@ -345,6 +338,12 @@ def transformed(transform: Transform | None, x: Any, keys: Array | None) -> Any:
     if transform is None:
         return x
     return jax.vmap(transform, (0, None if keys is None else 0))(x, keys)
+
+
+def name_of_transform(transform: Transform | None) -> str | None:
+    """Its name, for records of a run; None if there is none."""
+    name = getattr(transform, "__qualname__", None)
+    return f"{transform.__module__}.{name}" if name else None if transform is None else repr(transform)
 
 
 def _transformed(problem: Problem, batch: Batch, key: Array) -> Batch:

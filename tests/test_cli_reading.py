@@ -3,12 +3,15 @@
 import csv
 import io
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+import jbp
 from jbp import cli, data
+from jbp.cli import training
 
 
 @pytest.fixture(scope="module")
@@ -162,3 +165,20 @@ def test_a_damaged_run_says_which_file(folder, tmp_path, capsys):
         err = capsys.readouterr().err
         assert err.count("\n") == 1
         assert "run" in err if name == "config.json" else name in err
+
+
+def halved(x, key):
+    return x / 2
+
+
+def test_a_run_behind_a_transform_says_so_and_predicts_nothing_by_itself(tmp_path, monkeypatch):
+    plain = training.make_plan
+    monkeypatch.setattr(training, "make_plan", lambda options: replace(plain(options), transform=halved))
+    result = cli.Train(net="8 relu", out=tmp_path / "run", quiet=True, epochs=2)()
+    run = jbp.load(tmp_path / "run")
+    assert run.transform == f"{__name__}.halved"
+    with pytest.raises(ValueError, match=r"trained behind the transform .*halved, which a run folder does not hold"):
+        run.predict(np.zeros((1, 8, 8)))
+    x, y = data.load("digits", "test")
+    said = np.asarray(jbp.apply(run.net, run.params, run.preprocessing(x) / 2)).argmax(1)
+    assert result.summary["test_accuracy"] == pytest.approx(np.mean(said == y))

@@ -12,7 +12,7 @@ import pytest
 from oracles import assert_close
 
 import jbp
-from jbp.step import Figures, epoch_keys, shares, step_key
+from jbp.step import Figures, epoch_keys, name_of_transform, shares, step_key
 from jbp.train import InPlace
 from jbp.train.batches import Resident, order_of
 
@@ -307,7 +307,7 @@ def test_a_transform_runs_in_the_step_and_in_evaluation_without_drawing():
     )
     plain = value_and_grad(fitted.params, BYTES / 255, Y)[0]
     assert fitted.history[-1]["validation_loss"] == pytest.approx(float(plain), rel=1e-12)
-    assert problem.describe_transform() == f"{__name__}.picture"
+    assert name_of_transform(picture) == f"{__name__}.picture"
 
 
 def test_a_transform_draws_by_place_and_apart_from_the_net():

@@ -32,6 +32,7 @@ from jbp.layer import Layer
 from jbp.layers import initializers
 from jbp.losses import Loss
 from jbp.private import Private, weak_delta
+from jbp.step import Transform, name_of_transform, transformed
 from jbp.train import Diverged, Event, Fit, Interrupted
 
 _ONE_HOT = ("sigmoid_binary_cross_entropy", "squared_error", "l2_loss", "mean_squared_error")
@@ -58,6 +59,8 @@ class Plan:
     net: Serial
     loss: Loss
     optimizer: optax.GradientTransformation
+    transform: Transform | None = None
+    """What is done to an example inside the compiled step."""
 
     @property
     def classification(self) -> bool:
@@ -181,6 +184,7 @@ def fit_options(plan: Plan) -> dict[str, Any]:
         "validation_data": plan.data.validation,
         "sampling": options.sampling,
         "metrics": {"accuracy": jbp.train.accuracy} if plan.classification else None,
+        "transform": plan.transform,
         "monitor": None if options.private else "validation_loss",
         "patience": None if options.private else options.patience or None,
     }
@@ -291,6 +295,7 @@ def _about(plan: Plan) -> dict[str, Any]:
         "targets": _targets(plan),
         "output_kind": "value" if not plan.classification else "probability" if probable else "score",
         "activation": inside,
+        "transform": name_of_transform(plan.transform),
     }
 
 
@@ -335,7 +340,7 @@ def _summary(plan: Plan, fit: Fit) -> dict[str, Any]:
 def tested(plan: Plan, fit: Fit) -> tuple[dict[str, Any], int]:
     """The figures of the test part and how many examples it has; it is read here, once, and nowhere else."""
     x, y = plan.data.test()
-    output = checkpoint.outputs(plan.net, fit.params, x)
+    output = checkpoint.outputs(plan.net, fit.params, transformed(plan.transform, x, None))
     errors = jax.jit(jax.vmap(plan.loss.value))(output, y)
     found: dict[str, Any] = {"test_loss": float(np.mean(np.asarray(errors), dtype=np.float64))}
     if plan.classification:

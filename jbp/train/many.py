@@ -29,7 +29,7 @@ from jbp import rules
 from jbp.arguments import as_count, as_number
 from jbp.layer import Layer
 from jbp.losses import Loss
-from jbp.step import Method, Metric, Problem, State, check_optimizer, is_optimizer, started
+from jbp.step import Method, Metric, Problem, State, Transform, check_optimizer, is_optimizer, started
 from jbp.train.batches import Resident, Rows, batch_sizes
 from jbp.train.clocks import Chunks, Stopwatch
 from jbp.train.fit import BLOCK, Callback, Data, Event, check_data, method_of, on_device, validation_row
@@ -58,6 +58,7 @@ def fit_many(
     sampling: Literal["shuffle", "replacement"] = "shuffle",
     metrics: Mapping[str, Metric] | None = None,
     trainable: Any = None,
+    transform: Transform | None = None,
     rule: rules.Rule | Method | str | None = None,
     monitor: str | None = None,
     patience: int | None = None,
@@ -94,11 +95,13 @@ def fit_many(
         trainable=trainable,
         method=method,
         metrics=metrics,
+        transform=transform,
     )
     data, validation = on_device("train_data", train_data), None
     if validation_data is not None:
         validation = on_device("validation_data", validation_data)
     x, epochs = data[0], as_count(epochs, "epochs")
+    example = problem.seen(jax.ShapeDtypeStruct(x.shape[1:], x.dtype))
     sizes = batch_sizes(len(x), batch_size, sampling)
     names = [name for name, _ in problem.metrics]
     aim = Aim.over(
@@ -108,14 +111,14 @@ def fit_many(
     chunks = Chunks(len(sizes), chunk_steps)
     shapes = params
     if params is None:
-        shapes = jax.eval_shape(lambda key: net.init(key, x.shape[1:])[0], jax.random.key(0))
+        shapes = jax.eval_shape(lambda key: net.init(key, example.shape)[0], jax.random.key(0))
     for name, part in (("train_data", data), ("validation_data", validation)):
         check_data(name, problem, shapes, part)
     blank = Progress(aim, tuple(names), tuple(sizes.tolist()))
     runs = [_Going(seed, rate, blank) for seed, rate in itertools.product(every_seed, rates)]
     compiled = _programs(
         problem, optimizer if swept else None, Resident(sampling, int(sizes[0]), len(x)),
-        jax.ShapeDtypeStruct(x.shape[1:], x.dtype), params is None, max(100, BLOCK // len(runs)),
+        example, params is None, max(100, BLOCK // len(runs)),
     )  # fmt: skip
     together = _Together(compiled, runs, aim.restores, every_seed, rates if swept else None)
     return together(params, data, validation, epochs, chunks, callbacks)
