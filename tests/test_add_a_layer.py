@@ -138,6 +138,10 @@ def test_toy_checkpoint(tmp_path):
     loaded, about = checkpoint.load(tmp_path / "net.safetensors", params)
     assert checkpoint.net_from(about) == net and (loaded[0]["matrix"] == params[0]["matrix"]).all()
 
+def test_toy_reference():
+    from test_reference import PAGE, listed, public
+    assert {"jbp.layers.Toy", "jbp.layers.ToyTable"} <= public() & listed(PAGE)
+
 def test_toy_mutants(monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parent / "mutation")
     import mutate
@@ -169,7 +173,9 @@ def added(folder: Path) -> None:
     """The package, the tests and what they read, with the three pieces of text in their places."""
     for name in ("jbp", "tests"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", Path(__file__).name))
-    for name in ("pyproject.toml", "README.md", "docs/reference.md", "experiments/results/check.json"):
+    for name in (
+        "pyproject.toml", "README.md", "docs/reference.md", "experiments/common.py", "experiments/results/check.json",
+    ):  # fmt: skip
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     (folder / "jbp" / "layers" / "toy.py").write_text(FILE)
