@@ -84,11 +84,11 @@ from jbp.layers.toy import Toy as Toy
 from jbp.layers.toy import ToyTable as ToyTable
 """
 ROW = """
-    Row(
+    CaseRow(
         lambda layer, params, x, key: layer.factor * jnp.einsum("...i,io->...o", x, params["matrix"]),
         (NetCase("toy", layers.Toy(5), (2, 3)),),
     ),
-    Row(
+    CaseRow(
         lambda layer, params, x, key: jnp.take(params["rows"], x, axis=0),
         (NetCase("toy table", layers.ToyTable(7, 5), (3,), inputs=7),),
     ),
@@ -182,7 +182,7 @@ def added(folder: Path) -> None:
     with (folder / "jbp" / "layers" / "__init__.py").open("a") as file:
         file.write(EXPORT)
     table = folder / "jbp" / "check" / "cases.py"
-    begin = "LAYERS: tuple[Row, ...] = (\n"
+    begin = "LAYERS: tuple[CaseRow, ...] = (\n"
     before, after = table.read_text().split(begin)
     first, rest = after.split("\n)\n", 1)
     table.write_text(f"{before}{begin}{first}{ROW})\n{rest}")
