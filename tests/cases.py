@@ -11,7 +11,7 @@ import numpy as np
 import jbp
 from jbp import losses
 from jbp.arguments import as_number
-from jbp.check.cases import BATCH, COMBINATORS, LAYERS, NetCase, Row
+from jbp.check.cases import BATCH, COMBINATORS, LAYERS, CaseRow, NetCase
 from jbp.layer import Layer, Static
 
 
@@ -80,7 +80,7 @@ def random(name: str) -> np.random.Generator:
     return np.random.default_rng(zlib.crc32(name.encode()))
 
 
-OWN = Row(
+OWN = CaseRow(
     lambda layer, params, x, key: layer.factor * jnp.einsum("n...,...->n...", x, params["gain"]),
     (NetCase("a user's own layer", Gain(0.5), (3, 5)),),
 )

@@ -84,11 +84,11 @@ from jbp.layers.toy import Toy as Toy
 from jbp.layers.toy import ToyTable as ToyTable
 """
 ROW = """
-    Row(
+    CaseRow(
         lambda layer, params, x, key: layer.factor * jnp.einsum("...i,io->...o", x, params["matrix"]),
         (NetCase("toy", layers.Toy(5), (2, 3)),),
     ),
-    Row(
+    CaseRow(
         lambda layer, params, x, key: jnp.take(params["rows"], x, axis=0),
         (NetCase("toy table", layers.ToyTable(7, 5), (3,), inputs=7),),
     ),
@@ -138,6 +138,10 @@ def test_toy_checkpoint(tmp_path):
     loaded, about = checkpoint.load(tmp_path / "net.safetensors", params)
     assert checkpoint.net_from(about) == net and (loaded[0]["matrix"] == params[0]["matrix"]).all()
 
+def test_toy_reference():
+    from test_reference import PAGE, listed, public
+    assert {"jbp.layers.Toy", "jbp.layers.ToyTable"} <= public() & listed(PAGE)
+
 def test_toy_mutants(monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parent / "mutation")
     import mutate
@@ -169,14 +173,16 @@ def added(folder: Path) -> None:
     """The package, the tests and what they read, with the three pieces of text in their places."""
     for name in ("jbp", "tests"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", Path(__file__).name))
-    for name in ("pyproject.toml", "README.md", "docs/reference.md", "experiments/results/check.json"):
+    for name in (
+        "pyproject.toml", "README.md", "docs/reference.md", "experiments/common.py", "experiments/results/check.json",
+    ):  # fmt: skip
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     (folder / "jbp" / "layers" / "toy.py").write_text(FILE)
     with (folder / "jbp" / "layers" / "__init__.py").open("a") as file:
         file.write(EXPORT)
     table = folder / "jbp" / "check" / "cases.py"
-    begin = "LAYERS: tuple[Row, ...] = (\n"
+    begin = "LAYERS: tuple[CaseRow, ...] = (\n"
     before, after = table.read_text().split(begin)
     first, rest = after.split("\n)\n", 1)
     table.write_text(f"{before}{begin}{first}{ROW})\n{rest}")

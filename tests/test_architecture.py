@@ -39,7 +39,6 @@ NAMESAKES = {
     "explain": "an exception in words for a report; which formula serves which parameter",
     "moved": "leaves a little beside a kink; parameters after an update",
     "output_of": "a function for autodiff to look at; the net's outputs while it trains",
-    "of_layer": "a row of the catalogue; the formula of a layer's trace",
     "split": "the leaves of a tree that can be differentiated; rows held out",
     "load": "arrays that were saved; a data set",
     "parse": "a net in one line; words of a command; an IDX file",

@@ -20,6 +20,7 @@ from jbp.check.catalogue import catalogue
 from jbp.cli import console as cli_console
 from jbp.cli.check import Check
 from jbp.combine import Tied
+from jbp.combine.tied import Uses
 from jbp.layers import Activation
 from jbp.rules.rule import Way
 
@@ -84,6 +85,7 @@ def test_every_public_name_is_in_the_catalogue():
 
 
 NO_GRADIENT: dict[type, str] = cases.NO_GRADIENT | {
+    Uses: "what a tied net visits when all uses of a parameter are found: it has no forward of its own",
     Way: "a learning rule's way back, by intent another than the gradient's; tests/test_rules.py holds each rule",
 }
 """The layers and combinators that no check of derivatives may confirm, and what holds them instead."""

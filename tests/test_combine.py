@@ -13,7 +13,7 @@ from oracles import assert_close, assert_same, compiled
 import jbp
 from jbp import combine, sinks, stats
 from jbp.backprop import Trainable
-from jbp.check.cases import replaced
+from jbp.check.cases import put_at
 from jbp.combine import Tied
 from jbp.pairs import is_pair
 from jbp.rules.names import rule_of
@@ -172,10 +172,10 @@ def expected_of_tied(net, params, wrap) -> Any:
     for borrower, owner in net.ties:
         uses.setdefault(owner, [at(expected, owner)]).append(at(expected, borrower))
     for borrower, _ in net.ties:
-        expected = replaced(expected, borrower, ())
+        expected = put_at(expected, borrower, ())
     for owner, names in uses.items():
         if isinstance(names[0], str) and len(set(names)) > 1:
-            expected = replaced(expected, owner, f"Sum({', '.join(dict.fromkeys(names))})")
+            expected = put_at(expected, owner, f"Sum({', '.join(dict.fromkeys(names))})")
     return expected
 
 

@@ -55,7 +55,7 @@ class NetCase(NamedTuple):
     """Of an activation with a kink: θ′ just below 0, at 0 and just above, as documented."""
 
 
-class Row(NamedTuple):
+class CaseRow(NamedTuple):
     """A layer or combinator."""
 
     plain: Callable[..., Any]
@@ -109,11 +109,11 @@ def _dropout(layer: Any, params: Any, x: Any, key: Any) -> Any:
 
 def _activation(
     value: Callable[..., Any], *subjects: Layer, slopes: Iterable[Any] = (), checked: tuple[NetCase, ...] | None = None
-) -> Row:
+) -> CaseRow:
     """The row of an activation θ(layer, s): at positions and under its name, each with its slopes at 0 if it kinks."""
     at_zero = tuple(slopes) or (None,) * len(subjects)
     cases = (NetCase(repr(a), a, (3, 5), at_zero=s) for a, s in zip(subjects, at_zero, strict=True))
-    return Row(lambda layer, params, s, key: value(layer, s), tuple(cases), checked)
+    return CaseRow(lambda layer, params, s, key: value(layer, s), tuple(cases), checked)
 
 
 @dataclass(frozen=True, repr=False)
@@ -137,8 +137,8 @@ class Gain(Layer):
         return jnp.broadcast_to(gain, delta.shape) * delta, {"gain": pair}
 
 
-LAYERS: tuple[Row, ...] = (
-    Row(
+LAYERS: tuple[CaseRow, ...] = (
+    CaseRow(
         _dense,
         (
             NetCase("dense", layers.Dense(5), (3,)),
@@ -182,12 +182,12 @@ LAYERS: tuple[Row, ...] = (
         layers.Gelu(approximate=False),
         checked=_named((layers.gelu, (3, 5)), (layers.Gelu(approximate=False), (7,))),
     ),
-    Row(
+    CaseRow(
         lambda layer, params, s, key: jnp.where(s > 0, 1, 0).astype(s.dtype),
         _named((layers.Step(), (3, 5)), (layers.Step("triangle"), (3, 5))),
         no_gradient="a slope of our choosing stands where the derivative is 0; tests/test_rules.py holds its formulas",
     ),
-    Row(
+    CaseRow(
         _dropout,
         (
             NetCase("dropout 0.3", layers.Dropout(0.3), (3, 5)),
@@ -196,12 +196,12 @@ LAYERS: tuple[Row, ...] = (
         ),
         checked=_named((layers.Dropout(0.3), (3, 5))),
     ),
-    Row(
+    CaseRow(
         lambda layer, params, x, key: x.reshape(len(x), -1),
         (NetCase("flatten", layers.Flatten(), (2, 3, 5)),),
         checked=_named((layers.Flatten(), (2, 3))),
     ),
-    Row(
+    CaseRow(
         lambda layer, params, x, key: x * jnp.broadcast_to(params["gain"], x.shape),
         (),
         checked=(NetCase("a gain of one's own (pair Scale)", Gain(), (2, 3)),),
@@ -236,15 +236,15 @@ def _repeat(net: Any, params: Any, x: Any, key: Any, plain: Any) -> Any:
 
 def _tied(net: Any, params: Any, x: Any, key: Any, plain: Any) -> Any:
     for borrower, owner in net.ties:
-        params = replaced(params, borrower, reduce(lambda tree, step: tree[step], owner, params))
+        params = put_at(params, borrower, reduce(lambda tree, step: tree[step], owner, params))
     return plain(net.layer, params, x, key)
 
 
-def replaced(tree: Any, path: tuple[Any, ...], value: Any) -> Any:
+def put_at(tree: Any, path: tuple[Any, ...], value: Any) -> Any:
     """A tree of dicts and tuples with another value at the path."""
     if not path:
         return value
-    inside = replaced(tree[path[0]], path[1:], value)
+    inside = put_at(tree[path[0]], path[1:], value)
     return tree | {path[0]: inside} if isinstance(tree, dict) else (*tree[: path[0]], inside, *tree[path[0] + 1 :])
 
 
@@ -252,8 +252,8 @@ _BLOCK = serial(Dense(5), tanh, Dense(3))
 _RESIDUAL = residual(serial(Dense(7), tanh, Dense(3)))
 SQUARE = serial(Dense(3), tanh, Dense(3))
 TWICE = tied(SQUARE, {2: 0})
-COMBINATORS: tuple[Row, ...] = (
-    Row(
+COMBINATORS: tuple[CaseRow, ...] = (
+    CaseRow(
         _serial,
         (
             NetCase("serial of one", serial(Dense(5)), (3,)),
@@ -280,7 +280,7 @@ COMBINATORS: tuple[Row, ...] = (
         ),
         checked=_named((serial(Dense(5), sigmoid, Dense(2)), (3,))),
     ),
-    Row(
+    CaseRow(
         lambda net, params, x, key, plain: x + plain(net.layer, params, x, key),
         (
             NetCase("residual", _RESIDUAL, (3,), True),
@@ -291,7 +291,7 @@ COMBINATORS: tuple[Row, ...] = (
         ),
         checked=_named((residual(_BLOCK), (3,))),
     ),
-    Row(
+    CaseRow(
         _branch,
         (
             NetCase("branch sum", branch(Dense(5), serial(Dense(5), tanh)), (3,), True),
@@ -309,7 +309,7 @@ COMBINATORS: tuple[Row, ...] = (
         ),
         checked=_named((branch(Dense(5), serial(Dense(5), tanh)), (3,)), (branch(Dense(5), tanh, join="concat"), (3,))),
     ),
-    Row(
+    CaseRow(
         _repeat,
         (
             NetCase("repeat of dense", repeat(Dense(3), 2), (3,), True),
@@ -344,7 +344,7 @@ COMBINATORS: tuple[Row, ...] = (
         # What sigmoid saves, its output, is what the next repetition's Dense saves, its input: kept once.
         checked=_named((repeat(_BLOCK, 2), (3,)), (repeat(serial(residual(_BLOCK), sigmoid), 3), (3,))),
     ),
-    Row(
+    CaseRow(
         _tied,
         (
             NetCase("tied layers", TWICE, (3,), True),

@@ -30,7 +30,7 @@ from mutants import DROPPING, NET, _falling
 import jbp
 import jbp.check
 from jbp import backprop, layers, losses, optim
-from jbp.check.cases import LAYERS, Row
+from jbp.check.cases import LAYERS, CaseRow
 from jbp.check.catalogue import _at_zero, catalogue
 from jbp.check.layer import derivative_alone
 from jbp.combine import tied
@@ -219,7 +219,7 @@ CHECKS: dict[str, Callable[[], jbp.check.Report]] = {
 }  # fmt: skip
 
 
-def _row(row: Row) -> Callable[[], jbp.check.Report]:
+def _row(row: CaseRow) -> Callable[[], jbp.check.Report]:
     """What `jbp check` runs of a row of the case table."""
     names = {case.name for case in row.in_check}
     items = [item for item in catalogue() if item.name in names]
