@@ -54,7 +54,7 @@ class Pair(ABC):
 
     @abstractmethod
     def rows(self) -> tuple[Any, ...]:
-        """The same gradient in blocks, `Outer`, whose Σₜ h ⊗ δ add up to it: what a statistic reads where it has no rule.
+        """The same gradient in blocks `Outer`, whose Σₜ h ⊗ δ add up to it: what statistics without a rule read.
 
         Raises:
             NotImplementedError: if there is no gradient of one example.
