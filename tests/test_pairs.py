@@ -24,7 +24,7 @@ from jbp.check.compiled import hurried
 from jbp.layer import Layer
 from jbp.pairs import Coupled, Outer, Pair, Scale, Shift, Stack, Sum, merge, silence
 from jbp.pairs.pair import PerUse
-from jbp.stats.norms import measured, most
+from jbp.stats.norms import most, normed
 from jbp.tracing.formulas import of_pair
 
 N, T, I, O = 5, 3, 2, 7  # noqa: E741
@@ -260,8 +260,8 @@ def _records(sample: Sample, p: np.ndarray) -> Any:
 def test_every_class_and_every_statistic_has_its_row():
     """Found, so that one that is new cannot be forgotten."""
     assert {kind.__name__ for kind in classes()} == {name.split(",")[0] for name in SAMPLES if " of " not in name}
-    functions = {n for n, f in vars(stats).items() if inspect.isfunction(f) and f.__module__.startswith("jbp.stats")}
-    assert functions == READ.keys() | NOT_READ.keys()
+    own = [f for f in vars(stats).values() if inspect.isfunction(f) and f.__module__.startswith("jbp.stats.")]
+    assert {f.__name__ for f in own} == READ.keys() | NOT_READ.keys()
 
 
 @pytest.mark.parametrize("name", [name for name in SAMPLES if name != "Coupled"])
@@ -352,7 +352,7 @@ def test_clipping_keeps_its_bound_for_a_class_it_does_not_know():
 
 def test_a_class_that_knows_better_registers_a_rule_of_its_own():
     own = register_dataclass(type("Own", (Pick,), {}))
-    measured.register(own, lambda pair: (jnp.full(pair.batch, 49.0), 0.0))
+    normed.register(own, lambda pair: (jnp.full(pair.batch, 49.0), 0.0))
     pair = own(**vars(pick().pair))
     np.testing.assert_array_equal(stats.norms(pair), np.full(N, 7.0))
     assert_same(stats.second_moment(pair), stats.second_moment(pick().pair))
@@ -487,6 +487,28 @@ def test_stacks_join_if_what_is_in_them_does_and_sums_take_everything_in():
     assert [type(pair) for pair in found.pairs] == [Outer, Shift, Scale] and found.uses == 2 * T + 2
     with pytest.raises(ValueError, match=r"one shape, but have \['\(1, 2, 7\) of a stack', '\(2, 7\)'\]"):
         merge(first, outer().pair)
+
+
+def test_uses_join_along_t_where_widths_and_shapes_are_the_same():
+    one, two = outer().pair, outer(1, seed=5).pair
+    for first, second, axis in ((one, two, 1), (*(jax.tree.map(lambda a: a[None], p) for p in (one, two)), 2)):
+        both = first.join(second)
+        assert_same(both.h, jnp.concatenate((first.h, second.h), axis))
+        assert_same(both.delta, jnp.concatenate((first.delta, second.delta), axis))
+    flat = Outer(one.h, one.delta, (I * O,))
+    assert flat.join(Outer(one.delta, one.h, (I * O,))) is None and flat.join(one) is None
+    assert one.join(shift().pair) is None and shift().pair.join(scale().pair) is None
+    several = merge(flat, Outer(one.delta, one.h, (I * O,)))
+    assert isinstance(several, Sum) and several.uses == 2 * T
+
+
+def test_a_weight_and_its_bias_hold_one_delta():
+    """The same array and not an equal one, for only then `repeat` stacks it once."""
+    dense = jbp.Dense(O)
+    params, _ = dense.init(jax.random.key(0), (I,))
+    made = jax.make_jaxpr(lambda x, delta: dense.backward(params, x, delta)[1])(jnp.ones(I), jnp.ones(O))
+    bias, _, weight = made.jaxpr.outvars
+    assert bias is weight
 
 
 def test_of_puts_the_axis_of_the_uses_in():

@@ -10,7 +10,7 @@ from jbp.arguments import check_weights
 from jbp.pairs.coupled import Coupled
 from jbp.pairs.pair import Pair, Weights, is_pair
 from jbp.pairs.stack import Stack
-from jbp.pairs.sum import Sum, joined
+from jbp.pairs.sum import Sum, folded
 
 
 def merge(*pairs: Pair) -> Pair:
@@ -25,7 +25,7 @@ def merge(*pairs: Pair) -> Pair:
     stacks = [pair.pair for pair in pairs if isinstance(pair, Stack)]
     if len(stacks) == len(pairs):
         return Stack(merge(*stacks))
-    found = joined(pairs)
+    found = folded(pairs)
     shapes = {_shape(pair) for pair in found}
     if len(shapes) != 1:
         raise ValueError(f"the uses of one parameter must have one shape, but have {sorted(shapes)}")

@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
-
-if TYPE_CHECKING:
-    from jbp.pairs.outer import Outer
 
 Weights = Float[Array, " n"] | None
 
@@ -56,8 +53,8 @@ class Pair(ABC):
         """S = Σₜ ‖hₜ‖‖δₜ‖ [n]: what ‖gₙ‖ would be if no use cancelled another. Never below ‖gₙ‖."""
 
     @abstractmethod
-    def rows(self) -> tuple[Outer, ...]:
-        """The same gradient in blocks, gₙ = Σ Σₜ h ⊗ δ over them: what a statistic reads of a class it does not know.
+    def rows(self) -> tuple[Any, ...]:
+        """The same gradient in blocks `Outer`, whose Σₜ h ⊗ δ add up to it: what statistics without a rule read.
 
         Raises:
             NotImplementedError: if there is no gradient of one example.
@@ -111,10 +108,8 @@ class PerUse(Pair):
 
         t is the axis before the last, whatever comes in front: exact, and no statistic needs cross terms.
         """
-        if jax.tree.structure(self) != jax.tree.structure(other):
-            return None
-        arrays = zip(jax.tree.leaves(self), jax.tree.leaves(other), strict=True)
-        if any(a.shape[-1] != b.shape[-1] for a, b in arrays):
+        kinds = [(jax.tree.structure(pair), [a.shape[-1] for a in jax.tree.leaves(pair)]) for pair in (self, other)]
+        if kinds[0] != kinds[1]:
             return None
         return jax.tree.map(lambda a, b: jnp.concatenate((a, b), -2), self, other)
 
@@ -130,8 +125,8 @@ def is_pair(node: Any) -> TypeGuard[Pair]:
 
 def silence(weights: Array, a: Array) -> Array:
     """`a` [n, ...] with zeros in the rows of weight 0 (or False), by selection: they may hold anything, even NaN."""
-    kept = weights if weights.dtype == bool else weights != 0
-    return jnp.where(kept.reshape((-1,) + (1,) * (a.ndim - 1)), a, jnp.zeros_like(a))
+    kept = weights.astype(bool).reshape((-1,) + (1,) * (a.ndim - 1))
+    return jnp.where(kept, a, jnp.zeros_like(a))
 
 
 def weigh(weights: Weights, delta: Array) -> Array:
@@ -154,8 +149,8 @@ def lengths(a: Float[Array, "n t i"]) -> Float[Array, "n t"]:
 
 
 def last_axis(a: Array) -> Float[Array, "t i"]:
-    """[*t, i] as [t, i]; the array itself if it has that form, so that a weight's δ and its bias's stay one array."""
-    return a if a.ndim == 2 else a.reshape(-1, a.shape[-1])
+    """[*t, i] as [t, i]. JAX hands the array back if it has that form: a weight's δ and its bias's stay one."""
+    return a.reshape(-1, a.shape[-1])
 
 
 def own_axes(name: str, a: Array, shape: tuple[int, ...]) -> Float[Array, "t o"]:
@@ -166,4 +161,4 @@ def own_axes(name: str, a: Array, shape: tuple[int, ...]) -> Float[Array, "t o"]
     """
     if a.shape[max(a.ndim - len(shape), 0) :] != tuple(shape):
         raise ValueError(f"{name} must be [*t, *shape] of a parameter of shape {tuple(shape)}, but is {a.shape}")
-    return last_axis(a) if len(shape) == 1 else a.reshape(-1, math.prod(shape))
+    return a.reshape(-1, math.prod(shape))

@@ -54,7 +54,7 @@ class Sum(Pair):
 
     def join(self, other: Pair) -> Pair | None:
         """Its members and another's, those of a kind as one."""
-        return Sum(tuple(joined((self, other))))
+        return Sum(tuple(folded((self, other))))
 
     @property
     def transports(self) -> bool:
@@ -71,7 +71,7 @@ class Sum(Pair):
         return next((pair.coupled for pair in self.pairs if pair.coupled is not None), None)
 
 
-def joined(pairs: Iterable[Pair]) -> list[Pair]:
+def folded(pairs: Iterable[Pair]) -> list[Pair]:
     """The pairs, and the members of those that are sums, with each joined to the first that it is of a kind with."""
     found: list[Pair] = []
     for pair in pairs:

@@ -11,7 +11,7 @@ from jbp.pairs import Outer, Pair, Scale, Shift, Stack, Sum
 from jbp.stats._paths import leaves
 from jbp.stats._rows import in_rows
 from jbp.stats.moments import squares
-from jbp.stats.norms import by_gram, measured
+from jbp.stats.norms import by_gram, normed
 
 
 class Explanation(NamedTuple):
@@ -41,7 +41,7 @@ def told(pair: Pair) -> tuple[str, str, str]:
     own = "a rule of its own"
     return (
         f"{type(pair).__name__}({blocks})",
-        norms if measured.dispatch(type(pair)) is measured.dispatch(Pair) else own,
+        norms if normed.dispatch(type(pair)) is normed.dispatch(Pair) else own,
         second_moment if squares.dispatch(type(pair)) is squares.dispatch(Pair) else own,
     )
 

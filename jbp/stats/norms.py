@@ -78,7 +78,7 @@ def by_gram(pair: Outer) -> bool:
 
 def square(pair: Pair) -> Array:
     """[n]: ‖gₙ‖², for a stack [l, n]."""
-    return pair.over_stack(lambda pair: measured(pair)[0])
+    return pair.over_stack(lambda pair: normed(pair)[0])
 
 
 def most(pair: Pair) -> Array:
@@ -91,7 +91,7 @@ def most(pair: Pair) -> Array:
 
 
 def _most(pair: Pair) -> Float[Array, " n"]:
-    found, hidden = measured(pair)
+    found, hidden = normed(pair)
     t = pair.uses
     if t == 1 and not hidden:
         return found
@@ -100,15 +100,15 @@ def _most(pair: Pair) -> Float[Array, " n"]:
 
 
 @singledispatch
-def measured(pair: Pair) -> tuple[Float[Array, " n"], float]:
+def normed(pair: Pair) -> tuple[Float[Array, " n"], float]:
     """‖gₙ‖² of a pair that is no stack, and the share of S² that this way to it may hide beyond a gradient formed.
 
     In one answer, so that no class of pair can be clipped by a norm whose rounding it does not tell.
     """
-    return measured(in_rows(pair))
+    return normed(in_rows(pair))
 
 
-@measured.register
+@normed.register
 def _(pair: Outer) -> tuple[Array, float]:
     t, i, o = *pair.h.shape[1:], pair.delta.shape[-1]
     if t == 1:
@@ -123,17 +123,17 @@ def _(pair: Outer) -> tuple[Array, float]:
     return found, (i + o + 2 * t) * float(jnp.finfo(pair.dtype).eps) / 2
 
 
-@measured.register
+@normed.register
 def _(pair: Shift) -> tuple[Array, float]:
     return jnp.square(pair.delta.sum(1)).sum(1), 0.0
 
 
-@measured.register
+@normed.register
 def _(pair: Scale) -> tuple[Array, float]:
     return jnp.square((pair.h * pair.delta).sum(1)).sum(1), 0.0
 
 
-@measured.register
+@normed.register
 def _(pair: Sum) -> tuple[Array, float]:
     # Not ‖a‖² + ‖b‖² + 2⟨a, b⟩, a difference of squares where members cancel.
     def one(row: Sum) -> Array:

@@ -16,6 +16,8 @@ _SCALE_PAIR = 'return jnp.einsum("nto,nto->o", self.h, weigh(weights, self.delta
 _SCALE = "1 / (1 - self.drop_rate)"
 _CLASSES = "shape == output.shape[:-1] and jnp.issubdtype(dtype, jnp.integer)"
 _LAST = "return jnp.minimum(steps, jnp.iinfo(steps.dtype).max - 1) + 1"
+_COUPLED = "return Coupled(merge(*(p.pair if isinstance(p, Coupled) else p for p in pairs)), coupled[0].path)"
+_USES = "uses = delta.reshape(-1, o)  # one array for both pairs, which `repeat` then stacks once"
 _JOINED = "return found[0] if len(found) == 1 else Sum(tuple(found))"
 _PLACES = "return (target.astype(jnp.int32) if jnp.iinfo(target.dtype).bits < 32 else target).reshape(-1, 1)"
 _DENSE = "layers/dense.py"
@@ -121,6 +123,11 @@ HELD: dict[tuple[str, str, str, str], tuple[str, str]] = {
         (_KEPT, "leaf is x", "comparison → IsNot"),
         (_SMALLER, _SMALLER.removeprefix("return "), "always the second"),
         (_SMALLER, "id(node.array) not in kept", "comparison → In"))},
+    ("pairs/contract.py", _COUPLED, "0", "0 → -1"):
+        ("another layer named where a statistic is refused",
+         "tests/test_pairs.py::test_coupled_uses_stay_coupled_when_they_are_merged"),
+    (_DENSE, _USES, "delta.reshape(-1, o)", "reshape left out"):
+        (_MEMORY, "tests/test_pairs.py::test_a_weight_and_its_bias_hold_one_delta"),
     **{("pairs/contract.py", _JOINED, what, change): (
         "a `Sum` of one pair, which has no statistic of its own where the pair has",
         "tests/test_combine.py::test_pairs_have_the_tree_of_params_and_the_announced_classes_and_shapes[tied layers]")
