@@ -7,7 +7,7 @@ CASES ?= 2000
 BIN := $(VENV)/bin
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 
-.PHONY: help train test test-accelerator fuzz mutants peers lint types format docs experiments measurements bench bench-full build clean
+.PHONY: help train test soak test-all test-accelerator fuzz mutants peers lint types format docs experiments measurements bench bench-full build clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 22
@@ -15,8 +15,13 @@ help:  ## what can be made
 train: $(VENV)/.installed-plots  ## train a network on real handwritten digits
 	@$(BIN)/jbp train $(ARGS)
 
-test: $(VENV)/.installed-test  ## run the whole test suite
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+test: $(VENV)/.installed-test  ## run the test suite
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+
+soak: $(VENV)/.installed-test  ## run what adds cases to the suite: the planted mistakes, more random networks, every claim
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m soak $(ARGS)
+
+test-all: test soak fuzz mutants  ## all of it, with 2,000 random networks and one change at a time (half an hour)
 
 test-accelerator: $(VENV)/.installed-test  ## run the suite on the accelerator that is present
 	@$(BIN)/python -c 'import jax, sys; d = jax.devices()[0]; print(d.device_kind); sys.exit(d.platform == "cpu" and "no accelerator here (with its own JAX plugin installed?); make test runs the suite on the CPU")'

@@ -28,11 +28,33 @@ def data_dir() -> Path | None:
     return next((Path(p) for p in places if p and (Path(p) / "mnist").is_dir()), None)
 
 
+MANY = 1500
+"""Compiled programs that are kept at most, about a gigabyte of them."""
+_compiled_since = [0]
+
+
+def _count(event: str, *_: object, **__: object) -> None:
+    _compiled_since[0] += event == "/jax/core/compile/backend_compile_duration"
+
+
+jax.monitoring.register_event_duration_secs_listener(_count)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def programs_are_forgotten():
-    """Compiled programs of a file's tests are not kept for the next file: thousands of them fill gigabytes."""
+    """Compiled programs serve the next file's tests too, until there are many of them."""
     yield
-    jax.clear_caches()
+    if _compiled_since[0] > MANY:
+        jax.clear_caches()
+        _compiled_since[0] = 0
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """With `--dist loadgroup` a file's tests stay in one process, where they share what they compile and measure."""
+    for item in items:
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture

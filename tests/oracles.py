@@ -4,6 +4,7 @@ Nothing of jbp's forward, backward or value is used here: its classes are read f
 the mathematics is `jax.numpy` and `jax.nn`, and the batch is written directly.
 """
 
+from functools import cache
 from typing import Any
 
 import jax
@@ -28,6 +29,47 @@ _QUICK = {"xla_cpu_use_fusion_emitters": False} if jax.__version_info__ < (0, 11
 def compiled(function: Any) -> Any:
     """`jax.jit` with XLA's older code generator where there is a choice: it compiles three times as fast."""
     return jax.jit(function, compiler_options=_QUICK)
+
+
+def whole(function: Any) -> Any:
+    """A function as one program for each kind of arguments: op by op it would be dozens.
+
+    Arrays are traced; everything else (names, bounds, nets) is static and decides, with the structure, which program.
+    """
+
+    @cache
+    def program(structure: Any, rest: tuple[Any, ...]) -> Any:
+        def run(arrays: Any) -> Any:
+            given = iter(arrays)
+            args, options = structure.unflatten([next(given) if a is _ARRAY else a for a in rest])
+            return function(*args, **options)
+
+        return compiled(run)
+
+    def call(*args: Any, **options: Any) -> Any:
+        leaves, structure = jax.tree.flatten((args, options))
+        arrays = [a for a in leaves if isinstance(a, jax.Array | np.ndarray)]
+        if any(isinstance(a, jax.core.Tracer) for a in arrays):  # inside another program already
+            return function(*args, **options)
+        return program(structure, tuple(_ARRAY if isinstance(a, jax.Array | np.ndarray) else a for a in leaves))(arrays)
+
+    return call
+
+
+_ARRAY = object()
+"""Where an array stands among the arguments."""
+
+
+def initialised(net: Any, key: Any, shape: tuple[int, ...]) -> tuple[Any, tuple[int, ...]]:
+    """`net.init(key, shape)`, drawn by one program."""
+    announced = []
+
+    def draw(key: Any) -> Any:
+        params, out = net.init(key, shape)
+        announced.append(out)
+        return params
+
+    return compiled(draw)(key), announced[0]
 
 
 def plain(net: Any, params: Any, x: Any, key: Any = None) -> Any:

@@ -1,5 +1,6 @@
 """`check.loss`, `check.gradient`, `check.vjp` and `check.custom_vjp`."""
 
+import contextlib
 import functools
 import sys
 from dataclasses import dataclass
@@ -18,11 +19,19 @@ from jbp.check import CheckFailed
 from jbp.check.compiled import hurried
 from jbp.losses import Loss, MeanSquaredError, SoftmaxCrossEntropy, SquaredError
 
+CAREFUL = (
+    "test_a_net_in_float32_passes",
+    "test_a_right_custom_vjp_passes",
+    "test_a_function_that_computes_in_float32_alone_is_checked_in_float32",
+    "test_a_function_that_holds_a_rule_is_checked_as_jax_sees_it",
+)
+"""Where the default is what is looked at."""
 
-@pytest.fixture
-def hurry():
-    """The compiler's haste, for checks of what jbp holds: the mistakes show all the same."""
-    with hurried():
+
+@pytest.fixture(autouse=True)
+def hurry(request):
+    """The compiler's haste: the mistakes show all the same."""
+    with contextlib.nullcontext() if request.function.__name__ in CAREFUL else hurried():
         yield
 
 
@@ -38,7 +47,6 @@ LOSSES = [
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.usefixtures("hurry")
 def test_every_loss_passes(name, dtype):
     report = jbp.check.loss(getattr(jbp.losses, name), (7,), dtype=dtype, differences=dtype == "float64")
     assert {"= derivative", "squares to the Hessian"} <= {e.law for e in report.raise_if_failed().entries}
@@ -89,7 +97,6 @@ WRONG_LOSSES = [
 
 
 @pytest.mark.parametrize(("loss", "law", "words"), WRONG_LOSSES)
-@pytest.mark.usefixtures("hurry")
 def test_a_wrong_loss_is_caught(loss, law, words):
     output = "probabilities" if isinstance(loss, NaNAtZero) else None
     report = jbp.check.loss(loss, (7,), output=output, differences=False)
@@ -117,7 +124,6 @@ class CutDelta(SoftmaxCrossEntropy):
         return jnp.where(jnp.abs(output) > 30, jnp.zeros_like(right), right)
 
 
-@pytest.mark.usefixtures("hurry")
 def test_a_probability_of_0_meets_a_target_of_0():
     for kinds in ("distribution", ("distribution", "masses")):
         report = jbp.check.loss(ZeroLogZero(), (7,), target=kinds, differences=False)
@@ -125,7 +131,6 @@ def test_a_probability_of_0_meets_a_target_of_0():
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.usefixtures("hurry")
 def test_delta_is_checked_at_large_logits(dtype):
     report = jbp.check.loss(CutDelta(), (7,), dtype=dtype, target="distribution", differences=False)
     assert {e.law for e in report.failures} == {"= derivative"} and "output·" in report.failures[0].path, str(report)
@@ -144,13 +149,11 @@ class Tiny(SquaredError):
         return 1e-3 * super().sqrt_hessian(output, target)
 
 
-@pytest.mark.usefixtures("hurry")
 def test_a_small_loss_is_held_to_its_own_size():
     assert jbp.check.loss(Tiny(), (7,), target="values", differences=False).passed
     assert not jbp.check.loss(Tiny(), (7,), target="values", dtype="float32", differences=False).passed
 
 
-@pytest.mark.usefixtures("hurry")
 def test_a_loss_without_a_root_skips_it():
     class Linear(Loss):
         def value(self, output, target):
@@ -182,7 +185,6 @@ def found_on(loss, **options):
     return report, {e.path: e for e in report.entries if "here" in e.note}
 
 
-@pytest.mark.usefixtures("hurry")
 def test_a_loss_that_crashes_on_a_kind_of_target_fails_and_one_that_refuses_it_says_so():
     for kind, where in (("classes", "value (classes)"), ("floats", "value (distribution)")):
         report, said = found_on(Picky((kind,), IndexError))
@@ -212,7 +214,6 @@ class NoMass(SoftmaxCrossEntropy):
         return jax.nn.softmax(output) - super().delta(jnp.zeros_like(output), target) * 0 - target
 
 
-@pytest.mark.usefixtures("hurry")
 def test_targets_that_do_not_add_up_to_1_tell_a_delta_that_needs_it():
     assert jbp.check.loss(NoMass(), (3,), target="distribution", differences=False).passed
     report = jbp.check.loss(NoMass(), (3,), target=("distribution", "masses"), differences=False)
@@ -228,14 +229,12 @@ CE = jbp.losses.softmax_cross_entropy
 
 
 @pytest.mark.parametrize("key", [None, 3])
-@pytest.mark.usefixtures("hurry")
 def test_a_right_net_passes(key):
     weights = jnp.array([0.0, 0.5, 1.0, 0.25, 0.125, 2.0])
     jbp.check.gradient(NET, CE, PARAMS, X.at[0].set(jnp.nan), Y, key=key, weights=weights).raise_if_failed()
     jbp.check.gradient(NET, CE, PARAMS, X, Y, key=key, differences=False).raise_if_failed()
 
 
-@pytest.mark.usefixtures("hurry")
 @pytest.mark.parametrize("key", [None, 3])
 def test_nan_in_x_and_y_at_weight_0_and_frozen_parameters_are_no_mistake(key, monkeypatch):
     weights, y = jnp.array([0.0, 0.5, 1.0, 0.25, 0.125, 2.0]), jax.random.normal(jax.random.key(2), (6, 3))
@@ -258,7 +257,6 @@ def test_a_net_in_float32_passes():
     assert {"float32", "float64"} == {e.dtype for e in report.entries if e.compared}
 
 
-@pytest.mark.usefixtures("hurry")
 def test_a_row_of_padding_on_a_kink_is_no_mistake():
     net = jbp.serial(jbp.Dense(3), jbp.relu)
     params, _ = net.init(jax.random.key(0), (7,))
@@ -274,7 +272,6 @@ class WrongAtZero(type(jbp.relu)):
         return jnp.where((saved.array == 0).all(), 5 * delta, right), pairs
 
 
-@pytest.mark.usefixtures("hurry")
 def test_a_row_of_padding_on_a_kink_is_no_excuse():
     net = jbp.serial(jbp.Dense(3), WrongAtZero())
     params, _ = net.init(jax.random.key(0), (7,))
@@ -283,7 +280,6 @@ def test_a_row_of_padding_on_a_kink_is_no_excuse():
     assert {(e.law, e.path) for e in report.failures} == {("at the kink", "params[0]['bias']")}, str(report)
 
 
-@pytest.mark.usefixtures("hurry")
 def test_many_rows_and_layers_of_padding_on_kinks_are_no_mistake():
     net = jbp.serial(jbp.Dense(11), jbp.relu, jbp.Dense(11), jbp.relu, jbp.Dense(3))
     params, _ = net.init(jax.random.key(0), (7,))
@@ -298,7 +294,6 @@ class BatchSum(MeanSquaredError):
         return super().delta(output, target) * 6
 
 
-@pytest.mark.usefixtures("hurry")
 def test_a_missing_mean_over_the_batch_is_named():
     y = jax.random.normal(jax.random.key(2), (6, 3))
     report = jbp.check.gradient(NET, BatchSum(), PARAMS, X, y)

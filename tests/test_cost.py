@@ -137,7 +137,14 @@ def as_users_run_it():
         yield
 
 
-@pytest.mark.parametrize("case", COSTS, ids=lambda case: case.name)
+LARGE = {"784-2048-2048-10 relu, batch 512", "256 layers of 64 relu, batch 32", "64-deep repeat residual relu"}
+
+
+def _marked(case: Cost) -> Any:
+    return pytest.param(case, marks=[pytest.mark.soak] if case.name in LARGE else [], id=case.name)
+
+
+@pytest.mark.parametrize("case", map(_marked, COSTS))
 def test_a_step_costs_no_more_than_autodiffs(case):
     params, _ = case.net.init(KEY, case.shape)
     x = jax.random.normal(KEY, (case.batch, *case.shape))
@@ -160,6 +167,7 @@ def test_a_step_costs_no_more_than_autodiffs(case):
 def test_exceptions_are_small_and_name_a_case():
     assert set(MORE_BYTES_ON_NEW_JAX) <= {case.name for case in COSTS}
     assert max(MORE_BYTES_ON_NEW_JAX.values()) < 500_000
+    assert {case.name for case in COSTS} > LARGE
 
 
 def test_the_counter_counts_products_in_loops_and_only_live_ones():

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +27,17 @@ import claim  # noqa: E402
 import common  # noqa: E402
 
 SCRIPTS = every.CLAIMS
+QUICK = {"from_scratch", "lecture_algorithm", "shallow_and_deep", "sum_over_paths", "vanishing_gradients"}
+"""The claims that need no more than a few seconds; the others are run by `make soak`."""
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+def _alone(name: str) -> Any:
+    """A claim shares nothing with another: each may go to either process."""
+    marks = [pytest.mark.xdist_group(name), *([] if name in QUICK else [pytest.mark.soak])]
+    return pytest.param(name, marks=marks)
+
+
+@pytest.mark.parametrize("name", map(_alone, SCRIPTS))
 def test_the_claim_holds_and_its_control_does_not(name, tmp_path):
     script = claim.load(name)
     result = claim.run(script, script.QUICK)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import BATCH, LOSSES, LossCase, random
-from oracles import assert_close, assert_same, compiled, error_in_units, plain_errors, plain_value
+from oracles import assert_close, assert_same, compiled, error_in_units, initialised, plain_errors, plain_value
 
 import jbp
 from jbp import losses
@@ -21,8 +21,8 @@ def case(request):
 
 
 def arrays(case: LossCase, dtype):
-    target = jnp.asarray(case.target)
-    return jnp.asarray(case.output, dtype), target.astype(dtype) if target.dtype == jnp.float64 else target
+    target = case.target.astype(dtype) if case.target.dtype == np.float64 else case.target
+    return jax.device_put(case.output.astype(dtype)), jax.device_put(target)
 
 
 @cache
@@ -30,7 +30,8 @@ def measured(name: str, dtype):
     """(ours, expected) for each law of one row, in one compiled program."""
     case = next(case for case in LOSSES if case.name == name)
     loss = case.loss
-    weights = jnp.asarray(random(f"weights {name}").uniform(-0.5, 2, size=BATCH), dtype).at[3].set(0)
+    weights = random(f"weights {name}").uniform(-0.5, 2, size=BATCH).astype(dtype)
+    weights[3] = 0
 
     def sides(output, target, weights):
         errors, pull = jax.vjp(lambda output: plain_errors(loss, output, target), output)
@@ -85,9 +86,9 @@ def problem(case: LossCase):
     rng = random(f"net for {case.name}")
     layers = [jbp.Dense(output.shape[-1])] + [jbp.softmax] * isinstance(case.loss, losses.CrossEntropy)
     net = jbp.serial(*layers)
-    params, _ = net.init(jax.random.key(0), (*output.shape[1:-1], 7))
-    x = jnp.asarray(rng.normal(size=(*output.shape[:-1], 7)))
-    return net, params, x, target, jnp.asarray(rng.uniform(-0.5, 2, size=BATCH))
+    params, _ = initialised(net, jax.random.key(0), (*output.shape[1:-1], 7))
+    x = jax.device_put(rng.normal(size=(*output.shape[:-1], 7)))
+    return net, params, x, target, jax.device_put(rng.uniform(-0.5, 2, size=BATCH))
 
 
 def spoiled(array, rows, value):

@@ -1,8 +1,8 @@
 """Random networks against autodiff of a plain forward pass (`fuzz.py` says what is compared, and in which units).
 
-JBP_PROPERTY_CASES networks (300 unless told), half of them in float32, drawn by hypothesis in shards of 15 so that
-`pytest -n 2` can balance them. Derandomised: the same networks every time; hypothesis draws some small ones again, so
-the 300 have 258 structures. A failure shrinks to a small network, printed as code.
+JBP_PROPERTY_CASES networks (300 unless told), half of them in float32, drawn by hypothesis in shards of 15; the first
+60 in `make test`, the others in `make soak`. Derandomised: the same networks every time; hypothesis draws some small
+ones again, so the 300 have 258 structures. A failure shrinks to a small network, printed as code.
 """
 
 import os
@@ -26,6 +26,9 @@ from jbp import backprop, combine, pairs
 from jbp.combine import Tied
 
 CASES, SHARD = int(os.environ.get("JBP_PROPERTY_CASES", "300")), 15
+SHARDS = range(-(-CASES // (2 * SHARD)))
+LEAN = 2
+"""The shards of each dtype that are not left to `make soak`."""
 SETTINGS = settings(
     derandomize=True,
     database=None,
@@ -36,7 +39,7 @@ SETTINGS = settings(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shard", range(-(-CASES // (2 * SHARD))))
+@pytest.mark.parametrize("shard", [s if s < LEAN else pytest.param(s, marks=pytest.mark.soak) for s in SHARDS])
 def test_random_networks_agree_with_autodiff(shard, dtype):
     seen = []
 
@@ -171,6 +174,7 @@ def plant(monkeypatch):
     forget()
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("bug", PLANTED)
 def test_a_planted_bug_is_rejected_within_five_networks_that_contain_it(bug, plant):
     plant(*PLANTED[bug])

@@ -3,6 +3,7 @@
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import BATCH, Centre, Gain
-from oracles import assert_close, assert_same, compiled
+from oracles import assert_close, assert_same, compiled, initialised, whole
 
 import jbp
 from jbp import losses, sinks, stats
@@ -24,18 +25,30 @@ LOSS = losses.softmax_cross_entropy
 
 
 def drawn(n: int = BATCH, net: Layer = NET, shape: tuple[int, ...] = (3,)) -> tuple[Any, Any, Any]:
-    params, out = net.init(KEY, shape)
+    params, out = initialised(net, KEY, shape)
     x = jax.random.normal(jax.random.fold_in(KEY, 1), (n, *shape))
     return params, x, jax.random.randint(jax.random.fold_in(KEY, 2), (n, *out[:-1]), 0, out[-1])
 
 
-def pairs_of(params: Any, x: Any, y: Any, net: Layer = NET) -> Any:
-    return jbp.value_and_pairs(net, LOSS, params, x, y)[1]
+@whole
+def errors_and_pairs(params: Any, x: Any, y: Any, net: Layer = NET) -> Any:
+    return jbp.value_and_pairs(net, LOSS, params, x, y)
+
+
+def pairs_of(*args: Any, **options: Any) -> Any:
+    return errors_and_pairs(*args, **options)[1]
+
+
+QUANTITIES = (stats.norms, stats.squared_norms, stats.gram, stats.per_example, stats.second_moment, stats.variance,
+              stats.noise_scale, stats.noise_and_signal, stats.snr, stats.clip_weights, stats.clipped, stats.kronecker,
+              jbp.contract)  # fmt: skip
+quick = SimpleNamespace(**{function.__name__: whole(function) for function in QUANTITIES})
+"""The statistics, each as one program. Refusals are asked of the functions themselves."""
 
 
 @pytest.fixture(scope="module")
 def pairs() -> Any:
-    return compiled(pairs_of)(*drawn())
+    return pairs_of(*drawn())
 
 
 def leaves(tree: Any) -> list[np.ndarray]:
@@ -43,50 +56,50 @@ def leaves(tree: Any) -> list[np.ndarray]:
 
 
 def test_contract_is_the_mean_of_per_example(pairs):
-    assert_close(jbp.contract(pairs), jax.tree.map(lambda g: g.mean(0), stats.per_example(pairs)), "net")
+    assert_close(quick.contract(pairs), jax.tree.map(lambda g: g.mean(0), quick.per_example(pairs)), "net")
 
 
 def test_squared_norms_are_the_diagonal_of_the_gram_matrix(pairs):
-    np.testing.assert_allclose(jnp.square(stats.norms(pairs)), jnp.diag(stats.gram(pairs)), rtol=1e-13)
-    parts = stats.gram(pairs, per="layer")
-    np.testing.assert_allclose(sum(parts.values()), stats.gram(pairs), rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(jnp.square(quick.norms(pairs)), jnp.diag(quick.gram(pairs)), rtol=1e-13)
+    parts = quick.gram(pairs, per="layer")
+    np.testing.assert_allclose(sum(parts.values()), quick.gram(pairs), rtol=1e-12, atol=1e-14)
 
 
 def test_the_norm_over_groups_is_the_norm_of_the_groups(pairs):
-    groups = stats.norms(pairs, {"weights": "*.weight", "others": ("*.bias", "*.gain")})
-    np.testing.assert_allclose(jnp.hypot(*groups.values()), stats.norms(pairs), rtol=1e-13)
-    assert set(stats.norms(pairs, "layer")) == {"0", "2.0", "3", "4"}
+    groups = quick.norms(pairs, {"weights": "*.weight", "others": ("*.bias", "*.gain")})
+    np.testing.assert_allclose(jnp.hypot(*groups.values()), quick.norms(pairs), rtol=1e-13)
+    assert set(quick.norms(pairs, "layer")) == {"0", "2.0", "3", "4"}
 
 
 def test_gram_with_another_pass_is_a_block_of_the_gram_of_both(pairs):
     params, x, y = drawn()
     some = pairs_of(params, x[:4], y[:4])
-    np.testing.assert_allclose(stats.gram(some, pairs), stats.gram(pairs)[:4], rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(quick.gram(some, pairs), quick.gram(pairs)[:4], rtol=1e-12, atol=1e-14)
 
 
 def test_variance_is_made_of_second_moment_and_mean(pairs):
     expected = jax.tree.map(
-        lambda m, g: BATCH / (BATCH - 1) * (m - g**2), stats.second_moment(pairs), jbp.contract(pairs)
+        lambda m, g: BATCH / (BATCH - 1) * (m - g**2), quick.second_moment(pairs), quick.contract(pairs)
     )
-    for a, b in zip(leaves(stats.variance(pairs)), leaves(expected), strict=True):
+    for a, b in zip(leaves(quick.variance(pairs)), leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-15)
 
 
 def test_noise_scale_is_the_trace_of_the_variance_over_the_signal(pairs):
-    trace = sum(v.sum() for v in leaves(stats.variance(pairs)))
-    signal = sum(np.square(g).sum() for g in leaves(jbp.contract(pairs))) - trace / BATCH
+    trace = sum(v.sum() for v in leaves(quick.variance(pairs)))
+    signal = sum(np.square(g).sum() for g in leaves(quick.contract(pairs))) - trace / BATCH
     expected = trace / signal if signal > 0 else np.inf
-    np.testing.assert_allclose(stats.noise_scale(pairs), expected, rtol=1e-12)
-    for a, g, v in zip(*map(leaves, (stats.snr(pairs), jbp.contract(pairs), stats.variance(pairs))), strict=True):
+    np.testing.assert_allclose(quick.noise_scale(pairs), expected, rtol=1e-12)
+    for a, g, v in zip(*map(leaves, (quick.snr(pairs), quick.contract(pairs), quick.variance(pairs))), strict=True):
         np.testing.assert_allclose(a, g**2 / v, rtol=1e-12)
 
 
 def test_noise_scale_without_noise_without_signal_and_of_one_example():
     delta = jnp.ones((4, 1, 3))
-    assert abs(stats.noise_scale({"b": jbp.Shift(delta, (3,))})) < 1e-15
+    assert abs(quick.noise_scale({"b": jbp.Shift(delta, (3,))})) < 1e-15
     signs = jnp.asarray([1.0, -1.0, 1.0, -1.0])[:, None, None]
-    assert stats.noise_scale({"b": jbp.Shift(signs * delta, (3,))}) == jnp.inf
-    assert jnp.isnan(stats.noise_scale({"b": jbp.Shift(delta[:1], (3,))}))
+    assert quick.noise_scale({"b": jbp.Shift(signs * delta, (3,))}) == jnp.inf
+    assert jnp.isnan(quick.noise_scale({"b": jbp.Shift(delta[:1], (3,))}))
 
 
 def test_the_noise_scales_two_parts_are_unbiased():
@@ -94,7 +107,7 @@ def test_the_noise_scales_two_parts_are_unbiased():
     mean, deviation = jnp.asarray([0.5, -0.2, 0.1]), jnp.asarray([1.0, 0.3, 2.0])
     noise = jax.random.normal(KEY, (20000, 5, 1, 3))
     rows = mean.reshape(1, 1, 1, 3) + deviation.reshape(1, 1, 1, 3) * noise
-    trace, signal = jax.vmap(lambda d: stats.noise_and_signal({"b": jbp.Shift(d, (3,))}))(rows)
+    trace, signal = jax.vmap(lambda d: quick.noise_and_signal({"b": jbp.Shift(d, (3,))}))(rows)
     for found, expected in ((trace, jnp.square(deviation).sum()), (signal, jnp.square(mean).sum())):
         assert abs(found.mean() - expected) < 4.4 * found.std() / len(rows) ** 0.5
 
@@ -102,23 +115,23 @@ def test_the_noise_scales_two_parts_are_unbiased():
 def test_doubling_the_batch_changes_no_mean(pairs):
     params, x, y = drawn()
     twice = pairs_of(params, jnp.concatenate([x, x]), jnp.concatenate([y, y]))
-    same = (jbp.contract, stats.second_moment)
+    same = (quick.contract, quick.second_moment)
     for statistic in same:
         assert_close(statistic(twice), statistic(pairs), "net")
-    factors = zip(leaves(stats.kronecker(twice)), leaves(stats.kronecker(pairs)), strict=True)
+    factors = zip(leaves(quick.kronecker(twice)), leaves(quick.kronecker(pairs)), strict=True)
     assert all(np.allclose(a, b, rtol=1e-12, atol=1e-15) for a, b in factors)
-    np.testing.assert_allclose(stats.norms(twice), jnp.tile(stats.norms(pairs), 2), rtol=1e-12)
-    assert_close(stats.clipped(twice, 0.3), jax.tree.map(lambda g: 2 * g, stats.clipped(pairs, 0.3)), "net")
+    np.testing.assert_allclose(quick.norms(twice), jnp.tile(quick.norms(pairs), 2), rtol=1e-12)
+    assert_close(quick.clipped(twice, 0.3), jax.tree.map(lambda g: 2 * g, quick.clipped(pairs, 0.3)), "net")
 
 
 @pytest.mark.parametrize("scale", [0.01, 1.0, 70.0])
 def test_weights_of_any_sum(pairs, scale):
     w = scale * jax.random.uniform(KEY, (BATCH,), minval=0.1)
     once = scale * jnp.ones(BATCH)
-    assert_close(stats.second_moment(pairs, once / BATCH / scale), stats.second_moment(pairs), "net")
-    for a, b in zip(leaves(stats.variance(pairs, w)), leaves(stats.variance(pairs, w / scale)), strict=True):
+    assert_close(quick.second_moment(pairs, once / BATCH / scale), quick.second_moment(pairs), "net")
+    for a, b in zip(leaves(quick.variance(pairs, w)), leaves(quick.variance(pairs, w / scale)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-14)
-    for a, b in zip(leaves(stats.variance(pairs, once)), leaves(stats.variance(pairs)), strict=True):
+    for a, b in zip(leaves(quick.variance(pairs, once)), leaves(quick.variance(pairs)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-14)
 
 
@@ -135,21 +148,21 @@ def test_a_padding_row_takes_no_part_even_if_it_is_nan(pairs):
         return replace(pair, delta=pair.delta * bad)
 
     spoiled = jax.tree.map(spoil, pairs, is_leaf=is_pair)
-    assert_close(jbp.contract(spoiled, w / w.sum()), jbp.contract(some), "net")
-    assert_close(stats.second_moment(spoiled, w / w.sum()), stats.second_moment(some), "net")
-    assert_close(stats.clipped(spoiled, 0.3, weights=w), stats.clipped(some, 0.3), "net")
-    for a, b in zip(leaves(stats.variance(spoiled, w)), leaves(stats.variance(some)), strict=True):
+    assert_close(quick.contract(spoiled, w / w.sum()), quick.contract(some), "net")
+    assert_close(quick.second_moment(spoiled, w / w.sum()), quick.second_moment(some), "net")
+    assert_close(quick.clipped(spoiled, 0.3, weights=w), quick.clipped(some, 0.3), "net")
+    for a, b in zip(leaves(quick.variance(spoiled, w)), leaves(quick.variance(some)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-14)
-    np.testing.assert_allclose(stats.noise_scale(spoiled, w), stats.noise_scale(some), rtol=1e-9)
+    np.testing.assert_allclose(quick.noise_scale(spoiled, w), quick.noise_scale(some), rtol=1e-9)
 
 
 @pytest.mark.parametrize("per", ["network", "layer", "parameter", {"a": ("0.*", "2.*"), "b": ("3.*", "4.*")}])
 @pytest.mark.parametrize("automatic", [False, True])
 def test_no_clipped_gradient_exceeds_the_bound(pairs, per, automatic):
     """One example more or less changes the sum by at most C, and by nearly C where it was clipped."""
-    whole, changes = stats.clipped(pairs, 0.05, per, automatic), []
+    whole, changes = quick.clipped(pairs, 0.05, per, automatic), []
     for n in range(BATCH):
-        rest = stats.clipped(pairs, 0.05, per, automatic, weights=(jnp.arange(BATCH) != n).astype(float))
+        rest = quick.clipped(pairs, 0.05, per, automatic, weights=(jnp.arange(BATCH) != n).astype(float))
         changes.append(np.sqrt(sum(np.square(a - b).sum() for a, b in zip(leaves(whole), leaves(rest), strict=True))))
     assert max(changes) <= 0.05 * (1 + 1e-12)
     assert max(changes) > 0.03
@@ -210,10 +223,10 @@ def test_in_float32_the_bound_holds_where_the_uses_of_an_example_cancel(kind):
     rows = jnp.arange(500)
     one = compiled(
         lambda pair: jax.lax.map(
-            lambda n: stats.clipped(pair, 1.0, weights=(rows == n).astype(jnp.float32)), rows[::10]
+            lambda n: quick.clipped(pair, 1.0, weights=(rows == n).astype(jnp.float32)), rows[::10]
         )
     )
-    both = compiled(lambda pair: (stats.clip_weights(pair, 1.0), stats.norms(pair)))
+    both = compiled(lambda pair: (quick.clip_weights(pair, 1.0), quick.norms(pair)))
     for size in (1.0, 1e3, 1e7):
         for rest in (0.0, 1e-7, 1e-4, 1e-2, 1.0):
             pair = CANCELLING[kind](size, rest)
@@ -234,24 +247,24 @@ def test_norms_of_a_net_whose_errors_cancel_over_positions():
     params = jax.tree.map(lambda a: a.astype(jnp.float32), net.init(KEY, (4, 37))[0])
     pairs = jbp.value_and_pairs(net, losses.l2_loss, params, h, jbp.apply(net, params, h) - delta)[1]
     scale = np.linalg.norm(h, axis=2).sum(1).max() * np.linalg.norm(delta, axis=2).max()
-    assert stats.norms(pairs).max() < 4e-3 * scale
-    assert stats.noise_scale(pairs) >= 0
+    assert quick.norms(pairs).max() < 4e-3 * scale
+    assert quick.noise_scale(pairs) >= 0
 
 
 def test_clipping_with_a_bound_for_each_group(pairs):
     groups, bounds = {"head": "4.*", "body": ("0.*", "2.*", "3.*")}, {"head": 0.3, "body": 0.4}
-    c = stats.clip_weights(pairs, bounds, groups)
-    for name, norm in stats.norms(pairs, groups).items():
+    c = quick.clip_weights(pairs, bounds, groups)
+    for name, norm in quick.norms(pairs, groups).items():
         np.testing.assert_allclose(c[name], np.minimum(1, bounds[name] / norm), rtol=1e-13)
     assert stats.sensitivity(bounds) == pytest.approx(0.5)
     assert stats.sensitivity(0.3) == 0.3
 
 
 def test_an_infinite_bound_clips_nothing_and_a_gradient_not_finite_takes_no_part(pairs):
-    assert_close(stats.clipped(pairs, jnp.inf), jax.tree.map(lambda g: BATCH * g, jbp.contract(pairs)), "net")
+    assert_close(quick.clipped(pairs, jnp.inf), jax.tree.map(lambda g: BATCH * g, quick.contract(pairs)), "net")
     delta = jnp.asarray([1.0, jnp.nan, jnp.inf, 3.0])[:, None, None]
-    np.testing.assert_array_equal(stats.clipped(jbp.Shift(delta, (1,)), 2.0), [3.0])
-    np.testing.assert_array_equal(stats.clip_weights(jbp.Shift(0 * delta[:1], (1,)), 2.0), [1.0])
+    np.testing.assert_array_equal(quick.clipped(jbp.Shift(delta, (1,)), 2.0), [3.0])
+    np.testing.assert_array_equal(quick.clip_weights(jbp.Shift(0 * delta[:1], (1,)), 2.0), [1.0])
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -262,7 +275,7 @@ def test_kronecker_factors_by_naive_loops(weighted):
     weights = jnp.asarray(np.random.default_rng(3).uniform(-0.5, 2, n)) if weighted else None
     w = np.asarray(weights) if weighted else np.full(n, 1 / n)
     for sharing in ("expand", "reduce"):
-        found = stats.kronecker(pairs, sharing, weights)
+        found = quick.kronecker(pairs, sharing, weights)
         for path in ((0,), (4,)):
             pair = pairs[path[0]]["weight"]
             a, g = np.zeros((pair.h.shape[-1],) * 2), np.zeros((pair.delta.shape[-1],) * 2)
@@ -279,16 +292,16 @@ def test_kronecker_factors_by_naive_loops(weighted):
             bias = found[path[0]]["bias"]
             np.testing.assert_allclose(bias.g, g, rtol=1e-12, atol=1e-15)
             np.testing.assert_allclose(bias.a, [[w.sum()]], rtol=1e-14)
-        gain = np.asarray(stats.per_example(pairs)[3]["gain"]).reshape(n, -1)  # one use in an example
+        gain = np.asarray(quick.per_example(pairs)[3]["gain"]).reshape(n, -1)  # one use in an example
         np.testing.assert_allclose(found[3]["gain"].g, gain.T * w @ gain, rtol=1e-12, atol=1e-15)
         stack, first = found[2][0]["weight"], jax.tree.map(lambda a: a[0], pairs[2][0]["weight"].pair)
-        np.testing.assert_allclose(stack.a[0], stats.kronecker(first, sharing, weights).a, rtol=1e-12)
+        np.testing.assert_allclose(stack.a[0], quick.kronecker(first, sharing, weights).a, rtol=1e-12)
 
 
 def test_of_one_example_and_one_use_the_factors_are_the_gradient_squared():
     """A ⊗ G = vec(g) vec(g)ᵀ, where nothing is averaged."""
     pairs = pairs_of(*drawn(n=1))
-    g, f = stats.per_example(pairs)[0]["weight"].reshape(-1), stats.kronecker(pairs)[0]["weight"]
+    g, f = quick.per_example(pairs)[0]["weight"].reshape(-1), quick.kronecker(pairs)[0]["weight"]
     np.testing.assert_allclose(jnp.kron(f.a, f.g), jnp.outer(g, g), rtol=1e-12, atol=1e-16)
 
 
@@ -299,11 +312,12 @@ def test_sinks_in_one_walk_are_the_walks_one_by_one():
     params, x, _ = drawn(net=net, shape=(7, 3))
     output, saved = jbp.forward(net, params, x)
     delta = jax.random.normal(KEY, output.shape)
-    pairs = jbp.backward(net, params, saved, delta)[1]
+    backward = whole(jbp.backward)
+    pairs = backward(net, params, saved, delta)[1]
     both = sinks.together(sinks.total, stats.squared_norms)
-    total, squares = both.split(jbp.backward(net, params, saved, delta, both)[1])
+    total, squares = both.split(backward(net, params, saved, delta, both)[1])
     assert_close(total, jax.tree.map(lambda pair: pair.total(), pairs, is_leaf=is_pair), "net")
-    assert_close(squares, stats.squared_norms(pairs), "net")
+    assert_close(squares, quick.squared_norms(pairs), "net")
     with pytest.raises(ValueError, match="at least one sink"):
         sinks.together()
 
@@ -314,7 +328,7 @@ def test_a_sink_that_does_not_say_it_is_linear_sees_the_completed_pair():
     output, saved = jbp.forward(net, params, x)
     pairs = jbp.backward(net, params, saved, output)[1]
     squares = jbp.backward(net, params, saved, output, stats.squared_norms)[1]
-    assert_close(squares, stats.squared_norms(pairs), "net")
+    assert_close(squares, quick.squared_norms(pairs), "net")
 
 
 def test_the_weights_of_a_user_are_explained(pairs):
@@ -327,11 +341,11 @@ def test_the_weights_of_a_user_are_explained(pairs):
     assert stats.explain(few)[0].norms == "T × T Gram matrices"
     assert stats.explain(many)[0].norms == "one example at a time"
     for pair in (few, many):
-        np.testing.assert_allclose(stats.norms(pair), jnp.sqrt(jnp.square(stats.per_example(pair)).sum((1, 2))))
+        np.testing.assert_allclose(quick.norms(pair), jnp.sqrt(jnp.square(quick.per_example(pair)).sum((1, 2))))
 
 
 def test_records(pairs):
-    found = stats.records(pairs)
+    found = whole(stats.records)(pairs)
     h = pairs[4]["weight"].h
     np.testing.assert_allclose(found["4.weight"].h, jnp.sqrt(jnp.square(h).mean()))
     np.testing.assert_allclose(found["4.weight"].delta, jnp.sqrt(jnp.square(pairs[4]["weight"].delta).mean()))
@@ -362,8 +376,8 @@ def test_records_of_a_parameter_whose_uses_differ_in_kind_and_with_weights():
 
 def test_kronecker_factors_of_a_parameter_whose_uses_differ_in_kind_are_those_of_each_kind():
     scale = jbp.Scale(2 * B.delta, B.delta, (3,))
-    for found, pair in zip(stats.kronecker({"b": jbp.Sum((B, scale))})["b"], (B, scale), strict=True):
-        assert_same((found.a, found.g), tuple(jax.tree.leaves(stats.kronecker(pair))))
+    for found, pair in zip(quick.kronecker({"b": jbp.Sum((B, scale))})["b"], (B, scale), strict=True):
+        assert_same((found.a, found.g), tuple(jax.tree.leaves(quick.kronecker(pair))))
 
 
 COUPLED = jbp.serial(
@@ -390,10 +404,10 @@ def test_below_a_coupling_layer_there_is_a_total_and_nothing_else():
     w = jax.random.uniform(KEY, (BATCH,))
     for weights, theirs in ((None, jnp.full(BATCH, 1 / BATCH)), (w, w)):
         value, grads = jbp.value_and_grad(COUPLED, LOSS)(params, x, y, weights=weights)
-        expected = jax.value_and_grad(plain)(params, theirs)
+        expected = compiled(jax.value_and_grad(plain))(params, theirs)
         assert_close((value, grads), expected, "net")
     pairs = pairs_of(params, x, y, COUPLED)
-    assert_close(jbp.contract(pairs), jax.grad(plain)(params, jnp.full(BATCH, 1 / BATCH)), "net")
+    assert_close(quick.contract(pairs), compiled(jax.grad(plain))(params, jnp.full(BATCH, 1 / BATCH)), "net")
     coupled = [isinstance(p, jbp.Coupled | jbp.Stack) for p in jax.tree.leaves(pairs, is_leaf=is_pair)]
     assert coupled == [True, True, True, False, False, False, False, False, False]
     both = r"params\[0\]\[0\]\['bias'\] lies below .*\[1\]\[0\]\[1\] \(Centre\(\)\)"
@@ -408,7 +422,7 @@ def test_below_a_coupling_layer_there_is_a_total_and_nothing_else():
             statistic(pairs)
     with pytest.raises(NotImplementedError, match="at the loss only"):
         jbp.contract(pairs, jnp.ones(BATCH))
-    assert stats.norms(pairs[2]).shape == (BATCH,)  # above it, all is defined
+    assert quick.norms(pairs[2]).shape == (BATCH,)  # above it, all is defined
 
 
 def bad(call: Any, words: str, error: type[Exception] = ValueError) -> Any:
@@ -507,9 +521,9 @@ def test_a_row_of_weight_0_takes_no_part_whatever_x_and_y_hold(name):
     bad = x.at[2].set(jnp.nan).at[5, 0].set(jnp.inf), y.at[5].set(jnp.nan)
     assert_same(compiled(read)(*bad, w), (errors, clean))
     some = np.asarray(w) != 0
-    chosen, pairs = jbp.value_and_pairs(NET, LOSS, params, x[some], y[some])
+    chosen, pairs = errors_and_pairs(params, x[some], y[some])
     assert_close(errors[some], chosen, "net")
-    for a, b in zip(leaves(clean), leaves(WEIGHTED[name](pairs, jnp.ones(BATCH - 2))), strict=True):
+    for a, b in zip(leaves(clean), leaves(whole(WEIGHTED[name])(pairs, jnp.ones(BATCH - 2))), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-13)
 
 

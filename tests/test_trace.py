@@ -172,7 +172,13 @@ def traced(case: NetCase) -> tuple[Any, Any, Any, jbp.Trace]:
     return params, x, delta, jbp.trace(case.net, params, x[0], delta[0], jbp.losses.l2_loss)
 
 
-@pytest.mark.parametrize("case", NETS, ids=lambda c: c.name)
+LEAN = [*SINGLE, *COMBINED[::3], *(case for case in COMBINED if "tied" in case.name)]
+"""The nets that are not left to `make soak`: every layer, every combinator."""
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[] if case in LEAN else [pytest.mark.soak], id=case.name) for case in NETS]
+)
 def test_every_formula_is_true_of_its_numbers(case: NetCase):
     params, x, y, found = traced(case)
     assert_every_formula_is_true(found)
@@ -183,6 +189,10 @@ def test_every_formula_is_true_of_its_numbers(case: NetCase):
         np.testing.assert_allclose([row.value for row in found.rows if row.symbol == "e"], [value], rtol=1e-10)
         if not any(isinstance(layer, Tied) for layer in every_layer(case.net)):
             assert_gradients_are_there(found, grads)
+
+
+def test_every_combinator_is_among_the_nets_that_are_always_traced():
+    assert {type(case.net) for case in LEAN} == {type(case.net) for case in NETS}
 
 
 def test_the_gradient_of_a_shared_parameter_is_the_sum_over_its_uses():

@@ -17,6 +17,7 @@ from jax import lax
 from jbp.arguments import is_float
 from jbp.check.compiled import compiled
 from jbp.check.outcome import Outcome, output_of
+from jbp.check.trees import as_array
 from jbp.combine import Combinator
 from jbp.paths import paths
 
@@ -42,23 +43,31 @@ def clues_for(run: Outcome, leaf: int | None) -> Callable[[], Mapping[str, Any]]
 
 def _wrong_delta(run: Outcome, leaf: int | None) -> dict[str, Any]:
     """The gradients for another δ: ones, reversed, rolled, transposed."""
-    delta = run.delta
-    others = {"δ left out: it is the gradient for a δ of ones (a bias's is then the batch size)": jnp.ones_like(delta)}
+    if run.others is None:
+        others = _other_deltas(np.asarray(run.delta))
+        each = _gradients(run, run.params, run.x, as_array(np.stack(list(others.values()))))
+        run.others = dict(zip(others, zip(*map(np.asarray, each), strict=True), strict=True))
+    mine = {words: each[-1 if leaf is None else leaf] for words, each in run.others.items()}
+    if leaf is None:
+        return {words: e.sum(0) for words, e in mine.items()}
+    return _both(mine)
+
+
+def _other_deltas(delta: Any) -> dict[str, Any]:
+    """δ as the usual mistakes have it, by what they are called."""
+    others = {"δ left out: it is the gradient for a δ of ones (a bias's is then the batch size)": np.ones_like(delta)}
     for axis in range(delta.ndim):
         if delta.shape[axis] < 2:
             continue
         whose = "one example's δ given to another" if axis == 0 else f"δ out of order along axis {axis}"
-        others[f"{whose}: δ reversed"] = jnp.flip(delta, axis)
-        others[f"{whose}: δ rolled by 1"] = jnp.roll(delta, 1, axis)
-        others[f"{whose}: δ rolled by −1"] = jnp.roll(delta, -1, axis)
+        others[f"{whose}: δ reversed"] = np.flip(delta, axis)
+        others[f"{whose}: δ rolled by 1"] = np.roll(delta, 1, axis)
+        others[f"{whose}: δ rolled by −1"] = np.roll(delta, -1, axis)
     for i in range(1, delta.ndim):
         for j in range(i + 1, delta.ndim):
             if delta.shape[i] == delta.shape[j] > 1:
                 others[f"transposed: axes {i} and {j} of δ are swapped"] = delta.swapaxes(i, j)
-    each = _gradients(run, run.params, run.x, jnp.stack(list(others.values())))[-1 if leaf is None else leaf]
-    if leaf is None:
-        return {words: e.sum(0) for words, e in zip(others, each, strict=True)}
-    return _both(dict(zip(others, each, strict=True)))
+    return others
 
 
 def _left_out(run: Outcome, leaf: int | None) -> dict[str, Any]:
@@ -69,12 +78,12 @@ def _left_out(run: Outcome, leaf: int | None) -> dict[str, Any]:
 
 def _wrong_input(run: Outcome, leaf: int | None) -> dict[str, Any]:
     """What delta_x becomes with θ′ missing or elsewhere, a matrix transposed, part of the Jacobian."""
-    delta, y, x, found = run.delta, run.r["y"], run.x, {}
+    delta, y, x, found = np.asarray(run.delta), run.r["y"], run.x, {}
     if delta.shape == x.shape:
         expected = np.asarray(run.r["autodiff"][-1]).astype(np.float64)
         found["θ′ is missing: found = δ, passed through as it came"] = delta
         found["a dropped term: the δ that goes around (a skip connection's) is not added"] = expected - delta
-        found["a dropped term: found = y∘δ, the first of the softmax's y∘(δ − ⟨y, δ⟩)"] = y * delta
+        found["a dropped term: found = y∘δ, the first of the softmax's y∘(δ − ⟨y, δ⟩)"] = np.asarray(y) * delta
         found["θ′ at the wrong argument: at the output y, not the input"] = _pull(run, run.params, y, delta)
         for words, saved in {"y, the output": y, "x, the input": x}.items():
             repaired = _with_saved(run, saved)
@@ -87,7 +96,7 @@ def _wrong_input(run: Outcome, leaf: int | None) -> dict[str, Any]:
         if getattr(leaves[i], "ndim", 0) == 2 and leaves[i].shape[0] == leaves[i].shape[1]:
             other = jax.tree.unflatten(structure, [a.T if j == i else a for j, a in enumerate(leaves)])
             found[f"transposed: {name} is used where its transpose belongs"] = _pull(run, other, x, delta)
-    if delta.shape == x.shape and x[0].size <= SMALL and not isinstance(run.layer, Combinator):
+    if delta.shape == x.shape and x.size // run.n <= SMALL and not isinstance(run.layer, Combinator):
         found["a dropped term: only the diagonal of the Jacobian is there"] = _diagonal(run) * delta
     return found
 
@@ -122,15 +131,16 @@ def _with_saved(run: Outcome, saved: Any) -> Any:
     """What the layer's backward makes of another `saved`, if that is one array for it."""
     if isinstance(run.layer, Combinator) or not is_float(run.x):
         return None
-    kept = jax.eval_shape(run.layer.forward, run.params, run.x[0], run.key)[1]
+    one = jax.ShapeDtypeStruct(run.x.shape[1:], run.x.dtype)
+    kept = jax.eval_shape(run.layer.forward, run.params, one, run.key)[1]
     if not isinstance(kept, jax.ShapeDtypeStruct) or kept.shape != saved.shape[1:]:
         return None
-    delta_x, _ = jax.vmap(run.layer.backward, (None, 0, 0))(run.params, saved, run.delta)
+    delta_x = compiled(jax.vmap(lambda *args: run.layer.backward(*args)[0], (None, 0, 0)))(run.params, saved, run.delta)
     return np.asarray(delta_x).astype(np.float64)
 
 
 def _diagonal(run: Outcome) -> Any:
     """∂yᵢ/∂xᵢ for every entry of every example."""
-    jacobian = jax.vmap(jax.jacfwd(lambda x: run.layer.forward(run.params, x, run.key)[0]))(run.x)
-    size = run.x[0].size
-    return jnp.diagonal(jacobian.reshape(-1, size, size), axis1=1, axis2=2).reshape(run.x.shape)
+    jacobian = compiled(jax.vmap(jax.jacfwd(lambda x: run.layer.forward(run.params, x, run.key)[0])))(run.x)
+    size = run.x.size // run.n
+    return np.asarray(jacobian).reshape(-1, size, size).diagonal(axis1=1, axis2=2).reshape(run.x.shape)

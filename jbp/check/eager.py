@@ -7,16 +7,18 @@ the second time.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from jbp.arguments import is_float
 from jbp.check.compare import PRECISION, compare, explain, fact, problem, skipped
 from jbp.check.report import Entry
 from jbp.check.tolerance import EXACT, Level
-from jbp.check.trees import normal
+from jbp.check.trees import as_array, normal
 from jbp.layer import Layer
 from jbp.pairs import is_pair
 from jbp.paths import paths
@@ -24,7 +26,7 @@ from jbp.paths import paths
 
 def eager(layer: Layer, params: Any, x: Any, key: Any, seed: Any, level: Level, mode: str) -> list[Entry]:
     """The entries of these laws in one mode, on the first two examples (or the first twice)."""
-    a, b = x[0], x[-1]
+    a, b = (as_array(np.asarray(x)[i]) for i in (0, -1))
     law = "pure"
     before = jax.tree.flatten(params)
     state = _state(layer)
@@ -37,8 +39,7 @@ def eager(layer: Layer, params: Any, x: Any, key: Any, seed: Any, level: Level, 
             layer.backward(params, saved_b, delta)
             again_y, saved_again = layer.forward(params, a, key)
             again = _step_back(layer, params, saved, delta)
-            compiled_y, compiled_saved = jax.jit(layer.forward)(params, a, key)
-            compiled = jax.jit(lambda p, s, d: _step_back(layer, p, s, d))(params, compiled_saved, delta)
+            compiled_y, compiled = jax.jit(partial(_both_ways, layer))(params, a, key, delta)
     except Exception as error:
         return [problem("runs", f"without jit{mode}", explain(error))]
     after = jax.tree.flatten(params)
@@ -61,7 +62,7 @@ def eager(layer: Layer, params: Any, x: Any, key: Any, seed: Any, level: Level, 
 def keyless(layer: Layer, params: Any, x: Any, key: Any) -> list[Entry]:
     """A layer that declares uses_key=False answers the same with any key and with none."""
     try:
-        plain, with_key = (layer.forward(params, x[0], k)[0] for k in (None, key))
+        plain, with_key = (layer.forward(params, as_array(np.asarray(x)[0]), k)[0] for k in (None, key))
     except Exception as error:
         return [problem("key", "y", explain(error))]
     if not np.isfinite(np.asarray(plain).astype(np.float64)).all():
@@ -72,10 +73,16 @@ def keyless(layer: Layer, params: Any, x: Any, key: Any) -> list[Entry]:
     return [entry]
 
 
+def _both_ways(layer: Layer, params: Any, x: Any, key: Any, delta: Any) -> tuple[Any, list[Any]]:
+    """The output and what `_step_back` gives: in one program, as in training."""
+    y, saved = layer.forward(params, x, key)
+    return y, _step_back(layer, params, saved, delta)
+
+
 def _step_back(layer: Layer, params: Any, saved: Any, delta: Any) -> list[Any]:
     """delta_x if there is one, and each parameter's gradient, of one example."""
     delta_x, pairs = layer.backward(params, saved, delta)
-    batch = jax.tree.map(lambda a: a[None], pairs)
+    batch = jax.tree.map(lambda a: a[None] if isinstance(a, Tracer) else as_array(np.asarray(a)[None]), pairs)
     totals = [pair.total() for pair in jax.tree.leaves(batch, is_leaf=is_pair)]
     return totals if delta_x is None else [delta_x, *totals]
 

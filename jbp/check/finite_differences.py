@@ -24,7 +24,7 @@ from jbp.check.compare import PRECISION, compare, explain, problem, skipped
 from jbp.check.compiled import compiled
 from jbp.check.report import Entry
 from jbp.check.tolerance import FINITE_DIFFERENCE, NATIVE_DIFFERENCE, Level
-from jbp.check.trees import Leaves, cast, entropy, normal
+from jbp.check.trees import Leaves, as_array, cast, entropy, normal
 
 STEPS = (1e-2, 1e-3, 1e-4, 3e-5)
 """h, and what it shrinks to near a kink."""
@@ -112,7 +112,7 @@ def directions_in(leaf: int, point: Leaves, seed: Any, count: int) -> Leaves:
     v = [np.zeros((count, *p.shape)) for p in point]
     drawn = rng.normal(size=(count, point[leaf].size))
     v[leaf] = (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).reshape(v[leaf].shape)
-    return [jnp.asarray(a) for a in v]
+    return [as_array(a) for a in v]
 
 
 def _along(run: Any, point: Leaves, extra: Any, seed: Any, leaf: int, directions: int, native: bool) -> list[Slopes]:
@@ -124,7 +124,7 @@ def _along(run: Any, point: Leaves, extra: Any, seed: Any, leaf: int, directions
             here = beside(point, entropy(seed, move, 0))
         v = directions_in(leaf, point, entropy(seed, move, 1), directions)
         for h in NATIVE_STEPS if native else STEPS:
-            steps = jnp.asarray(h * np.array(_GRID))
+            steps = as_array(h * np.array(_GRID))
             values, terms, found = (np.asarray(a) for a in run(here, extra, v, steps))
             slopes = [_slope(v, h, float(t), float(f), native) for v, t, f in zip(values, terms, found, strict=True)]
             if any(s.smooth for s in slopes):
@@ -134,14 +134,15 @@ def _along(run: Any, point: Leaves, extra: Any, seed: Any, leaf: int, directions
 
 def beside(point: Leaves, seed: Any) -> Leaves:
     """The point, moved by 1 % of normals in every entry."""
-    return [p + 0.01 * a * (1 + abs(p)) for p, a in zip(point, normal(seed, point), strict=True)]
+    drawn = [np.asarray(a) for a in normal(seed, point)]
+    return [as_array(p + 0.01 * a * (1 + abs(p))) for p, a in zip(map(np.asarray, point), drawn, strict=True)]
 
 
 def kinks_along(function: Function, point: Leaves, extra: Any, seed: Any) -> bool:
     """Whether there is a kink at the point itself, along one of two random directions in each leaf."""
     run = compiled(_program(function, lambda point, _: [jnp.zeros_like(p) for p in point]))
     h = STEPS[-1]
-    steps = jnp.asarray(h * np.array(_GRID))
+    steps = as_array(h * np.array(_GRID))
     for leaf in range(len(point)):
         v = directions_in(leaf, point, entropy(seed, leaf), 2)
         values, terms, _ = (np.asarray(a) for a in run(point, extra, v, steps))

@@ -23,7 +23,7 @@ from jbp.check.compiled import compiled
 from jbp.check.finite_differences import Function, beside, kinks_along
 from jbp.check.report import Entry, Report
 from jbp.check.tolerance import EXACT, FINITE_DIFFERENCE, NATIVE_DIFFERENCE
-from jbp.check.trees import Leaves, cast, entropy, normal
+from jbp.check.trees import Leaves, as_array, cast, entropy, normal
 from jbp.layer import Layer
 
 SHIFT = 1e-5
@@ -69,7 +69,10 @@ def at_kink(function: Function, point: Leaves, extra: Any, seed: Any) -> bool:
 
 def moved(point: Leaves, seed: Any) -> Leaves:
     """The point beside this one, in the same dtypes: 1 % of normals away in every entry."""
-    return [leaf.astype(p.dtype) for leaf, p in zip(beside(point, entropy(seed, 7)), point, strict=True)]
+    return [
+        as_array(np.asarray(leaf).astype(p.dtype))
+        for leaf, p in zip(beside(point, entropy(seed, 7)), point, strict=True)
+    ]
 
 
 def after_moving(report: Report, path: str, kept: Iterable[Entry] = ()) -> Report:
@@ -131,14 +134,14 @@ def _sides(point: Leaves, seed: Any) -> Leaves:
     """Directions to look in, [s, ...]: all leaves at random, one alone at random, all alike; each with its opposite."""
     alone = [[i] for i in range(len(point))]
     leaves = [list(range(len(point)))] * 24 + alone * 2
-    drawn = [normal(entropy(seed, 9, s), point) for s in range(len(leaves))]
+    drawn = [[np.asarray(a) for a in normal(entropy(seed, 9, s), point)] for s in range(len(leaves))]
     v = [
-        [a if i in which else jnp.zeros_like(a) for i, a in enumerate(one)]
+        [a if i in which else np.zeros_like(a) for i, a in enumerate(one)]
         for which, one in zip(leaves, drawn, strict=True)
     ]
-    v.append([jnp.ones_like(p) for p in point])
+    v.append([np.ones_like(a) for a in drawn[0]])
     v += [[-a for a in one] for one in v]
-    return [jnp.stack(list(a)) for a in zip(*v, strict=True)]
+    return [as_array(np.stack(list(a))) for a in zip(*v, strict=True)]
 
 
 def _span(beside: np.ndarray, here: np.ndarray) -> Span:
@@ -165,7 +168,7 @@ def convention(layer: Layer, slopes: tuple[float, float, float], dtype: Any, see
     tiny = float(jnp.finfo(dtype).eps) / 16  # of no account beside 1, yet far from underflow
     points = {"just below 0": (-tiny, slopes[0]), "−0": (-0.0, slopes[1]), "0": (0.0, slopes[1])}
     points["just above 0"] = (tiny, slopes[2])
-    x = jnp.asarray([[s] for s, _ in points.values()], dtype)
+    x = as_array(np.asarray([[s] for s, _ in points.values()], dtype))
     delta = normal(entropy(seed, 8), jax.ShapeDtypeStruct(x.shape, x.dtype))
     y, saved = forward(layer, (), x)
     delta_x, _ = backward(layer, (), saved, delta)
@@ -173,7 +176,8 @@ def convention(layer: Layer, slopes: tuple[float, float, float], dtype: Any, see
     for n, (name, (s, slope)) in enumerate(points.items()):
         law, oracle, note = "at the kink", "definition", f"θ′ = {slope:g}"
         if s == 0:
-            entries.append(compare(law, f"{layer!r} at {name}: y", oracle, y[n], x[n] * 0, EXACT))
-        expected = jnp.asarray(slope, dtype) * delta[n]
+            zero = np.zeros(y[n].shape, y.dtype)
+            entries.append(compare(law, f"{layer!r} at {name}: y", oracle, y[n], zero, EXACT))
+        expected = np.asarray(slope, dtype) * np.asarray(delta)[n]
         entries.append(compare(law, f"{layer!r} at {name}: delta_x", oracle, delta_x[n], expected, EXACT, note=note))
     return entries

@@ -28,7 +28,7 @@ from jbp.check.compiled import compiled
 from jbp.check.outcome import Outcome, output_of
 from jbp.check.report import Entry
 from jbp.check.tolerance import EXACT, Level
-from jbp.check.trees import Leaves, cast, entropy, floats_of, normal, nudged, split
+from jbp.check.trees import Leaves, as_array, cast, entropy, floats_of, normal, nudged, split, times
 from jbp.combine import Combinator
 from jbp.layer import Layer
 from jbp.pairs import is_pair, weigh
@@ -64,7 +64,7 @@ def laws(
     loops = not (couples(layer) or (isinstance(layer, Combinator) and key is not None and layer.uses_key is not False))
 
     v = [normal(entropy(seed, 5, d), split((params, x))[0]) for d in range(DIRECTIONS)]
-    v = jax.tree.map(lambda *a: jnp.asarray(np.stack(a)), *v)
+    v = jax.tree.map(lambda *a: as_array(np.stack(a)), *v)
 
     def program(params: Any, x: Any, key: Any, deltas: Any, v: Any) -> dict[str, Any]:
         y, saved = forward(layer, params, x, key)
@@ -85,12 +85,13 @@ def laws(
             **({"loop": _loop(layer, params, x, key, delta)} if loops else {}),
         }
 
-    deltas = jnp.stack([delta, other, A * delta + B * other])
+    a, b = np.asarray(delta), np.asarray(other)
+    deltas = as_array(np.stack([a, b, (A * a + B * b).astype(a.dtype)]))
     try:
         with jax.default_matmul_precision(PRECISION):
             run = compiled(program)
             r = run(params, x, key, deltas, v) | {"v": v}
-            far = [(scale, run(params, jnp.asarray(scale, x.dtype) * x, key, deltas, v)) for scale in scales]
+            far = [(scale, run(params, times(scale, x), key, deltas, v)) for scale in scales]
     except Exception as error:
         return [problem("runs", f"under jit{mode}", explain(error))]
     if not np.isfinite(np.asarray(r["y"]).astype(np.float64)).all():
@@ -109,7 +110,7 @@ def weighted(layer: Layer, params: Any, x: Any, key: Any, seed: Any, level: Leve
     delta = normal(entropy(seed, 4, 0), jax.ShapeDtypeStruct(y.shape, y.dtype))
     w = np.random.default_rng(entropy(seed, 10)).uniform(0.5, 2.0, n)
     w[n // 2] = 0.0 if n > 1 else w[0]
-    w = jnp.asarray(w.astype(y.dtype))
+    w = as_array(w.astype(y.dtype))
 
     def program(params: Any, x: Any, key: Any, delta: Any, w: Any) -> Any:
         delta = weigh(w, delta)
@@ -190,7 +191,7 @@ class _Verdicts:
         self.sizes = {"the batch size": self.n}
         self.sizes |= {f"the size of axis {i} of one input": s for i, s in enumerate(x.shape[1:])}
         self.sizes |= {f"the size of axis {i} of one output": s for i, s in enumerate(delta.shape[1:])}
-        self.sizes |= {"the number of outputs": delta[0].size, "batch size × outputs": delta.size}
+        self.sizes |= {"the number of outputs": delta.size // self.n, "batch size × outputs": delta.size}
         self.source = largest(delta)
         self._known: list[Any] | None = None
         self.constant = self._constants()

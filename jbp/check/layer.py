@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jbp.arguments import (
@@ -32,7 +33,7 @@ from jbp.check.protocol import protocol
 from jbp.check.report import Entry, Report
 from jbp.check.statistics import statistics
 from jbp.check.tolerance import DEEP, MATMUL, Level, check_level
-from jbp.check.trees import cast, entropy, normal, split
+from jbp.check.trees import as_array, cast, entropy, normal, split
 from jbp.combine import Combinator
 from jbp.layer import Layer
 from jbp.paths import paths
@@ -94,7 +95,7 @@ def layer(
     if x is None:
         x = normal(entropy(seed, 1), jax.ShapeDtypeStruct((as_count(batch, "the batch"), *shape), dtype))
     else:
-        x = cast(jnp.asarray(x), dtype)
+        x = cast(as_array(x), dtype)
     refuse_complex("params", params)
     refuse_complex("x", x)
     check_finite("params", params)
@@ -129,7 +130,7 @@ def _run(layer: Layer, params: Any, x: Any, plan: _Plan) -> Report:
     subject, out_shape, key, seed, level, scales, differences = plan
     entries: list[Entry] = []
     broken: set[str] = set()
-    alone = not isinstance(layer, Combinator) and not couples(layer)
+    alone, everything = not isinstance(layer, Combinator) and not couples(layer), _everything.get()
     modes = {"": None} if layer.uses_key is False else {"": None, " (key)": key}
     for mode, k in modes.items():
         structure = protocol(layer, params, x, out_shape, k, mode)
@@ -142,13 +143,30 @@ def _run(layer: Layer, params: Any, x: Any, plan: _Plan) -> Report:
         entries += laws(layer, params, x, k, seed, level, mode, scales)
         if couples(layer):
             entries += weighted(layer, params, x, k, seed, level, mode)
-        if alone:
+        if alone and everything:
             entries += eager(layer, params, x, k, seed, level, mode)
         if differences:
             entries += _slopes(layer, params, x, k, seed, mode)
-    if "" not in broken:
+    if everything and "" not in broken:
         entries += statistics(layer, params, x, seed, level)
     return Report(subject, tuple(entries))
+
+
+_everything: ContextVar[bool] = ContextVar("everything", default=True)
+
+
+@contextmanager
+def derivative_alone() -> Iterator[None]:
+    """Where `layer` leaves out the eager laws and those of the statistics: for many mutants of one layer.
+
+    Run op by op a layer costs as many compilations as it has operations, and its statistics are a program of their
+    own: together more than the rest of a check, and nothing in them depends on which derivative is wrong.
+    """
+    token = _everything.set(False)
+    try:
+        yield
+    finally:
+        _everything.reset(token)
 
 
 def _output_slope(layer: Layer, params: Any, x: Any, key: Any, seed: Any) -> tuple[Any, Any, Any]:
@@ -231,9 +249,10 @@ def _params(drawn: Any, given: Any, dtype: Any, seed: Any) -> Any:
     leaves, rebuild = split(drawn)
     noise = normal(entropy(seed, 2), [jax.ShapeDtypeStruct(leaf.shape, jnp.float32) for leaf in leaves])
     moved = []
-    for leaf, a in zip(leaves, noise, strict=True):
+    for leaf, a in zip(map(np.asarray, leaves), map(np.asarray, noise), strict=True):
         constant = bool((leaf == leaf.reshape(-1)[0]).all()) if leaf.size else False
-        moved.append(leaf.astype(dtype) + (0.1 * a).astype(dtype) if constant else leaf.astype(dtype))
+        values = leaf.astype(dtype) + (0.1 * a).astype(dtype) if constant else leaf.astype(dtype)
+        moved.append(as_array(values))
     return rebuild(moved)
 
 

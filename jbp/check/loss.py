@@ -17,7 +17,7 @@ from jbp.check.complex_step import complex_step
 from jbp.check.finite_differences import finite_differences
 from jbp.check.report import Entry, Report
 from jbp.check.tolerance import ELEMENTWISE, MATMUL, Level, check_level
-from jbp.check.trees import cast, entropy, normal
+from jbp.check.trees import as_array, cast, entropy, normal, times
 from jbp.losses import Loss
 
 KINDS = ("classes", "distribution", "values", "masses")
@@ -84,7 +84,7 @@ def loss(
                 raise ValueError(f"output must be 'logits', 'probabilities' or an array, but is {output!r}")
             p = normal(entropy(seed, 1), jax.ShapeDtypeStruct((n, *shape), dtype))
             p = jax.nn.softmax(p) if domain == "probabilities" else p
-            p = cast(jnp.asarray(output), dtype) if output is not None and not isinstance(output, str) else p
+            p = cast(as_array(output), dtype) if output is not None and not isinstance(output, str) else p
             mode = f" ({kind})"
             found = _laws(run, p, y, level, mode)
             entries += found
@@ -167,7 +167,7 @@ def _far(run: _Programs, p: Any, y: Any, level: Level, mode: str) -> list[Entry]
     entries = []
     for scale in SCALES:
         path = f"delta{mode} (output·{scale:g})"
-        values, delta, grads, _ = (np.asarray(a) for a in run.laws(jnp.asarray(scale, p.dtype) * p, y))
+        values, delta, grads, _ = (np.asarray(a) for a in run.laws(times(scale, p), y))
         known = np.isfinite(grads) & np.isfinite(values).reshape(-1, *(1,) * (grads.ndim - 1))
         if not known.any():
             why = "autodiff of the value is not finite at outputs this large"
@@ -223,14 +223,14 @@ def _extremes(run: _Programs, p: Any, y: Any, domain: str, mode: str) -> list[En
     # A chessboard of ±1, turned over from one example to the next.
     signs = (-1.0) ** (np.arange(p.size).reshape(p.shape) + np.arange(len(p)).reshape(-1, *(1,) * (p.ndim - 1)))
     if domain == "logits":
-        edge = jnp.asarray(EXTREME * signs, p.dtype)
+        edge = (EXTREME * signs).astype(p.dtype)
     else:
-        edge = jnp.where(jnp.asarray(signs) > 0, p, jnp.zeros_like(p))
+        edge = np.where(signs > 0, np.asarray(p), np.zeros((), p.dtype))
     # Constant outputs too, where a softmax has nothing to tell the classes apart by.
-    edges = [edge, jnp.full_like(p, EXTREME), jnp.full_like(p, -EXTREME)] if domain == "logits" else [edge, p * 0]
-    pairs = [(e, y) for e in edges]
+    same = [np.full(p.shape, value, p.dtype) for value in ((EXTREME, -EXTREME) if domain == "logits" else (0,))]
+    pairs = [(as_array(e), y) for e in (edge, *same)]
     if domain == "probabilities" and y.shape == p.shape:  # 0 · log 0 is 0: such a class takes no part
-        pairs.insert(0, (edge, jnp.where(edge == 0, jnp.zeros_like(y), y)))
+        pairs.insert(0, (as_array(edge), as_array(np.where(edge == 0, np.zeros((), y.dtype), np.asarray(y)))))
     entries = []
     for name, batch in run.batch.items():
         try:
@@ -300,15 +300,15 @@ def _error(loss: Loss, kind: str, shape: Any, dtype: Any) -> Exception | None:
 def _targets(kind: str, target: Any, seed: Any, n: int, shape: Any, dtype: Any) -> Any:
     rng = np.random.default_rng(seed)
     if kind == "classes":
-        return jnp.asarray(rng.integers(0, shape[-1], (n, *shape[:-1])).astype(np.int32))
+        return as_array(rng.integers(0, shape[-1], (n, *shape[:-1])).astype(np.int32))
     if kind == "distribution":
         weights = np.exp(2 * rng.normal(size=(n, *shape)))
-        return jnp.asarray((weights / weights.sum(-1, keepdims=True)).astype(dtype))
+        return as_array((weights / weights.sum(-1, keepdims=True)).astype(dtype))
     if kind == "masses":
-        return jnp.asarray(rng.uniform(0.05, 0.95, (n, *shape)).astype(dtype))
+        return as_array(rng.uniform(0.05, 0.95, (n, *shape)).astype(dtype))
     if kind == "values":
-        return jnp.asarray(rng.uniform(0.05, 0.95, (n, *shape)).astype(dtype))
-    given = jnp.asarray(target)
+        return as_array(rng.uniform(0.05, 0.95, (n, *shape)).astype(dtype))
+    given = as_array(target)
     if given.shape[:1] != (n,):
         raise ValueError(f"target must hold {n} examples, as the outputs do, but has shape {given.shape}")
     return cast(given, dtype) if is_float(given) else given

@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
@@ -20,7 +19,7 @@ from jbp.check.compare import compare, explain, fact, problem, skipped
 from jbp.check.compiled import compiled
 from jbp.check.report import Entry, Report
 from jbp.check.tolerance import ELEMENTWISE, Level, check_level
-from jbp.check.trees import cast, entropy, normal
+from jbp.check.trees import as_array, cast, entropy, normal, times
 from jbp.paths import paths
 
 
@@ -75,12 +74,12 @@ def optimizer(
         raise ValueError("params must hold arrays of floats, and at least one")
     refuse_empty("params", params, "leave it out, there is nothing to move")
     check_finite("params", params)
-    params = jax.tree.map(jnp.asarray, params)
+    params = jax.tree.map(as_array, params)
     sizes = [10.0 ** (3 * (t % 3) - 3) for t in range(steps)]
     sizes[steps // 2] = 1e4
     sizes[steps - 2] = 0.0
     drawn = [normal(entropy(seed, 1, t), params) for t in range(steps)]
-    gradients = [jax.tree.map(lambda g, c=c: c * g, tree) for c, tree in zip(sizes, drawn, strict=True)]
+    gradients = [jax.tree.map(lambda g, c=c: times(c, g), tree) for c, tree in zip(sizes, drawn, strict=True)]
 
     subject = f"an optimizer against its reference, {steps} steps"
     try:

@@ -10,7 +10,7 @@ from jbp.check.trees import Leaves, split
 from jbp.layer import Layer
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Outcome:
     """A layer at one point, and its results there."""
 
@@ -21,6 +21,8 @@ class Outcome:
     delta: Any
     r: dict[str, Any]
     """By name: y, delta_x, and the gradients by hand, by autodiff and of each example."""
+    others: dict[str, Any] | None = None
+    """The gradients of every leaf for the δ of the usual mistakes, once a clue has asked for them."""
 
     @property
     def n(self) -> int:

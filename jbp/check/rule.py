@@ -21,7 +21,7 @@ from jbp.check.finite_differences import finite_differences
 from jbp.check.kinks import after_moving, at_kink, moved, no_excuse, outside, spans
 from jbp.check.report import Entry, Report
 from jbp.check.tolerance import EXACT, Level
-from jbp.check.trees import Leaves, cast, entropy, nudged
+from jbp.check.trees import Leaves, as_array, cast, entropy, nudged
 from jbp.paths import paths
 
 A, B = 0.75, -1.5
@@ -130,16 +130,18 @@ def _autodiff(
 
     floats, wide = arguments.floats, delta
     if any(leaf.dtype.itemsize < 4 for leaf in floats):
-        floats = [leaf.astype(jnp.float32) if leaf.dtype.itemsize < 4 else leaf for leaf in floats]
+        floats = [cast(leaf, jnp.float32) if leaf.dtype.itemsize < 4 else leaf for leaf in floats]
     names, candidates = _candidates(wide)
     try:
         kinds = jax.eval_shape(lambda p: plain(*arguments.rebuilt(p)), floats)
         kinds = [leaf.dtype for leaf in jax.tree.leaves(kinds) if _is_float_struct(leaf)]
         stacked = [
-            jnp.stack(list(c)).astype(kind) for c, kind in zip(zip(*candidates, strict=True), kinds, strict=True)
+            as_array(np.stack(list(c)).astype(kind))
+            for c, kind in zip(zip(*candidates, strict=True), kinds, strict=True)
         ]
         run = compiled(program)
         value, gradients = run(floats, stacked)
+        gradients = [np.asarray(g) for g in gradients]
     except Exception as error:
         why = f"autodiff cannot differentiate it: {explain(error)}"
         if reference is not None:
@@ -166,7 +168,7 @@ def _autodiff(
                 level,
                 dtype=leaf.dtype,
                 source=source,
-                twins=lambda i=i: [gradients[i][0] for gradients in twins()],
+                twins=lambda i=i: [np.asarray(gradients[i])[0] for gradients in twins()],
                 sizes=sizes,
                 clues=clues,
             )
@@ -208,8 +210,8 @@ def _twins(run: Any, given: Leaves, floats: Leaves, delta: Leaves, deltas: Leave
     @cache
     def twins() -> list[Any]:
         point, near = nudged((given, delta), (0,))
-        near = [jnp.broadcast_to(d, a.shape).astype(a.dtype) for d, a in zip(near, deltas, strict=True)]
-        found = [run([p.astype(f.dtype) for p, f in zip(point, floats, strict=True)], near)[1]]
+        near = [as_array(np.broadcast_to(d, a.shape).astype(a.dtype)) for d, a in zip(near, deltas, strict=True)]
+        found = [run([cast(p, f.dtype) for p, f in zip(point, floats, strict=True)], near)[1]]
         with contextlib.suppress(Exception), jax.enable_x64(True):
             found.append(run(cast(floats, jnp.float64), cast(deltas, jnp.float64))[1])
         return found
@@ -219,13 +221,14 @@ def _twins(run: Any, given: Leaves, floats: Leaves, delta: Leaves, deltas: Leave
 
 def _candidates(delta: Any) -> tuple[list[str], list[Any]]:
     """δ, and the δ of the usual mistakes."""
-    rows: dict[str, Any] = {"": lambda d: d, "δ left out: it is the cotangent for a δ of ones": jnp.ones_like}
+    delta = [np.asarray(d) for d in delta]
+    rows: dict[str, Any] = {"": lambda d: d, "δ left out: it is the cotangent for a δ of ones": np.ones_like}
     rows["one example's δ given to another: δ reversed along its first axis"] = lambda d: d[::-1] if d.ndim else d
     rows["one example's δ given to another: δ rolled by 1 along its first axis"] = lambda d: (
-        jnp.roll(d, 1, 0) if d.ndim else d
+        np.roll(d, 1, 0) if d.ndim else d
     )
     rows["one example's δ given to another: δ rolled by −1 along its first axis"] = lambda d: (
-        jnp.roll(d, -1, 0) if d.ndim else d
+        np.roll(d, -1, 0) if d.ndim else d
     )
     if len(delta) > 1:
         for i in range(len(delta)):
@@ -233,7 +236,7 @@ def _candidates(delta: Any) -> tuple[list[str], list[Any]]:
     made = []
     for change in rows.values():
         if isinstance(change, int):
-            made.append([jnp.zeros_like(d) if i == change else d for i, d in enumerate(delta)])
+            made.append([np.zeros_like(d) if i == change else d for i, d in enumerate(delta)])
         else:
             made.append([change(d) for d in delta])
     return list(rows), made

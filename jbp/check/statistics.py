@@ -29,7 +29,8 @@ from jbp import stats
 from jbp.backprop import backward, forward
 from jbp.check.compare import PRECISION, compare, explain, fact, largest, problem, skipped
 from jbp.check.compiled import compiled
-from jbp.check.laws import couples, output_of
+from jbp.check.laws import couples
+from jbp.check.outcome import output_of
 from jbp.check.report import Entry
 from jbp.check.tolerance import Level, eps
 from jbp.check.trees import entropy, floats_of, is_float, normal

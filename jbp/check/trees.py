@@ -25,7 +25,7 @@ def split(tree: Any) -> tuple[Leaves, Callable[[Iterable[Any]], Any]]:
             new[i] = leaf
         return jax.tree.unflatten(structure, new)
 
-    return [jnp.asarray(leaves[i]) for i in at], rebuild
+    return [as_array(leaves[i]) for i in at], rebuild
 
 
 def floats_of(tree: Any, like: Any, is_leaf: Callable[[Any], bool] | None = None) -> Leaves:
@@ -49,12 +49,31 @@ def normal(seed: Any, tree: Any) -> Any:
     """
     leaves, structure = jax.tree.flatten(tree)
     rng = np.random.default_rng(entropy(seed))
-    return jax.tree.unflatten(structure, [jnp.asarray(rng.normal(size=a.shape).astype(a.dtype)) for a in leaves])
+    return jax.tree.unflatten(structure, [as_array(rng.normal(size=a.shape).astype(a.dtype)) for a in leaves])
+
+
+def as_array(values: Any) -> Array:
+    """Numbers as an array of JAX. `jnp.asarray` compiles a program for every shape of numpy's."""
+    return values if isinstance(values, Array) else jax.device_put(values)
 
 
 def cast(tree: Any, dtype: Any) -> Any:
     """Every floating-point leaf in `dtype`; the others as they are."""
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(dtype) if is_float(leaf) else leaf, tree)
+
+    def one(leaf: Any) -> Any:
+        if not is_float(leaf):
+            return leaf
+        if isinstance(leaf, Tracer):
+            return leaf.astype(dtype)
+        return as_array(np.asarray(leaf).astype(dtype))
+
+    return jax.tree.map(one, tree)
+
+
+def times(scale: float, x: Any) -> Array:
+    """scale · x, by numpy, which compiles nothing."""
+    a = np.asarray(x)
+    return as_array((a * np.asarray(scale, a.dtype)).astype(a.dtype))
 
 
 def nudged(tree: Any, seed: Any) -> Any:
@@ -62,7 +81,7 @@ def nudged(tree: Any, seed: Any) -> Any:
 
     def one(a: Any, sign: Any) -> Any:
         step = 1 + jnp.finfo(a.dtype).eps * np.sign(np.asarray(sign).astype(np.float64))
-        return jnp.asarray((np.asarray(a).astype(np.float64) * step).astype(a.dtype))
+        return as_array((np.asarray(a).astype(np.float64) * step).astype(a.dtype))
 
     leaves, structure = jax.tree.flatten(tree)
     return jax.tree.unflatten(

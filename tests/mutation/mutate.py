@@ -72,14 +72,16 @@ TARGETS: dict[str, dict[str, str]] = {
         "_diagonal_columns": "l2_loss l2_loss@positions",
         "_block_columns": "softmax_cross_entropy softmax_cross_entropy@positions",
     },
-    "combine.py": {
-        "Serial.walk_backward": "serial", "Residual.walk_backward": "residual",
-        "Branch.walk_backward": "branch concat concat@positions indices",
+    "combine/base.py": {"sum_of": "branch"},
+    "combine/serial.py": {"Serial.walk_backward": "serial"},
+    "combine/residual.py": {"Residual.walk_backward": "residual"},
+    "combine/branch.py": {"Branch.walk_backward": "branch concat concat@positions indices"},
+    "combine/repeat.py": {
         "Repeat.walk_backward": "repeat repeat2 repeated",
         **{f"_Sharing.{n}": "repeat repeat2 repeat@output repeat@nothing" for n in ("whole", "distinct", "among")},
         "_compact": "repeat@signs repeat@leaky repeat2",
-        "_sum": "branch",
     },
+    "combine/tied.py": {"Tied.walk_backward": "tied shared", "_join": "tied shared"},
     "pairs/pair.py": {
         "weigh": "weights evaluation dense blank", "weighed_rows": "weights evaluation dense dense3",
         "silence": "blank weights blankrows",
@@ -93,9 +95,9 @@ TARGETS: dict[str, dict[str, str]] = {
     "pairs/coupled.py": {"Coupled.total": "tied@coupled"},
     "pairs/contract.py": {"merge": "tied tied@kinds tied@coupled", "contract": "evaluation evaluation1"},
     "sinks.py": {"total": "gradient"},
-    "ties.py": {"Tied.walk_backward": "tied shared", "_join": "tied shared"},
     "backprop.py": {
-        "backward": "gradient repeat shared tied coupled", "_backward_leaf": "dense",
+        "backward": "gradient repeat shared tied coupled", "backward_leaf": "dense", "coupling_of": "coupled",
+        "_backward_examples": "dense",
         "value_grad_output": "gradient weights", "value_output_delta": "gradient weights blank rows training",
         "_silence": "blank weights blankrows",
     },
@@ -137,7 +139,7 @@ INSTEAD = {
     "max": "min", "min": "max", "tanh": "sin", "logistic": "tanh", "reduce_max": "reduce_min",
     "reduce_min": "reduce_max", "reduce_sum": "reduce_max", "scatter_add": "scatter_mul",
 }  # fmt: skip
-REFUSALS = ("same_shape", "no_params", "_expect_tuple", "_expect_stack", "_like", "check_weights",
+REFUSALS = ("same_shape", "no_params", "expect_tuple", "_expect_stack", "_like", "check_weights",
             "check_learning_rate", "check_momentum", "_check")  # fmt: skip
 
 

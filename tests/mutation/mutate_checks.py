@@ -32,6 +32,7 @@ import jbp.check
 from jbp import backprop, layers, losses, optim
 from jbp.check.cases import LAYERS, Row
 from jbp.check.catalogue import _at_zero, catalogue
+from jbp.check.layer import derivative_alone
 from jbp.combine import tied
 
 laws: Any = sys.modules["jbp.check.laws"]
@@ -70,14 +71,9 @@ def planted(file: str, qualname: str, source: str) -> Iterator[None]:
 
 
 def failures(check: str) -> tuple[jbp.check.Entry, ...]:
-    """What the public check finds. Its laws without compilation come last: they are slow, and seldom needed."""
-    module: Any = sys.modules["jbp.check.layer"]
-    eager = module.eager
-    module.eager = lambda *args: []
-    try:
+    """What the public check finds. The laws of the derivative come first, the others are seldom needed."""
+    with derivative_alone():
         found = CHECKS[check]().failures
-    finally:
-        module.eager = eager
     return found or (CHECKS[check]().failures if check in EAGER else ())
 
 
@@ -124,8 +120,11 @@ def _forget(name: str) -> None:
 HERE = Path(__file__).resolve().parent
 IN_FORWARD = {"_masked", "_product", "keep", "value", "positive", "shape", "_compact"}
 """What a layer's `forward` calls: JAX keeps what it traced of a method of the same layer."""
-LEAVES = {name: "@partial(jax.jit, static_argnums=0, inline=_INLINE)\n" + inspect.getsource(
-    getattr(backprop, name).__wrapped__).split("\n", 1)[1] for name in ("_forward_leaf", "_backward_leaf")}  # fmt: skip
+LEAVES = {
+    name: "@partial(jax.jit, static_argnums=0, inline=_INLINE)\n"
+    + inspect.getsource(getattr(backprop, name).__wrapped__).split("\n", 1)[1]
+    for name in ("forward_leaf", "_backward_examples")
+}
 
 
 def _layer(layer: Any, *shape: int, **options: Any) -> Callable[[], jbp.check.Report]:

@@ -22,20 +22,22 @@ _DENSE = "layers/dense.py"
 _KEPT = "kept = {id(leaf) for leaf in others} | ({id(y)} if any(leaf is x for leaf in others) else set())"
 _TAKES = "{id(y)} if any((leaf is x for leaf in others)) else set()"
 _SMALLER = "return Sign(node.positive) if is_sign(node) and id(node.array) not in kept else node"
-_ROOT = "return _diagonal_columns(jnp.where(t == 0, jnp.zeros_like(t), jnp.sqrt(t) / output))"
-_DELTA = "return _per_position(-jnp.where(t == 0, jnp.zeros_like(t), t / output))"
-_ACT, _DROP, _LOSS, _NET = "layers/activations.py", "layers/dropout.py", "losses.py", "combine.py"
+_ROOT = "return _diagonal_columns(jnp.where(t == 0, jnp.zeros_like(t), jnp.sqrt(t) / output), mask)"
+_DELTA = "return _per_position(-jnp.where(t == 0, jnp.zeros_like(t), t / output), mask)"
+_ACT, _DROP, _LOSS, _REPEAT = "layers/activations.py", "layers/dropout.py", "losses.py", "combine/repeat.py"
 _SPINE = "backprop.py"
+_MARKS = "_coupled_places(net, training) if net.couples_batch else {}"
+_MARKED = f"return ({_MARKS}), saved"
 
 EQUIVALENT: dict[tuple[str, str, str, str], str] = {
-    (_NET, "return (delta_x, distinct[plan.input] if plan.shares_output else None), answers[0].distinct(found)", "0",
+    (_REPEAT, "return (delta_x, distinct[plan.input] if plan.shares_output else None), answers[0].distinct(found)", "0",
      "0 → -1"): _LONE,
-    (_NET, "found = answers[0].whole(found, None)", "0", "0 → -1"): _LONE,
+    (_REPEAT, "found = answers[0].whole(found, None)", "0", "0 → -1"): _LONE,
     (_DENSE, "dtype = jnp.promote_types(a.dtype, weight.dtype)", "jnp.promote_types(a.dtype, weight.dtype)",
      "last arguments swapped"): "promotion is symmetric",
     **{(_DENSE, "a, weight = a.astype(dtype), weight.astype(dtype)", what, "astype left out"):
        "`lax.dot_general` widens it by itself" for what in ("a.astype(dtype)", "weight.astype(dtype)")},
-    (_NET, "return delta if delta_x is None else delta + delta_x, found",
+    ("combine/residual.py", "return delta if delta_x is None else delta + delta_x, found",
      "delta if delta_x is None else delta + delta_x", "always the second"):
         "delta_x is None for integer input only, to which no float can be added and kept: the branch is never taken",
     **{(_LOSS, text, "jnp.zeros_like(t)", "zeros_like left out"): "where t == 0, t is that zero"
@@ -45,28 +47,29 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
     **{(_LOSS, "return delta / _positions(delta) if _positions(delta) > 1 else delta", what, change): _ONE
        for what, change in (("_positions(delta) > 1", "comparison → GtE"), ("1", "1 → 0"),
                             ("delta / _positions(delta) if _positions(delta) > 1 else delta", "always the first"))},
-    (_LOSS, "return _block_columns(jnp.expand_dims(weight, -1) * (eye - jnp.expand_dims(p, -2)))",
+    (_LOSS, "return _block_columns(jnp.expand_dims(weight, -1) * (eye - jnp.expand_dims(p, -2)), mask)",
      "eye - jnp.expand_dims(p, -2)", "operands swapped"): "the sign of a column s is free: ssᵀ is the same",
     **{(_LOSS, _PLACES, what, change): "an index of 32 bits or more is left as it is, one of 16 or fewer widened"
        for what, change in (("32", "32 → 33"), ("32", "32 → 31"), ("jnp.iinfo(target.dtype).bits < 32",
                                                                   "comparison → LtE"))},
     (_LOSS, _PLACES, _PLACES.removeprefix("return (").removesuffix(").reshape(-1, 1)"), "always the first"):
         "gather and scatter narrow 64 bits to 32 themselves",
-    (_NET, _SMALLER, "Sign(node.positive)", "at_zero added"): "of bools, which are signs already, it says nothing",
+    (_REPEAT, _SMALLER, "Sign(node.positive)", "at_zero added"): "of bools, which are signs already, it says nothing",
     (_SPINE, "return jnp.where(weights.reshape((-1,) + (1,) * (a.ndim - 1)) == 0, jnp.zeros_like(a), a)",
      "jnp.zeros_like(a)", "zeros_like → ones_like"): "any finite input will do in a row of weight 0",
     (_SPINE, "n = batch_size(x, y)", "batch_size(x, y)", "last arguments swapped"):
         "symmetric, but for the order of the shapes in an error",
-    (_SPINE, "coupled = _coupled_places(net) if net.couples_batch else {}",
-     "_coupled_places(net) if net.couples_batch else {}", "always the first"): "a walk that finds nothing to mark",
+    (_SPINE, _MARKED,
+     _MARKS, "always the first"): "a walk that finds nothing to mark",
     ("optim/_scalars.py", _LAST, "jnp.minimum(steps, jnp.iinfo(steps.dtype).max - 1)", "last arguments swapped"):
         "a minimum is symmetric",
-    (_NET, "return tuple(leaves[self.source.index(j)] for j in range(max(self.source, default=-1) + 1))", "1", "1 → 2"):
+    (_REPEAT, "return tuple(leaves[self.source.index(j)] for j in range(max(self.source, default=-1) + 1))", "1",
+     "1 → 2"):
         "nothing is kept: range(−1) is as empty as range(0)",
     ("pairs/contract.py", _JOINED, "0", "0 → -1"): _LONE,
-    **{("ties.py", "return merge(*parts) if is_pair(parts[0]) else reduce(jnp.add, parts)", "0", change):
+    **{("combine/tied.py", "return merge(*parts) if is_pair(parts[0]) else reduce(jnp.add, parts)", "0", change):
        "the uses are all pairs or all arrays" for change in ("0 → 1", "0 → -1")},
-    **{(_NET, "return _Sharing(tuple(source), ids.index(id(x)) if takes_input else -1, structure)", what, change):
+    **{(_REPEAT, "return _Sharing(tuple(source), ids.index(id(x)) if takes_input else -1, structure)", what, change):
        "`input` is read only where an output is shared, and then the input was found"
        for what, change in (("1", "1 → 0"), ("1", "1 → 2"), ("-1", "sign or not dropped"))},
 }  # fmt: skip
@@ -105,9 +108,9 @@ HELD: dict[tuple[str, str, str, str], tuple[str, str]] = {
     **{("optim/sgd.py", "if isinstance(momentum, jax.Array) or (momentum is not None and momentum != 0):", "0", change):
        ("the same steps, by a velocity that at β = 0 nobody needs",
         "tests/test_optim.py::test_a_known_momentum_of_zero_keeps_no_velocity") for change in ("0 → 1", "0 → -1")},
-    (_NET, "if leaf is y and takes_input and y is not x:", "y is not x", "comparison → Is"):
+    (_REPEAT, "if leaf is y and takes_input and y is not x:", "y is not x", "comparison → Is"):
         (_MEMORY, "tests/test_combine.py::test_repeat_stacks_a_shared_array_only_once"),
-    **{(_NET, text, what, change): (
+    **{(_REPEAT, text, what, change): (
         _MEMORY, "tests/test_combine.py::test_repeat_keeps_one_byte_of_what_only_the_sign_is_needed_of")
        for text, what, change in (
         ("others = [leaf for leaf in jax.tree.leaves(saved, is_leaf=is_sign) if not is_sign(leaf)]",
@@ -126,8 +129,8 @@ HELD: dict[tuple[str, str, str, str], tuple[str, str]] = {
     **{(_SPINE, text, what, change): (_MARK, "tests/test_statistics_laws.py::"
                                       "test_below_a_coupling_layer_there_is_a_total_and_nothing_else")
        for text, what, change in (
-        *(("coupled = _coupled_places(net) if net.couples_batch else {}",
-           "_coupled_places(net) if net.couples_batch else {}", c) for c in ("branches swapped", "always the second")),
+        *((_MARKED,
+           _MARKS, c) for c in ("branches swapped", "always the second")),
         *((text, "above + place", f"{side} operand dropped") for side in ("left", "right") for text in (
             "return layer.walk_backward(at(above + place), params, saved, delta)",
             "if above + place in coupled:")))},
