@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from cases import PLAIN
+from jax.core import Tracer
 
 from jbp import losses
 from jbp.combine import Combinator
@@ -49,7 +50,7 @@ def whole(function: Any) -> Any:
     def call(*args: Any, **options: Any) -> Any:
         leaves, structure = jax.tree.flatten((args, options))
         arrays = [a for a in leaves if isinstance(a, jax.Array | np.ndarray)]
-        if any(isinstance(a, jax.core.Tracer) for a in arrays):  # inside another program already
+        if any(isinstance(a, Tracer) for a in arrays):  # inside another program already
             return function(*args, **options)
         return program(structure, tuple(_ARRAY if isinstance(a, jax.Array | np.ndarray) else a for a in leaves))(arrays)
 

@@ -157,7 +157,7 @@ def _rolled(self: Any, weights: Any = None) -> Any:
 
 
 def _spine(change: Any) -> tuple[Any, str, Any]:
-    """The spine with `change(right, arguments)` around its one function; arguments: net, loss, params, x, y, key, w."""
+    """The spine with `change(right, arguments)` around its one function; arguments: net, loss, params, batch, …"""
     right = backprop.value_grad_output
     return backprop, "value_grad_output", lambda *args: change(right, args)
 
@@ -165,13 +165,17 @@ def _spine(change: Any) -> tuple[Any, str, Any]:
 def _grads(change: Any) -> tuple[Any, str, Any]:
     def changed(right: Any, args: Any) -> Any:
         value, grads, output = right(*args)
-        return value, jax.tree.map(lambda g: change(g, len(args[3])), grads), output
+        return value, jax.tree.map(lambda g: change(g, len(args[3].x)), grads), output
 
     return _spine(changed)
 
 
 def _with_weights(change: Any) -> tuple[Any, str, Any]:
-    return _spine(lambda right, args: right(*args[:6], change(args[6]), *args[7:]))
+    def changed(right: Any, args: Any) -> Any:
+        net, loss, params, batch, *rest = args
+        return right(net, loss, params, batch._replace(weights=change(batch.weights)), *rest)
+
+    return _spine(changed)
 
 
 def _optimised(right: Any, gradient: Any = None, update: Any = None, remember: Any = None) -> Any:
