@@ -65,7 +65,7 @@ def _optimizer(theirs: Any) -> Any:
     return lambda ours: jbp.check.optimizer(ours, theirs, steps=5)
 
 
-def _falling(t: Any) -> Any:
+def falling(t: Any) -> Any:
     return 0.1 / (1.0 + jnp.asarray(t, jnp.float32))
 
 
@@ -83,7 +83,7 @@ CHECKS: dict[str, Callable[[Any], jbp.check.Report]] = {
     "gradient, weights": lambda net: _gradient(net, weighted=True),
     "gradient, blank row": lambda net: _gradient(net, weighted=True, blank=True),
     "sgd": _optimizer(optax.sgd(0.1)),
-    "sgd, schedule": _optimizer(optax.sgd(_falling)),
+    "sgd, schedule": _optimizer(optax.sgd(falling)),
     "heavy_ball": _optimizer(optax.sgd(0.1, momentum=0.9)),
     "nesterov": _optimizer(optax.sgd(0.1, momentum=0.9, nesterov=True)),
 }
@@ -362,7 +362,7 @@ LOSSES = (
     _m("0 · log 0", "cross_entropy", "no NaN at probability 0", "loss (7,)", CROSS,
        wrong(CROSS, value=lambda self, p, t: -(_one_hot(p, t) * jnp.log(p)).sum())),
 )
-SGD, FALLING, HEAVY, AHEAD = optim.sgd(0.1), optim.sgd(_falling), optim.heavy_ball(0.1), optim.nesterov(0.1)
+SGD, FALLING, HEAVY, AHEAD = optim.sgd(0.1), optim.sgd(falling), optim.heavy_ball(0.1), optim.nesterov(0.1)
 _PLACES = {"sgd": SGD, "sgd, schedule": FALLING, "heavy_ball": HEAVY, "nesterov": AHEAD}
 OPTIMISERS = tuple(
     _m(name, where.split(",")[0], "same trajectory", where, _PLACES[where], mutant)
@@ -370,7 +370,7 @@ OPTIMISERS = tuple(
         ("uphill", "sgd", _optimised(SGD, update=lambda u: -u)),
         ("η twice", "sgd", _optimised(SGD, update=lambda u: 0.1 * u)),
         ("steps not counted", "sgd, schedule", _optimised(FALLING, remember=lambda old, new: old)),
-        ("η of the next step", "sgd, schedule", _optimised(optim.sgd(lambda t: _falling(t + 1)))),
+        ("η of the next step", "sgd, schedule", _optimised(optim.sgd(lambda t: falling(t + 1)))),
         ("momentum damped by 1 − β", "heavy_ball", _optimised(HEAVY, gradient=lambda g: (1 - 0.9) * g)),
         ("sign of β", "heavy_ball", _optimised(HEAVY, remember=_velocity(lambda old, new: -new))),
         ("velocity reset", "heavy_ball", _optimised(HEAVY, remember=_velocity(lambda old, new: 0 * new))),
