@@ -26,7 +26,7 @@ from jbp.combine import Combinator, Place, located
 from jbp.combine.tied import Uses, unless_shared, unmarked
 from jbp.layer import ArrayLike, Layer
 from jbp.losses import Loss
-from jbp.pairs import Coupled, Weights, is_pair, weigh
+from jbp.pairs import Coupled, Weights, is_pair, silence, weigh
 from jbp.paths import shown
 from jbp.sinks import Sink, keep, total
 
@@ -254,11 +254,11 @@ def value_and_pairs(
     """
     check_weights(weights, check_call(net, loss, x, y))
     if weights is not None:
-        x = jax.tree.map(lambda a: _silence(weights, a), x)
+        x = jax.tree.map(lambda a: silence(weights, a), x)
     output, saved = forward(net, params, x, key, weights)
     errors, delta = jax.vmap(loss.value)(output, y), jax.vmap(loss.delta)(output, y)
     if weights is not None:
-        errors, delta = _silence(weights, errors), _silence(weights, delta)
+        errors, delta = silence(weights, errors), silence(weights, delta)
     # Stored here, as in `value_grad_output`.
     return errors, backward(net, params, saved, lax.optimization_barrier(delta))[1]
 
@@ -337,7 +337,7 @@ def value_output_delta(
     if key is None and net.uses_key is True and training is not False:
         raise ValueError(f"{net!r} draws at random in training, so its gradient needs a key: pass key=...")
     if weights is not None:  # a padding row may hold anything, even NaN
-        x = jax.tree.map(lambda a: _silence(weights, a), x)
+        x = jax.tree.map(lambda a: silence(weights, a), x)
     output, saved = forward(net, params, x, key, weights, training=training, mask=mask, rows=rows)
     targets = (output, y, *mask_at(net, output, mask))
     errors = jax.vmap(loss.value)(*targets)
@@ -360,8 +360,3 @@ def check_call(net: Any, loss: Any, x: Any, y: Any) -> int:
     check_input(x)
     check_loss(loss, Loss)
     return batch_size(x, y)
-
-
-def _silence(weights: Array, a: Array) -> Array:
-    """`a` with zeros in the rows of weight 0."""
-    return jnp.where(weights.reshape((-1,) + (1,) * (a.ndim - 1)) == 0, jnp.zeros_like(a), a)

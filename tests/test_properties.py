@@ -151,7 +151,7 @@ PLANTED = {
     "repeat's layers in forward order": (combine.Repeat, "walk_backward", forward_order),
     "the uses of a borrowed parameter dropped": (sys.modules["jbp.combine.tied"], "_join", owner_alone),
     "weights only where they are zero": (pairs, "weigh", unweighted),
-    "rows of weight 0 not silenced": (backprop, "_silence", no_silence),
+    "rows of weight 0 not silenced": (backprop, "silence", no_silence),
 }
 
 

@@ -26,8 +26,7 @@ import jbp
 from jbp.check.compare import PRECISION, compare, largest
 from jbp.check.complex_step import complex_step
 from jbp.check.finite_differences import finite_differences
-from jbp.check.laws import by_hand, gradients_of
-from jbp.check.outcome import output_of
+from jbp.check.sides import by_hand, gradients_of, output_of
 from jbp.check.tolerance import (
     COMPLEX_STEP,
     DEEP,

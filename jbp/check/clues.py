@@ -7,6 +7,7 @@ names the one that the found gradient is equal to.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -16,16 +17,37 @@ from jax import lax
 
 from jbp.arguments import is_float
 from jbp.check.compiled import compiled
-from jbp.check.outcome import Outcome, output_of
+from jbp.check.sides import output_of
 from jbp.check.trees import as_array
 from jbp.combine import Combinator
+from jbp.layer import Layer
 from jbp.paths import paths
 
 SMALL = 512
 """The most inputs for which a layer's Jacobian is formed to look for its diagonal."""
 
 
-def clues_for(run: Outcome, leaf: int | None) -> Callable[[], Mapping[str, Any]]:
+@dataclass
+class Run:
+    """What was run of a layer, and on what."""
+
+    layer: Layer
+    params: Any
+    x: Any
+    key: Any
+    delta: Any
+    found: dict[str, Any]
+    """The results of the program in `laws`, by name."""
+    others: dict[str, Any] | None = None
+    """The gradients of every leaf for the δ of the usual mistakes, once they are known."""
+
+    @property
+    def n(self) -> int:
+        """How many examples."""
+        return len(self.x)
+
+
+def clues_for(run: Run, leaf: int | None) -> Callable[[], Mapping[str, Any]]:
     """The clues for parameter `leaf`, each example's and the total, or for delta_x (None)."""
 
     def clues() -> Mapping[str, Any]:
@@ -41,7 +63,7 @@ def clues_for(run: Outcome, leaf: int | None) -> Callable[[], Mapping[str, Any]]
     return clues
 
 
-def _wrong_delta(run: Outcome, leaf: int | None) -> dict[str, Any]:
+def _wrong_delta(run: Run, leaf: int | None) -> dict[str, Any]:
     """The gradients for another δ: ones, reversed, rolled, transposed."""
     if run.others is None:
         others = _other_deltas(np.asarray(run.delta))
@@ -70,17 +92,17 @@ def _other_deltas(delta: Any) -> dict[str, Any]:
     return others
 
 
-def _left_out(run: Outcome, leaf: int | None) -> dict[str, Any]:
+def _left_out(run: Run, leaf: int | None) -> dict[str, Any]:
     """The total without one of its examples."""
-    each = np.asarray(run.r["autodiff_each"][leaf]).astype(np.float64)
+    each = np.asarray(run.found["autodiff_each"][leaf]).astype(np.float64)
     return {f"a dropped term: example {i} is left out": each.sum(0) - each[i] for i in range(run.n)}
 
 
-def _wrong_input(run: Outcome, leaf: int | None) -> dict[str, Any]:
+def _wrong_input(run: Run, leaf: int | None) -> dict[str, Any]:
     """What delta_x becomes with θ′ missing or elsewhere, a matrix transposed, part of the Jacobian."""
-    delta, y, x, found = np.asarray(run.delta), run.r["y"], run.x, {}
+    delta, y, x, found = np.asarray(run.delta), run.found["y"], run.x, {}
     if delta.shape == x.shape:
-        expected = np.asarray(run.r["autodiff"][-1]).astype(np.float64)
+        expected = np.asarray(run.found["autodiff"][-1]).astype(np.float64)
         found["θ′ is missing: found = δ, passed through as it came"] = delta
         found["a dropped term: the δ that goes around (a skip connection's) is not added"] = expected - delta
         found["a dropped term: found = y∘δ, the first of the softmax's y∘(δ − ⟨y, δ⟩)"] = np.asarray(y) * delta
@@ -89,7 +111,7 @@ def _wrong_input(run: Outcome, leaf: int | None) -> dict[str, Any]:
             repaired = _with_saved(run, saved)
             if repaired is not None and np.allclose(repaired, expected, rtol=1e-4, atol=1e-6 * np.abs(expected).max()):
                 found[f"θ′ at the wrong argument: backward is right if it is given {words}, for what was saved"] = (
-                    run.r["delta_x"]
+                    run.found["delta_x"]
                 )
     leaves, structure = jax.tree.flatten(run.params)
     for i, name in enumerate(paths(run.params, "params")):
@@ -101,16 +123,16 @@ def _wrong_input(run: Outcome, leaf: int | None) -> dict[str, Any]:
     return found
 
 
-def _output(run: Outcome, params: Any, x: Any) -> tuple[Any, Any]:
+def _output(run: Run, params: Any, x: Any) -> tuple[Any, Any]:
     return output_of(run.layer, params, x, run.key)
 
 
-def _pull(run: Outcome, params: Any, x: Any, delta: Any) -> Any:
+def _pull(run: Run, params: Any, x: Any, delta: Any) -> Any:
     leaves, output = _output(run, params, x)
     return compiled(lambda d: jax.vjp(output, leaves)[1](d)[0][-1])(delta)
 
 
-def _gradients(run: Outcome, params: Any, x: Any, deltas: Any) -> Any:
+def _gradients(run: Run, params: Any, x: Any, deltas: Any) -> Any:
     """The gradient of each leaf for each δ of [c, n, ...], one example at a time: [c, n, *leaf]."""
     leaves, output = _output(run, params, x)
     mask = jnp.eye(run.n, dtype=deltas.dtype).reshape(run.n, run.n, *(1,) * (deltas.ndim - 2))
@@ -127,7 +149,7 @@ def _both(each: dict[str, Any]) -> dict[str, Any]:
     return {**each, **{words + " ": e.sum(0) for words, e in each.items()}}
 
 
-def _with_saved(run: Outcome, saved: Any) -> Any:
+def _with_saved(run: Run, saved: Any) -> Any:
     """What the layer's backward makes of another `saved`, if that is one array for it."""
     if isinstance(run.layer, Combinator) or not is_float(run.x):
         return None
@@ -139,7 +161,7 @@ def _with_saved(run: Outcome, saved: Any) -> Any:
     return np.asarray(delta_x).astype(np.float64)
 
 
-def _diagonal(run: Outcome) -> Any:
+def _diagonal(run: Run) -> Any:
     """∂yᵢ/∂xᵢ for every entry of every example."""
     jacobian = compiled(jax.vmap(jax.jacfwd(lambda x: run.layer.forward(run.params, x, run.key)[0])))(run.x)
     size = run.x.size // run.n

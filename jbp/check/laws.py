@@ -21,14 +21,14 @@ from jax import lax
 
 from jbp import pairs as pair_classes
 from jbp.arguments import is_float
-from jbp.backprop import backward, forward, total
-from jbp.check.clues import clues_for
+from jbp.backprop import backward, forward
+from jbp.check.clues import Run, clues_for
 from jbp.check.compare import PRECISION, compare, explain, largest, problem, skipped
 from jbp.check.compiled import compiled
-from jbp.check.outcome import Outcome, output_of
 from jbp.check.report import Entry
+from jbp.check.sides import by_hand, couples, output_of
 from jbp.check.tolerance import EXACT, Level
-from jbp.check.trees import Leaves, as_array, cast, entropy, floats_of, normal, nudged, split, times
+from jbp.check.trees import as_array, cast, entropy, floats_of, normal, nudged, split, times
 from jbp.combine import Combinator
 from jbp.layer import Layer
 from jbp.pairs import is_pair, weigh
@@ -39,19 +39,6 @@ A, B = 0.75, -1.5
 """The factors of the linear law: exact in every float type."""
 SCALES = (8.0, 1000.0)
 """What the inputs are multiplied by besides: normals alone never reach where a function saturates or overflows."""
-
-
-def couples(layer: Layer) -> bool:
-    """Whether examples of a batch move each other in this layer or net."""
-    inside = layer.children if isinstance(layer, Combinator) else ()
-    return bool(getattr(layer, "couples_batch", False)) or any(couples(child) for child in inside)
-
-
-def gradients_of(layer: Layer, params: Any, x: Any, key: Any, delta: Any) -> Leaves:
-    """Σₙ gₙ for each differentiable leaf of params, then delta_x if there is one: by hand, through the spine."""
-    _, saved = forward(layer, params, x, key)
-    delta_x, sums = backward(layer, params, saved, delta, total)
-    return [*floats_of(sums, params), *([delta_x] if is_float(x) else [])]
 
 
 def laws(
@@ -96,7 +83,7 @@ def laws(
         return [problem("runs", f"under jit{mode}", explain(error))]
     if not np.isfinite(np.asarray(r["y"]).astype(np.float64)).all():
         return [problem("finite", f"y{mode}", "forward makes NaN or inf of finite input", "only NaN or inf in y")]
-    verdicts = _Verdicts(Outcome(layer, params, x, key, delta, r), level, mode)
+    verdicts = _Verdicts(Run(layer, params, x, key, delta, r), level, mode)
     entries = verdicts.entries(loops)
     for scale, there in far:
         entries += verdicts.far(scale, there)
@@ -146,17 +133,6 @@ def _autodiff(layer: Layer, params: Any, x: Any, delta: Any, key: Any) -> Any:
         return compiled(program)(params, x, delta)
 
 
-def by_hand(layer: Layer, params: Any, x: Any, saved: Any, delta: Any) -> dict[str, Any]:
-    """delta_x, the total, and the gradient of each example: the pairs contracted with the weights of one row."""
-    n = delta.shape[0]
-    delta_x, pairs = backward(layer, params, saved, delta)
-    leaves = floats_of(pairs, params, is_pair)
-    found: dict[str, Any] = {"total": [pair.total() for pair in leaves], "delta_x": delta_x}
-    if not couples(layer):
-        found["each"] = jax.vmap(lambda w: [pair.total(w) for pair in leaves])(jnp.eye(n, dtype=delta.dtype))
-    return found
-
-
 def _loop(layer: Layer, params: Any, x: Any, key: Any, delta: Any) -> dict[str, Any]:
     """One example after another, each a batch of one, by `lax.map`."""
     # The spine gives example n the n-th part of a leaf's key.
@@ -182,12 +158,12 @@ def _loop(layer: Layer, params: Any, x: Any, key: Any, delta: Any) -> dict[str, 
 class _Verdicts:
     """The results of the program, compared law by law."""
 
-    def __init__(self, outcome: Outcome, level: Level, mode: str):
-        self.outcome, self.level, self.mode = outcome, level, mode
-        self.layer, params, x, delta = outcome.layer, outcome.params, outcome.x, outcome.delta
-        self.params, self.x, self.key, self.delta, self.r = params, x, outcome.key, delta, outcome.r
+    def __init__(self, run: Run, level: Level, mode: str):
+        self.run, self.level, self.mode, self.r = run, level, mode, run.found
+        self.layer, self.params, self.x, self.key, self.delta = run.layer, run.params, run.x, run.key, run.delta
+        params, x, delta = run.params, run.x, run.delta
         self.names = [p for p, a in zip(paths(params, "params"), jax.tree.leaves(params), strict=True) if is_float(a)]
-        self.n = outcome.n
+        self.n = run.n
         self.sizes = {"the batch size": self.n}
         self.sizes |= {f"the size of axis {i} of one input": s for i, s in enumerate(x.shape[1:])}
         self.sizes |= {f"the size of axis {i} of one output": s for i, s in enumerate(delta.shape[1:])}
@@ -221,17 +197,14 @@ class _Verdicts:
                 entries.append(compare("constant", name + self.mode, "definition", r["total"][i], zeros, EXACT))
                 continue
             each = r["autodiff_each"][i]
-            clues = clues_for(self.outcome, i)
+            clues = clues_for(self.run, i)
             options: dict[str, Any] = {"clues": clues, "twins": lambda i=i: [each[i] for _, each in self._twins()]}
             if not coupled:
                 entries.append(self.compare("= vjp, each example", name, "autodiff", r["each"][i], each, **options))
             options |= {"terms": largest(each), "twins": lambda i=i: [total[i] for total, _ in self._twins()]}
             entries.append(self.compare("= vjp", name, "autodiff", r["total"][i], r["autodiff"][i], **options))
         if is_float(self.x):
-            options = {
-                "clues": clues_for(self.outcome, None),
-                "twins": lambda: [total[-1] for total, _ in self._twins()],
-            }
+            options = {"clues": clues_for(self.run, None), "twins": lambda: [total[-1] for total, _ in self._twins()]}
             expected = r["autodiff"][len(self.names)]
             entries.append(self.compare("= vjp", "delta_x", "autodiff", r["delta_x"], expected, **options))
         return entries

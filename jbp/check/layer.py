@@ -30,10 +30,10 @@ from jbp.check.complex_step import complex_step
 from jbp.check.eager import eager, keyless
 from jbp.check.finite_differences import finite_differences
 from jbp.check.kinks import after_moving, at_kink, moved, no_excuse, outside, spans
-from jbp.check.laws import SCALES, by_hand, couples, gradients_of, laws, weighted
-from jbp.check.outcome import output_of
+from jbp.check.laws import SCALES, laws, weighted
 from jbp.check.protocol import protocol
 from jbp.check.report import Entry, Report
+from jbp.check.sides import by_hand, couples, gradients_of, output_of
 from jbp.check.statistics import statistics
 from jbp.check.tolerance import DEEP, MATMUL, Level, check_level
 from jbp.check.trees import as_array, cast, entropy, normal, split

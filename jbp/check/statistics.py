@@ -26,14 +26,14 @@ from jax import lax
 
 from jbp import pairs as pair_classes
 from jbp import stats
+from jbp.arguments import is_float
 from jbp.backprop import backward, forward
 from jbp.check.compare import PRECISION, compare, explain, fact, largest, problem, skipped
 from jbp.check.compiled import compiled
-from jbp.check.laws import couples
-from jbp.check.outcome import output_of
 from jbp.check.report import Entry
+from jbp.check.sides import couples, output_of
 from jbp.check.tolerance import Level, eps
-from jbp.check.trees import entropy, floats_of, is_float, normal
+from jbp.check.trees import entropy, floats_of, normal
 from jbp.curvature import diagonal_over, factors_over
 from jbp.layer import Layer
 from jbp.pairs import Pair, is_pair

@@ -309,9 +309,9 @@ SPINE = (
        _with_weights(lambda w: w / w.sum())),
     _m("weights squared", "value_and_grad", "= value", "gradient, weights", NET, None, _with_weights(lambda w: w * w)),
     _m("a row of weight 0 leaks its NaN", "value_and_grad", "= jax.grad", "gradient, blank row", NET, None,
-       (backprop, "_silence", lambda weights, a: a)),
+       (backprop, "silence", lambda weights, a: a)),
     _m("0 · NaN in the δ of a row of weight 0", "weigh", "= value", "gradient, blank row", NET, None,
-       (backprop, "_silence", lambda weights, a: a),
+       (backprop, "silence", lambda weights, a: a),
        (backprop, "weigh", lambda w, d: d * w.reshape((-1,) + (1,) * (d.ndim - 1)))),
     _m("one example's δ given to another", "value_and_grad", "= jax.grad", "gradient", NET, None,
        (backprop, "_backward_examples", lambda layer, params, saved, delta, right=backprop._backward_examples:

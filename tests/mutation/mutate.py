@@ -99,7 +99,6 @@ TARGETS: dict[str, dict[str, str]] = {
         "backward": "gradient repeat shared tied coupled", "backward_leaf": "dense", "coupling_of": "coupled",
         "_backward_examples": "dense",
         "value_grad_output": "gradient weights", "value_output_delta": "gradient weights blank rows training",
-        "_silence": "blank weights blankrows",
     },
     "optim/sgd.py": {"sgd": "sgd schedule sgdmomentum sgdnesterov sgd@none"},
     "optim/momentum.py": {
