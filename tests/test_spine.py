@@ -44,7 +44,7 @@ def test_value_and_grad_is_the_same_function_for_an_equal_net_and_loss_and_trace
         assert again is first
         again(params, x, y)
     with pytest.raises(AssertionError, match="traced > 1 times"):  # for another shape it has to be
-        again(params, x[:2], y[:2])
+        first(params, x[:2], y[:2])
     assert jbp.value_and_grad(mlp(), Counted("other")) is not first
     assert jbp.value_and_grad(jbp.serial(*mlp().layers[:-1], jbp.Dense(6)), Counted("memo")) is not first
     assert jbp.value_and_grad(mlp(), Counted("memo"), False) is not first
