@@ -11,7 +11,7 @@ from cases import SINGLE, Centre
 import jbp
 from jbp import combine, pairs
 from jbp.check.catalogue import AT_ZERO, catalogue
-from jbp.check.compiled import HASTE, _accepted, compiled, hurried
+from jbp.check.compiled import HASTE, accepted, compiled, hurried
 from jbp.check.kinks import convention
 from jbp.layers import Activation, LeakyRelu, Relu
 
@@ -95,12 +95,12 @@ def test_repetitions_that_share_what_they_save_are_there():
 
 
 def test_haste_is_for_where_it_was_asked_for_and_falls_back(monkeypatch):
-    assert _accepted("gpu") is None
-    _accepted.cache_clear()
+    assert accepted("gpu") is None
+    accepted.cache_clear()
     monkeypatch.setitem(HASTE, "xla_no_such_option", 1)
-    assert "xla_no_such_option" not in (_accepted("cpu") or {})
+    assert "xla_no_such_option" not in (accepted("cpu") or {})
     assert compiled(lambda x: 2 * x)(jnp.ones(3)).sum() == 6
-    _accepted.cache_clear()
+    accepted.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["squared_error", "l2_loss", "mean_squared_error", "sigmoid_binary_cross_entropy"])

@@ -16,14 +16,29 @@ from jbp import stats
 from jbp.check import CheckFailed
 from jbp.check import statistics as laws_of_statistics
 from jbp.check.compiled import hurried
+from jbp.check.layer import derivative_alone
 from jbp.layer import Layer, Static
 from jbp.pairs import Outer, Scale, Shift
+
+OF_THE_DERIVATIVE = (
+    "test_a_planted_mistake_is_caught_and_named",
+    "test_a_kink_is_moved_away_from_or_reported_never_passed_over",
+    "test_a_kink_is_no_excuse_for_nan_or_for_what_no_side_of_it_has",
+    "test_a_gradient_small_beside_its_delta_is_held_to_its_own_size",
+    "test_a_gradient_of_rounding_alone_is_not",
+    "test_inputs_are_large_too",
+)
+"""They ask what a check finds of a derivative; its other laws are asked for elsewhere."""
 
 
 @pytest.fixture(autouse=True)
 def hurry(request):
     """The compiler's haste: the mistakes show all the same. Not where the default is what is looked at."""
-    with contextlib.nullcontext() if "unhurried" in request.node.name else hurried():
+    alone = request.function.__name__ in OF_THE_DERIVATIVE
+    with (
+        contextlib.nullcontext() if "unhurried" in request.node.name else hurried(),
+        derivative_alone() if alone else contextlib.nullcontext(),
+    ):
         yield
 
 

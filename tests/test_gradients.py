@@ -39,9 +39,9 @@ def both_sides(case: NetCase, dtype: Any) -> dict[str, tuple[Any, Any]]:
         def part(tree, i):
             return jax.tree.map(lambda a: a[i], tree)
 
+        floats = (x,) if jnp.issubdtype(x.dtype, jnp.floating) else ()  # whole numbers have no δ
         output, saved = jbp.forward(net, params, x, key)
         delta_x, pairs = jbp.backward(net, params, saved, delta)
-        floats = (x,) if jnp.issubdtype(x.dtype, jnp.floating) else ()  # whole numbers have no δ
         expected, pull = jax.vjp(lambda p, *floats: plain(net, p, floats[0] if floats else x, key), params, *floats)
         ones = jnp.ones(BATCH, dtype)
         scales = jnp.concatenate([jnp.stack([ones, ones / BATCH, weights]), jnp.eye(BATCH, dtype=dtype)])

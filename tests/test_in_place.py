@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -39,7 +40,7 @@ def step(net, optimizer, in_place):
 def same(ours, usual):
     """Parameters and velocity within one unit of rounding (the arithmetic is the same, but XLA fuses a loop's body
     differently), and as many steps."""
-    assert jax.tree.structure(usual) == jax.tree.structure(ours)
+    chex.assert_trees_all_equal_structs(usual, ours)
     assert usual[1].steps == ours[1].steps
     errors = error_in_units((ours[0], ours[1]._replace(steps=())), (usual[0], usual[1]._replace(steps=())))
     assert max(errors.values()) <= 1, errors

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,7 +49,7 @@ def test_no_nan_for_huge_inputs_and_the_right_limits(activation, dtype):
     s = jnp.array([[1e4, -1e4, 1e4], [-1e4, 0.0, 1.0], [100.0, -100.0, -30.0]], dtype)
     y, slope = value_and_slope(activation, s)
     assert (y.dtype, slope.dtype) == (dtype, dtype)
-    assert bool(jnp.isfinite(y).all() and jnp.isfinite(slope).all()), (y, slope)
+    chex.assert_tree_all_finite((y, slope))
     expected, pull = jax.vjp(lambda s: plain(activation, (), s.astype(jnp.float64)), s)
     tolerance = 4 * float(jnp.finfo(dtype).eps)
     np.testing.assert_allclose(np.float64(y), np.float64(expected), rtol=tolerance, atol=tolerance)
@@ -187,9 +188,8 @@ def test_init_announces_the_shapes_that_forward_and_contract_produce(case):
         assert (delta_x.shape, delta_x.dtype) == (x.shape, x.dtype)
     else:
         assert delta_x is None
-    assert jax.tree.structure(grads) == jax.tree.structure(shapes)
-    for leaf, gradient in zip(jax.tree.leaves(shapes), jax.tree.leaves(grads), strict=True):
-        assert (gradient.shape, gradient.dtype) == (leaf.shape, leaf.dtype)
+    chex.assert_trees_all_equal_structs(grads, shapes)
+    chex.assert_trees_all_equal_shapes_and_dtypes(grads, shapes)
 
 
 @pytest.mark.parametrize("case", NETS, ids=lambda case: case.name)

@@ -7,6 +7,7 @@ from functools import partial
 from math import comb, exp, inf, sqrt
 from typing import Any
 
+import chex
 import dp_accounting
 import jax
 import jax.numpy as jnp
@@ -336,7 +337,7 @@ def test_an_examples_error_does_not_end_the_run_but_lost_parameters_do():
                      epochs=2, batch_size=20, private=HOW, seed=0)  # fmt: skip
     assert np.isinf(fitted.step_losses).any()
     assert len(fitted.step_losses) == 4
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(fitted.params))
+    chex.assert_tree_all_finite(fitted.params)
     with pytest.raises(jbp.Diverged):
         run(optimizer=optax.stateless(lambda updates, _: jax.tree.map(lambda u: u * jnp.inf, updates)))
 

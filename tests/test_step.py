@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,13 +56,9 @@ def test_steps_by_hand_are_those_of_fit_to_the_bit():
 
 
 def test_equal_problems_are_one_key_and_a_step_is_traced_once():
-    traced = []
-
     @dataclass(frozen=True)
     class Counting(jbp.Backpropagation):
-        def sums(self, problem, state, batch, key):
-            traced.append(1)
-            return super().sums(problem, state, batch, key)
+        sums = chex.assert_max_traces(jbp.Backpropagation.sums, n=1)
 
     first, again = (
         jbp.Problem(NET, LOSS, SGD, method=Counting(), metrics={"accuracy": jbp.accuracy}, trainable=(True,) * 4)
@@ -73,7 +70,9 @@ def test_equal_problems_are_one_key_and_a_step_is_traced_once():
     state = state_of(first)
     for _ in range(3):
         state, _ = jbp.make_step(again)(state, jbp.Batch(X, Y))
-    assert len(traced) == 1 and int(state.step) == 3
+    assert int(state.step) == 3
+    with pytest.raises(AssertionError, match="traced > 1 times"):  # another size is another program
+        jbp.make_step(again)(state, jbp.Batch(X[:1], Y[:1]))
 
 
 def test_the_state_is_taken_over_and_the_parameters_that_were_given_are_not():

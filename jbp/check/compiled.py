@@ -39,19 +39,19 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
     A leaf's law `jit = eager` compiles it as a user does, always.
     """
-    return jax.jit(function, compiler_options=_accepted(jax.default_backend(), _hurry.get()))
+    return jax.jit(function, compiler_options=accepted(jax.default_backend(), _hurry.get()))
 
 
 @cache
-def _accepted(platform: str, hurried: bool = True) -> dict[str, Any] | None:
+def accepted(platform: str, hurried: bool = True) -> dict[str, Any] | None:
     """Those of HASTE or CARE that this XLA knows; none of them is promised to stay."""
     if platform != "cpu":
         return None
-    accepted = {}
+    found = {}
     for name, value in (HASTE if hurried else CARE).items():
         try:
             jax.jit(lambda x: x + x, compiler_options={name: value})(jnp.zeros(()))
         except Exception:
             continue
-        accepted[name] = value
-    return accepted
+        found[name] = value
+    return found

@@ -65,7 +65,7 @@ def _optimizer(theirs: Any) -> Any:
     return lambda ours: jbp.check.optimizer(ours, theirs, steps=5)
 
 
-def _falling(t: Any) -> Any:
+def falling(t: Any) -> Any:
     return 0.1 / (1.0 + jnp.asarray(t, jnp.float32))
 
 
@@ -83,7 +83,7 @@ CHECKS: dict[str, Callable[[Any], jbp.check.Report]] = {
     "gradient, weights": lambda net: _gradient(net, weighted=True),
     "gradient, blank row": lambda net: _gradient(net, weighted=True, blank=True),
     "sgd": _optimizer(optax.sgd(0.1)),
-    "sgd, schedule": _optimizer(optax.sgd(_falling)),
+    "sgd, schedule": _optimizer(optax.sgd(falling)),
     "heavy_ball": _optimizer(optax.sgd(0.1, momentum=0.9)),
     "nesterov": _optimizer(optax.sgd(0.1, momentum=0.9, nesterov=True)),
 }
@@ -157,7 +157,7 @@ def _rolled(self: Any, weights: Any = None) -> Any:
 
 
 def _spine(change: Any) -> tuple[Any, str, Any]:
-    """The spine with `change(right, arguments)` around its one function; arguments: net, loss, params, x, y, key, w."""
+    """The spine with `change(right, arguments)` around its one function; arguments: net, loss, params, batch, …"""
     right = backprop.value_grad_output
     return backprop, "value_grad_output", lambda *args: change(right, args)
 
@@ -165,13 +165,17 @@ def _spine(change: Any) -> tuple[Any, str, Any]:
 def _grads(change: Any) -> tuple[Any, str, Any]:
     def changed(right: Any, args: Any) -> Any:
         value, grads, output = right(*args)
-        return value, jax.tree.map(lambda g: change(g, len(args[3])), grads), output
+        return value, jax.tree.map(lambda g: change(g, len(args[3].x)), grads), output
 
     return _spine(changed)
 
 
 def _with_weights(change: Any) -> tuple[Any, str, Any]:
-    return _spine(lambda right, args: right(*args[:6], change(args[6]), *args[7:]))
+    def changed(right: Any, args: Any) -> Any:
+        net, loss, params, batch, *rest = args
+        return right(net, loss, params, batch._replace(weights=change(batch.weights)), *rest)
+
+    return _spine(changed)
 
 
 def _optimised(right: Any, gradient: Any = None, update: Any = None, remember: Any = None) -> Any:
@@ -358,7 +362,7 @@ LOSSES = (
     _m("0 · log 0", "cross_entropy", "no NaN at probability 0", "loss (7,)", CROSS,
        wrong(CROSS, value=lambda self, p, t: -(_one_hot(p, t) * jnp.log(p)).sum())),
 )
-SGD, FALLING, HEAVY, AHEAD = optim.sgd(0.1), optim.sgd(_falling), optim.heavy_ball(0.1), optim.nesterov(0.1)
+SGD, FALLING, HEAVY, AHEAD = optim.sgd(0.1), optim.sgd(falling), optim.heavy_ball(0.1), optim.nesterov(0.1)
 _PLACES = {"sgd": SGD, "sgd, schedule": FALLING, "heavy_ball": HEAVY, "nesterov": AHEAD}
 OPTIMISERS = tuple(
     _m(name, where.split(",")[0], "same trajectory", where, _PLACES[where], mutant)
@@ -366,7 +370,7 @@ OPTIMISERS = tuple(
         ("uphill", "sgd", _optimised(SGD, update=lambda u: -u)),
         ("η twice", "sgd", _optimised(SGD, update=lambda u: 0.1 * u)),
         ("steps not counted", "sgd, schedule", _optimised(FALLING, remember=lambda old, new: old)),
-        ("η of the next step", "sgd, schedule", _optimised(optim.sgd(lambda t: _falling(t + 1)))),
+        ("η of the next step", "sgd, schedule", _optimised(optim.sgd(lambda t: falling(t + 1)))),
         ("momentum damped by 1 − β", "heavy_ball", _optimised(HEAVY, gradient=lambda g: (1 - 0.9) * g)),
         ("sign of β", "heavy_ball", _optimised(HEAVY, remember=_velocity(lambda old, new: -new))),
         ("velocity reset", "heavy_ball", _optimised(HEAVY, remember=_velocity(lambda old, new: 0 * new))),

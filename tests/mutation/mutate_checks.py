@@ -25,13 +25,13 @@ import jax.numpy as jnp
 import optax
 import pytest
 from mutant_tools import Centred, Folded, Gain, Lookup
-from mutants import DROPPING, NET, _falling
+from mutants import DROPPING, NET, falling
 
 import jbp
 import jbp.check
 from jbp import backprop, layers, losses, optim
 from jbp.check.cases import LAYERS, CaseRow
-from jbp.check.catalogue import _at_zero, catalogue
+from jbp.check.catalogue import catalogue
 from jbp.check.layer import derivative_alone
 from jbp.combine import tied
 
@@ -202,7 +202,7 @@ CHECKS: dict[str, Callable[[], jbp.check.Report]] = {
     "distribution": _loss(losses.softmax_cross_entropy, 3, 5, target="distribution"),
     "narrow": lambda: jbp.check.loss(losses.softmax_cross_entropy, (200,), batch=3, differences=False,
         target=jnp.asarray([3, 0, 127], jnp.int8)),
-    "zero": lambda: _at_zero("float64", 0, False),
+    "zero": lambda: next(i for i in catalogue() if i.name == "relu, leaky_relu and elu at 0").run("float64", 0, False),
     "gradient": _net(NET), "repeated": _net(jbp.serial(jbp.repeat(BLOCK, 2), layers.Dense(2))),
     "training": _net(DROPPING, weighted=True, key=2), "shared": _net(jbp.serial(TWICE, layers.Dense(2))),
     "weights": _net(NET, weighted=True), "blank": _net(NET, weighted=True, blank=True),
@@ -210,12 +210,12 @@ CHECKS: dict[str, Callable[[], jbp.check.Report]] = {
     "evaluation": _net(DROPPING, weighted=True), "evaluation1": _net(DROPPING),
     "sgd": _steps(lambda: optim.sgd(0.1), optax.sgd(0.1)),
     "sgd@none": _steps(lambda: optim.sgd(0.1, momentum=None), optax.sgd(0.1)),
-    "schedule": _steps(lambda: optim.sgd(_falling), optax.sgd(_falling)),
+    "schedule": _steps(lambda: optim.sgd(falling), optax.sgd(falling)),
     "sgdmomentum": _steps(lambda: optim.sgd(0.1, momentum=0.9), MOMENTUM),
     "sgdnesterov": _steps(lambda: optim.sgd(0.1, momentum=0.9, nesterov=True), AHEAD),
     "heavy_ball": _steps(lambda: optim.heavy_ball(0.1), MOMENTUM),
     "nesterov": _steps(lambda: optim.nesterov(0.1), AHEAD),
-    "heavyschedule": _steps(lambda: optim.heavy_ball(_falling), optax.sgd(_falling, momentum=0.9)),
+    "heavyschedule": _steps(lambda: optim.heavy_ball(falling), optax.sgd(falling, momentum=0.9)),
 }  # fmt: skip
 
 

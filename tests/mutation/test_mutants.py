@@ -2,6 +2,7 @@
 
 import ast
 import json
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 
@@ -33,6 +34,10 @@ def each_program_is_compiled_once(tmp_path_factory):
     compilation_cache.reset_cache()
 
 
+OF_STATISTICS = {"h free of δ", "per_example", "norms", "second_moment", "gauss_newton", "kronecker"}
+"""The laws that `derivative_alone` leaves out and that a mutant may name."""
+
+
 @cache
 def right(check, subject):
     return CHECKS[check](subject)
@@ -49,7 +54,7 @@ def test_there_are_enough_and_no_two_of_one_name():
 @pytest.mark.soak
 @pytest.mark.parametrize("mutant", MUTANTS, ids=name)
 def test_the_mutant_is_caught_and_the_right_code_is_not(mutant):
-    with derivative_alone():
+    with nullcontext() if mutant.law in OF_STATISTICS else derivative_alone():
         right(mutant.check, mutant.right).raise_if_failed()
         with planted(mutant):
             report = CHECKS[mutant.check](mutant.wrong)
