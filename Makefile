@@ -21,7 +21,7 @@ test: $(VENV)/.installed-test  ## run the test suite
 soak: $(VENV)/.installed-test  ## run what adds cases to the suite: the planted mistakes, more random networks, every claim
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m soak $(ARGS)
 
-test-all: test soak fuzz mutants  ## all of it, with 2,000 random networks and one change at a time (half an hour)
+test-all: test fuzz mutants soak  ## all of it, with 2,000 random networks and one change at a time (half an hour)
 
 test-accelerator: $(VENV)/.installed-test  ## run the suite on the accelerator that is present
 	@$(BIN)/python -c 'import jax, sys; d = jax.devices()[0]; print(d.device_kind); sys.exit(d.platform == "cpu" and "no accelerator here (with its own JAX plugin installed?); make test runs the suite on the CPU")'

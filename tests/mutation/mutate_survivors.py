@@ -57,8 +57,6 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
     (_LOSS, _PLACES, _PLACES.removeprefix("return (").removesuffix(").reshape(-1, 1)"), "always the first"):
         "gather and scatter narrow 64 bits to 32 themselves",
     (_REPEAT, _SMALLER, "Sign(node.positive)", "at_zero added"): "of bools, which are signs already, it says nothing",
-    (_SPINE, "return jnp.where(weights.reshape((-1,) + (1,) * (a.ndim - 1)) == 0, jnp.zeros_like(a), a)",
-     "jnp.zeros_like(a)", "zeros_like → ones_like"): "any finite input will do in a row of weight 0",
     (_SPINE, "n = batch_size(x, y)", "batch_size(x, y)", "last arguments swapped"):
         "symmetric, but for the order of the shapes in an error",
     (_SPINE, _MARKED,
