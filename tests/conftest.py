@@ -28,8 +28,8 @@ def data_dir() -> Path | None:
     return next((Path(p) for p in places if p and (Path(p) / "mnist").is_dir()), None)
 
 
-MANY = 1500
-"""Compiled programs that are kept at most, about a gigabyte of them."""
+MANY = 2000
+"""Compiled programs that are kept, more or less: they take a gigabyte."""
 _compiled_since = [0]
 
 
