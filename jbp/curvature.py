@@ -33,10 +33,10 @@ from jbp.layer import Layer
 from jbp.losses import Loss
 from jbp.pairs import Pair, Weights, is_pair, silence, weigh
 from jbp.sinks import total
-from jbp.stats._paths import map_pairs
 from jbp.stats.kronecker import Factors, Sharing, kronecker
 from jbp.stats.moments import squared, squares
 from jbp.stats.per_example import each
+from jbp.stats.trees import map_pairs
 
 Delta = Literal["exact", "sampled", "true"]
 Product = Callable[[Any], Any]

@@ -180,5 +180,5 @@ def test_a_run_behind_a_transform_says_so_and_predicts_nothing_by_itself(tmp_pat
     with pytest.raises(ValueError, match=r"trained behind the transform .*halved, which a run folder does not hold"):
         run.predict(np.zeros((1, 8, 8)))
     x, y = data.load("digits", "test")
-    said = np.asarray(jbp.apply(run.net, run.params, run.preprocessing(x) / 2)).argmax(1)
+    said = jbp.checkpoint.outputs(run.net, run.params, run.preprocessing(x) / 2).argmax(1)
     assert result.summary["test_accuracy"] == pytest.approx(np.mean(said == y))

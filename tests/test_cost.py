@@ -144,7 +144,7 @@ def _marked(case: Cost) -> Any:
     return pytest.param(case, marks=[pytest.mark.soak] if case.name in LARGE else [], id=case.name)
 
 
-@pytest.mark.parametrize("case", [_marked(case) for case in COSTS])
+@pytest.mark.parametrize("case", list(map(_marked, COSTS)))
 def test_a_step_costs_no_more_than_autodiffs(case):
     params, _ = case.net.init(KEY, case.shape)
     x = jax.random.normal(KEY, (case.batch, *case.shape))

@@ -37,7 +37,7 @@ def _alone(name: str) -> Any:
     return pytest.param(name, marks=marks)
 
 
-@pytest.mark.parametrize("name", [_alone(name) for name in SCRIPTS])
+@pytest.mark.parametrize("name", list(map(_alone, SCRIPTS)))
 def test_the_claim_holds_and_its_control_does_not(name, tmp_path):
     script = claim.load(name)
     result = claim.run(script, script.QUICK)

@@ -133,7 +133,7 @@ class Gain(Layer):
     def backward(self, params: Any, saved: Any, delta: Any) -> Any:
         """g∘δ, and the pair (x, δ)."""
         gain = params["gain"]
-        pair = Scale(saved.reshape(-1, gain.size), delta.reshape(-1, gain.size), gain.shape)
+        pair = Scale.of(saved, delta, gain.shape)
         return jnp.broadcast_to(gain, delta.shape) * delta, {"gain": pair}
 
 

@@ -28,7 +28,7 @@ SMALL = 512
 
 
 @dataclass
-class Outcome:
+class LawRun:
     """What was run of a layer, and on what."""
 
     layer: Layer
@@ -47,7 +47,7 @@ class Outcome:
         return len(self.x)
 
 
-def clues_for(run: Outcome, leaf: int | None) -> Callable[[], Mapping[str, Any]]:
+def clues_for(run: LawRun, leaf: int | None) -> Callable[[], Mapping[str, Any]]:
     """The clues for parameter `leaf`, each example's and the total, or for delta_x (None)."""
 
     def clues() -> Mapping[str, Any]:
@@ -63,7 +63,7 @@ def clues_for(run: Outcome, leaf: int | None) -> Callable[[], Mapping[str, Any]]
     return clues
 
 
-def _wrong_delta(run: Outcome, leaf: int | None) -> dict[str, Any]:
+def _wrong_delta(run: LawRun, leaf: int | None) -> dict[str, Any]:
     """The gradients for another δ: ones, reversed, rolled, transposed."""
     if run.others is None:
         others = _other_deltas(np.asarray(run.delta))
@@ -92,13 +92,13 @@ def _other_deltas(delta: Any) -> dict[str, Any]:
     return others
 
 
-def _left_out(run: Outcome, leaf: int | None) -> dict[str, Any]:
+def _left_out(run: LawRun, leaf: int | None) -> dict[str, Any]:
     """The total without one of its examples."""
     each = np.asarray(run.found["autodiff_each"][leaf]).astype(np.float64)
     return {f"a dropped term: example {i} is left out": each.sum(0) - each[i] for i in range(run.n)}
 
 
-def _wrong_input(run: Outcome, leaf: int | None) -> dict[str, Any]:
+def _wrong_input(run: LawRun, leaf: int | None) -> dict[str, Any]:
     """What delta_x becomes with θ′ missing or elsewhere, a matrix transposed, part of the Jacobian."""
     delta, y, x, found = np.asarray(run.delta), run.found["y"], run.x, {}
     if delta.shape == x.shape:
@@ -123,16 +123,16 @@ def _wrong_input(run: Outcome, leaf: int | None) -> dict[str, Any]:
     return found
 
 
-def _output(run: Outcome, params: Any, x: Any) -> tuple[Any, Any]:
+def _output(run: LawRun, params: Any, x: Any) -> tuple[Any, Any]:
     return output_of(run.layer, params, x, run.key)
 
 
-def _pull(run: Outcome, params: Any, x: Any, delta: Any) -> Any:
+def _pull(run: LawRun, params: Any, x: Any, delta: Any) -> Any:
     leaves, output = _output(run, params, x)
     return compiled(lambda d: jax.vjp(output, leaves)[1](d)[0][-1])(delta)
 
 
-def _gradients(run: Outcome, params: Any, x: Any, deltas: Any) -> Any:
+def _gradients(run: LawRun, params: Any, x: Any, deltas: Any) -> Any:
     """The gradient of each leaf for each δ of [c, n, ...], one example at a time: [c, n, *leaf]."""
     leaves, output = _output(run, params, x)
     mask = jnp.eye(run.n, dtype=deltas.dtype).reshape(run.n, run.n, *(1,) * (deltas.ndim - 2))
@@ -149,7 +149,7 @@ def _both(each: dict[str, Any]) -> dict[str, Any]:
     return {**each, **{words + " ": e.sum(0) for words, e in each.items()}}
 
 
-def _with_saved(run: Outcome, saved: Any) -> Any:
+def _with_saved(run: LawRun, saved: Any) -> Any:
     """What the layer's backward makes of another `saved`, if that is one array for it."""
     if isinstance(run.layer, Combinator) or not is_float(run.x):
         return None
@@ -161,7 +161,7 @@ def _with_saved(run: Outcome, saved: Any) -> Any:
     return np.asarray(delta_x).astype(np.float64)
 
 
-def _diagonal(run: Outcome) -> Any:
+def _diagonal(run: LawRun) -> Any:
     """∂yᵢ/∂xᵢ for every entry of every example."""
     jacobian = compiled(jax.vmap(jax.jacfwd(lambda x: run.layer.forward(run.params, x, run.key)[0])))(run.x)
     size = run.x.size // run.n

@@ -22,7 +22,7 @@ from jax import lax
 from jbp import pairs as pair_classes
 from jbp.arguments import is_float
 from jbp.backprop import backward, forward
-from jbp.check.clues import Outcome, clues_for
+from jbp.check.clues import LawRun, clues_for
 from jbp.check.compare import PRECISION, compare, explain, largest, problem, skipped
 from jbp.check.compiled import compiled
 from jbp.check.report import Entry
@@ -83,7 +83,7 @@ def laws(
         return [problem("runs", f"under jit{mode}", explain(error))]
     if not np.isfinite(np.asarray(r["y"]).astype(np.float64)).all():
         return [problem("finite", f"y{mode}", "forward makes NaN or inf of finite input", "only NaN or inf in y")]
-    verdicts = _Verdicts(Outcome(layer, params, x, key, delta, r), level, mode)
+    verdicts = _Verdicts(LawRun(layer, params, x, key, delta, r), level, mode)
     entries = verdicts.entries(loops)
     for scale, there in far:
         entries += verdicts.far(scale, there)
@@ -158,7 +158,7 @@ def _loop(layer: Layer, params: Any, x: Any, key: Any, delta: Any) -> dict[str, 
 class _Verdicts:
     """The results of the program, compared law by law."""
 
-    def __init__(self, run: Outcome, level: Level, mode: str):
+    def __init__(self, run: LawRun, level: Level, mode: str):
         self.run, self.level, self.mode, self.r = run, level, mode, run.found
         self.layer, self.params, self.x, self.key, self.delta = run.layer, run.params, run.x, run.key, run.delta
         params, x, delta = run.params, run.x, run.delta

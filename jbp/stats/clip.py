@@ -12,8 +12,8 @@ from jaxtyping import Array, Float
 
 from jbp.arguments import check_max_norm
 from jbp.pairs import Weights, is_pair, weigh
-from jbp.stats._paths import Per, groups_of, leaves
 from jbp.stats.norms import group_norms, most
+from jbp.stats.trees import Per, groups_of, leaves
 
 MaxNorm = float | Array | Mapping[str, float]
 

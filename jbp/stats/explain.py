@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import jax
 
 from jbp.pairs import Outer, Pair, Scale, Shift, Stack, Sum
-from jbp.stats._paths import leaves
 from jbp.stats._rows import in_rows
 from jbp.stats.moments import squares
 from jbp.stats.norms import by_gram, normed
+from jbp.stats.trees import leaves
 
 
 class Explanation(NamedTuple):

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jbp.pairs import Outer, Pair
-from jbp.stats._paths import Per, groups_of, leaves
 from jbp.stats.per_example import each
+from jbp.stats.trees import Per, groups_of, leaves
 
 
 def gram(pairs: Any, others: Any = None, per: Per = "network") -> Any:

@@ -11,8 +11,8 @@ from jax.tree_util import register_dataclass
 from jaxtyping import Array, Float
 
 from jbp.pairs import Outer, Pair, Scale, Shift, Sum, Weights, silence, weigh
-from jbp.stats._paths import map_pairs
 from jbp.stats._rows import in_rows
+from jbp.stats.trees import map_pairs
 
 Sharing = Literal["expand", "reduce"]
 

@@ -16,10 +16,10 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from jbp.pairs import Outer, Pair, Scale, Shift, Sum, Weights, contract, weigh
-from jbp.stats._paths import batch, leaves, map_pairs, over_stacks
 from jbp.stats._rows import in_rows
 from jbp.stats.norms import square
 from jbp.stats.per_example import each
+from jbp.stats.trees import batch, leaves, map_pairs, over_stacks
 
 
 def second_moment(pairs: Any, weights: Weights = None) -> Any:

@@ -22,9 +22,9 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jbp.pairs import Outer, Pair, Scale, Shift, Sum, is_pair
-from jbp.stats._paths import Per, groups_of, leaves, map_pairs, over_stacks
 from jbp.stats._rows import in_rows
 from jbp.stats.per_example import each
+from jbp.stats.trees import Per, groups_of, leaves, map_pairs, over_stacks
 
 
 def norms(pairs: Any, per: Per = "network") -> Any:

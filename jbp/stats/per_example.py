@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jbp.pairs import Outer, Pair, Scale, Shift, Sum
-from jbp.stats._paths import map_pairs
 from jbp.stats._rows import in_rows
+from jbp.stats.trees import map_pairs
 
 
 def per_example(pairs: Any) -> Any:

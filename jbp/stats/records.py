@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jbp.pairs import Outer, Pair, Scale, Shift, Sum, Weights, silence, weigh
-from jbp.stats._paths import leaves
 from jbp.stats._rows import in_rows
 from jbp.stats.moments import proportions
+from jbp.stats.trees import leaves
 
 
 class Record(NamedTuple):

@@ -67,6 +67,8 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
      "1 → 2"):
         "nothing is kept: range(−1) is as empty as range(0)",
     ("pairs/contract.py", _JOINED, "0", "0 → -1"): _LONE,
+    ("pairs/pair.py", "kept = weights.astype(bool).reshape((-1,) + (1,) * (a.ndim - 1))", "weights.astype(bool)",
+     "astype left out"): "`jnp.where` takes every number but 0 for True",
     **{("combine/tied.py", "return merge(*parts) if is_pair(parts[0]) else reduce(jnp.add, parts)", "0", change):
        "the uses are all pairs or all arrays" for change in ("0 → 1", "0 → -1")},
     **{(_REPEAT, "return _Sharing(tuple(source), ids.index(id(x)) if takes_input else -1, structure)", what, change):
