@@ -49,14 +49,6 @@ def programs_are_forgotten():
         _compiled_since[0] = 0
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """With `--dist loadgroup` a file's tests stay in one process, where they share what they compile and measure."""
-    for item in items:
-        if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-
-
 @pytest.fixture
 def optax_promotion():
     """Optax's Adam and schedules mix dtypes; strict promotion is relaxed around those calls and nowhere else."""

@@ -31,13 +31,11 @@ QUICK = {"from_scratch", "lecture_algorithm", "shallow_and_deep", "sum_over_path
 """The claims that need no more than a few seconds; the others are run by `make soak`."""
 
 
-def _alone(name: str) -> Any:
-    """A claim shares nothing with another: each may go to either process."""
-    marks = [pytest.mark.xdist_group(name), *([] if name in QUICK else [pytest.mark.soak])]
-    return pytest.param(name, marks=marks)
+def _marked(name: str) -> Any:
+    return pytest.param(name, marks=[] if name in QUICK else [pytest.mark.soak])
 
 
-@pytest.mark.parametrize("name", list(map(_alone, SCRIPTS)))
+@pytest.mark.parametrize("name", list(map(_marked, SCRIPTS)))
 def test_the_claim_holds_and_its_control_does_not(name, tmp_path):
     script = claim.load(name)
     result = claim.run(script, script.QUICK)
