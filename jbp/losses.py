@@ -308,7 +308,7 @@ def _over_outputs(errors: Array) -> Array:
 def _mean_over_positions(values: Array, mask: Mask = None) -> Array:
     if mask is None:
         return values.mean() if values.ndim else values
-    real = _real(values, mask)
+    real = _real(mask, values.shape, values.dtype)
     return jnp.where(mask, values, jnp.zeros_like(values)).sum() / real
 
 
@@ -316,23 +316,23 @@ def _per_position(delta: Array, mask: Mask = None) -> Array:
     """δ of a mean over positions, from the δ of each."""
     if mask is None:
         return delta / _positions(delta) if _positions(delta) > 1 else delta
-    real = _real(delta[..., 0], mask)
+    real = _real(mask, delta.shape[:-1], delta.dtype)
     return jnp.where(jnp.expand_dims(mask, -1), delta, jnp.zeros_like(delta)) / real
 
 
-def _real(values: Float[Array, "*t"], mask: Mask) -> Array:
+def _real(mask: Mask, positions: tuple[int, ...], dtype: Any) -> Array:
     """How many positions are real, but at least 1."""
     real = jnp.asarray(mask)
-    if real.shape != values.shape:
-        raise ValueError(f"the mask must have the positions {values.shape} of an output, but has {real.shape}")
-    return jnp.maximum(real.sum(dtype=values.dtype), jnp.ones((), values.dtype))
+    if real.shape != positions:
+        raise ValueError(f"the mask must have the positions {positions} of an output, but has {real.shape}")
+    return jnp.maximum(real.sum(dtype=dtype), jnp.ones((), dtype))
 
 
 def _diagonal_columns(root: Float[Array, "*t k"], mask: Mask = None) -> Float[Array, "v *t k"]:
     """The columns of a diagonal root, v = t·k, scaled by 1/√T for the mean over positions."""
     if mask is not None:
         root = jnp.where(jnp.expand_dims(mask, -1), root, jnp.zeros_like(root))
-        flat = root.reshape(-1) / jnp.sqrt(_real(root[..., 0], mask))
+        flat = root.reshape(-1) / jnp.sqrt(_real(mask, root.shape[:-1], root.dtype))
     else:
         flat = root.reshape(-1) / math.sqrt(_positions(root))
     return jnp.diag(flat).reshape(flat.size, *root.shape)
@@ -344,7 +344,7 @@ def _block_columns(roots: Float[Array, "*t k k"], mask: Mask = None) -> Float[Ar
     positions = math.prod(lead)
     if mask is not None:
         roots = jnp.where(jnp.expand_dims(mask, (-1, -2)), roots, jnp.zeros_like(roots))
-        blocks = roots.reshape(positions, k, k) / jnp.sqrt(_real(roots[..., 0, 0], mask))
+        blocks = roots.reshape(positions, k, k) / jnp.sqrt(_real(mask, tuple(lead), roots.dtype))
     else:
         blocks = roots.reshape(positions, k, k) / math.sqrt(positions)
     eye = jnp.eye(positions, dtype=roots.dtype)

@@ -14,9 +14,9 @@ SOURCES = sorted((ROOT / "jbp").rglob("*.py"))
 #     pairs → layer → layers → combine → losses → backprop → step → rules, private → train → checkpoint → check → cli
 ORDER = [
     ("arguments", "paths"),  # the ground
-    ("pairs",), ("stats", "sinks"), ("layer",), ("layers",), ("combine",), ("losses",), ("backprop",),
+    ("pairs",), ("stats", "sinks"), ("layer",), ("layers",), ("combine",), ("losses", "ties"), ("backprop",),
     ("tracing", "curvature", "step"), ("rules", "private"), ("optim", "data", "sharding"),
-    ("train",), ("checkpoint",), ("check", "bridge"), ("cli",), ("__main__",),
+    ("train",), ("checkpoint", "many"), ("check", "bridge"), ("cli",), ("__main__",),
 ]  # fmt: skip
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 GROUND = {"arguments", "paths"}

@@ -521,14 +521,14 @@ BAD = [
     (lambda: optim.sgd(0.1, True), "momentum .* but is True"),
     (lambda: optim.sgd(0.1, schedule), "momentum .*inject_hyperparams"),  # pyright: ignore[reportArgumentType]
     (lambda: optim.heavy_ball(0.1, None), "momentum .* but is None"),  # pyright: ignore[reportArgumentType]
-    (lambda: optim.sgd(0.1, 0.9, 1), "nesterov must be True or False, but is 1"),  # pyright: ignore[reportArgumentType]
+    (lambda: optim.sgd(0.1, 0.9, 1), "nesterov must be True or False, but is 1: β itself"),  # pyright: ignore[reportArgumentType]
     (
         lambda: optim.sgd(0.1, nesterov=True),
         r"nesterov=True must come with momentum in \(0, 1\).* 0.9 is usual",
     ),
     (
         lambda: optim.sgd(lambda steps: -0.1).update(ROW, optim.sgd(0.1).init(ROW)),
-        "a schedule's rate must be .* -0.1",
+        "a schedule's rate must be a finite number .* but is -0.1: correct the schedule",
     ),
     (
         lambda: optim.sgd(0.1).update(np.ones(2, int), optim.sgd(0.1).init(ROW)),
@@ -548,4 +548,5 @@ def test_the_ends_of_the_ranges_are_allowed():
     for eta, beta in [(0.0, 0.0), (0, 0), (1e9, 0.999), (np.float32(0.1), np.asarray(0))]:
         optim.sgd(eta, beta)
         optim.nesterov(eta, beta)
+    optim.sgd(lambda steps: 0.0).update(ROW, optim.sgd(0.1).init(ROW))
     optim.sgd(jnp.asarray(-1.0))  # a jax array's value is not read

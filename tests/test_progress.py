@@ -97,3 +97,14 @@ def test_what_is_left_behind_holds_the_state_and_prints_in_short():
         assert fitted.rule_state == ()
     with pytest.deprecated_call(match=r"Event.rule_state is now Event.state.method_state"):
         assert events[0].rule_state == ()
+
+
+def test_modules_that_moved_answer_and_say_where_to():
+    from jbp import many, ties
+
+    with pytest.deprecated_call(match=r"jbp.many.fit_many is now jbp.train.fit_many"):
+        assert many.fit_many is jbp.fit_many
+    with pytest.deprecated_call(match=r"jbp.ties.tied is now jbp.combine.tied"):
+        assert ties.tied is jbp.tied
+    with pytest.raises(AttributeError):
+        many.nothing  # noqa: B018

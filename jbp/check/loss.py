@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -37,6 +38,7 @@ def loss(
     level: Level = ELEMENTWISE,
     batch: int = 5,
     differences: bool = True,
+    mask: Any = None,
 ) -> Report:
     """Check the laws of `jbp.losses.Loss`, for every kind of target named, or else for every kind it takes.
 
@@ -58,6 +60,8 @@ def loss(
         level: the tolerance; the Hessian gets MATMUL.
         batch: how many examples.
         differences: whether to run finite differences and the complex step, in float64 whatever `dtype` is.
+        mask: [*t] bools: all laws of the loss as it is with this mask of real positions, and one more: its value is
+            that of the output cut to them.
 
     Raises:
         ValueError: not a loss, an unknown kind, NaN, shapes that do not fit.
@@ -73,6 +77,11 @@ def loss(
             raise ValueError(f"output must be of floats, but is {jnp.result_type(output)}: convert it")
         check_finite("output", output)
     subject = f"{called(loss)} on {list(shape)}, {dtype}"
+    if mask is not None:
+        real = np.asarray(mask)
+        if real.dtype != bool or real.shape != shape[:-1] or not real.any():
+            raise ValueError(f"mask must be bools of shape {shape[:-1]}, at least one of them True, but is {mask!r}")
+        subject, loss = f"{subject}, {real.sum()} of {real.size} positions real", _Masked(loss, _tuples(real))
     kinds, entries = _kinds(loss, target, shape, dtype)
     run = _Programs(loss)
     with jax.default_matmul_precision(PRECISION):
@@ -88,6 +97,8 @@ def loss(
             mode = f" ({kind})"
             found = _laws(run, p, y, level, mode)
             entries += found
+            if isinstance(loss, _Masked):
+                entries += loss.cut(p, y, level, mode)
             if any(entry.verdict == "fail" and entry.law in ("runs", "shapes") for entry in found):
                 continue
             if differences:
@@ -96,6 +107,41 @@ def loss(
                 entries += _far(run, p, y, level, mode)
             entries += _extremes(run, p, y, domain, mode)
     return Report(subject, tuple(entries))
+
+
+@dataclass(frozen=True)
+class _Masked(Loss):
+    """A loss given its mask."""
+
+    loss: Loss
+    mask: Any
+
+    def value(self, output: Any, target: Any) -> Any:
+        """With the mask."""
+        return self.loss.value(output, target, np.asarray(self.mask))
+
+    def delta(self, output: Any, target: Any) -> Any:
+        """With the mask."""
+        return self.loss.delta(output, target, np.asarray(self.mask))
+
+    def sqrt_hessian(self, output: Any, target: Any) -> Any:
+        """With the mask."""
+        return self.loss.sqrt_hessian(output, target, np.asarray(self.mask))
+
+    def cut(self, p: Any, y: Any, level: Level, mode: str) -> list[Entry]:
+        """That the value is the one of the real positions alone."""
+        real = np.asarray(self.mask)
+        try:
+            cut = compiled(jax.vmap(self.loss.value))(p[:, real], y[:, real])
+            masked = compiled(jax.vmap(self.value))(p, y)
+        except Exception as error:
+            return [problem("runs", f"value, masked{mode}", explain(error))]
+        return [compare("mask", f"value{mode}", "the real positions alone", masked, cut, level, terms=largest(cut))]
+
+
+def _tuples(mask: Any) -> Any:
+    """As nested tuples, which can be hashed."""
+    return tuple(map(_tuples, mask)) if np.ndim(mask) else bool(mask)
 
 
 class _Programs:

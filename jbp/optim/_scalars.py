@@ -32,6 +32,7 @@ def memoised(build: Callable[P, Optimizer]) -> Callable[P, Optimizer]:
             return build(*args, **kwargs)
         return known(*args, **kwargs)
 
+    built.cache_clear = known.cache_clear  # type: ignore[attr-defined]
     return built
 
 

@@ -57,7 +57,7 @@ TARGETS: dict[str, dict[str, str]] = {
     "layers/dropout.py": {"Dropout.backward": "dropout", "Dropout._masked": "dropout rows"},
     "layers/flatten.py": {"Flatten.backward": "flatten"},
     "losses.py": {
-        **{f"{n.title().replace('_', '')}.{part}": f"{n} {n}@positions"
+        **{f"{n.title().replace('_', '')}.{part}": f"{n} {n}@positions {n}@masked"
            for n in LOSSES.split() for part in ("delta", "sqrt_hessian")},
         "SoftmaxCrossEntropy.delta": "softmax_cross_entropy softmax_cross_entropy@positions sums class2",
         "SoftmaxCrossEntropy.sqrt_hessian": "softmax_cross_entropy softmax_cross_entropy@positions sums class2",
@@ -67,10 +67,10 @@ TARGETS: dict[str, dict[str, str]] = {
         "_is_index": "softmax_cross_entropy class cross_entropy@class classes class2 distribution sums",
         **dict.fromkeys(("_picked", "_added", "_places"), "class cross_entropy@class classes class2 narrow"),
         "_positions": "l2_loss@positions l2_loss",
-        "_per_position": "l2_loss@positions l2_loss l2_loss@two",
+        "_per_position": "l2_loss@positions l2_loss l2_loss@two l2_loss@masked",
         "_classes": "mean_squared_error mean_squared_error@positions scalar",
-        "_diagonal_columns": "l2_loss l2_loss@positions",
-        "_block_columns": "softmax_cross_entropy softmax_cross_entropy@positions",
+        "_diagonal_columns": "l2_loss l2_loss@positions l2_loss@masked",
+        "_block_columns": "softmax_cross_entropy softmax_cross_entropy@positions softmax_cross_entropy@masked onemask",
     },
     "combine/base.py": {"sum_of": "branch"},
     "combine/serial.py": {"Serial.walk_backward": "serial"},
@@ -95,7 +95,7 @@ TARGETS: dict[str, dict[str, str]] = {
     "pairs/contract.py": {"merge": "tied tied@kinds tied@coupled", "contract": "evaluation evaluation1"},
     "sinks.py": {"total": "gradient"},
     "backprop.py": {
-        "backward": "gradient repeat shared tied coupled", "backward_leaf": "dense", "coupling_of": "coupled",
+        "backward": "gradient repeat shared tied coupled", "backward_leaf": "dense coupled", "coupling_of": "coupled",
         "_backward_examples": "dense",
         "value_grad_output": "gradient weights", "value_output_delta": "gradient weights blank rows training",
     },

@@ -105,6 +105,8 @@ def _replace(old: Any, new: Any) -> None:
 
 def _forget(name: str) -> None:
     backprop._compiled.cache_clear()
+    for build in (optim.sgd, optim.heavy_ball, optim.nesterov):
+        build.cache_clear()  # type: ignore[attr-defined]
     if name in IN_FORWARD:
         jax.clear_caches()
     for leaf in LEAVES:
@@ -164,6 +166,8 @@ MOMENTUM, AHEAD = optax.sgd(0.1, momentum=0.9), optax.sgd(0.1, momentum=0.9, nes
 LOSSES = "squared_error l2_loss mean_squared_error softmax_cross_entropy sigmoid_binary_cross_entropy cross_entropy"
 ACTIVATIONS = ["identity", "relu", "leaky_relu", "tanh", "sigmoid", "softmax", "softplus", "elu", "silu", "gelu"]
 EAGER = {*ACTIVATIONS, "slope", "alpha", "erf", "dense", "dense3", "unbiased", "dropout", "flatten", "gain", "vector"}
+SOME = [[True, False, True], [False, True, True]]
+"""Which of 2 × 3 positions are real."""
 CHECKS: dict[str, Callable[[], jbp.check.Report]] = {
     **{n: _layer(getattr(layers, n), 3, 5) for n in ACTIVATIONS}, "vector": _layer(layers.softmax, 7),
     "slope": _layer(layers.LeakyRelu(0.2), 7), "alpha": _layer(layers.Elu(0.7), 7),
@@ -190,6 +194,7 @@ CHECKS: dict[str, Callable[[], jbp.check.Report]] = {
     "tied@kinds": _layer(tied(jbp.serial(Gain(), layers.tanh, layers.Dense(3)), {(2, "bias"): (0, "gain")}), 3),
     **{n: _loss(getattr(losses, n), 7) for n in LOSSES.split()},
     **{f"{n}@positions": _loss(getattr(losses, n), 3, 5) for n in LOSSES.split()},
+    **{f"{n}@masked": _loss(getattr(losses, n), 2, 3, 5, mask=SOME) for n in LOSSES.split()},
     "sums": lambda: jbp.check.loss(losses.softmax_cross_entropy, (3,), batch=3, differences=False, target=jnp.asarray(
         [[0.5, 1.0, 0.25], [0.0, 2.0, 1.0], [0.3, 0.1, 0.2]])),
     "certain": lambda: jbp.check.loss(losses.cross_entropy, (3,), batch=3, differences=False, target=jnp.eye(3)),
@@ -200,6 +205,7 @@ CHECKS: dict[str, Callable[[], jbp.check.Report]] = {
     "class2": _loss(losses.softmax_cross_entropy, 2, 3, 5, target="classes"),
     "classes": _loss(losses.softmax_cross_entropy, 3, 5, target="classes"),
     "distribution": _loss(losses.softmax_cross_entropy, 3, 5, target="distribution"),
+    "onemask": _loss(losses.softmax_cross_entropy, 3, 5, mask=SOME[0]),
     "narrow": lambda: jbp.check.loss(losses.softmax_cross_entropy, (200,), batch=3, differences=False,
         target=jnp.asarray([3, 0, 127], jnp.int8)),
     "zero": lambda: next(i for i in catalogue() if i.name == "relu, leaky_relu and elu at 0").run("float64", 0, False),

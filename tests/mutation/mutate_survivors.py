@@ -10,6 +10,12 @@ _LONE = "the only entry of a list is its first and its last"
 _MASK = "forward and backward share this line: another layer"
 _LOSS_OF = "value and δ share this line: another loss"
 _OUTSIDE = "a class that there is not is read as the nearest one"
+_INSIDE = "any(_overlap(owner, other) and len(other) < len(owner) for other in owners)"
+_INSIDE_SHOWN = "any((_overlap(owner, other) and len(other) < len(owner) for other in owners))"
+_MASKED_MEAN = "error * (2 / output.size) if mask is None else _per_position(error * (2 / output.shape[-1]), mask)"
+_CALL = "value_output_delta(net, loss, params, batch, key, training)"
+_RANGE = '"a schedule\'s rate", rate, lambda rate: 0 <= rate < np.inf'
+_TOLD = "test_bad_input_is_told_in_one_sentence_what_was_expected_and_what_came"
 _MEMORY = "stacks more than is needed: memory alone"
 _TEXT = "return lax.select(kept, values * (1 / (1 - self.drop_rate)), lax.full_like(values, 0))"
 _SCALE_PAIR = 'return jnp.einsum("nto,nto->o", self.h, weigh(weights, self.delta)).reshape(self.shape)'
@@ -63,6 +69,11 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
      _MARKS, "always the first"): "a walk that finds nothing to mark",
     ("optim/_scalars.py", _LAST, "jnp.minimum(steps, jnp.iinfo(steps.dtype).max - 1)", "last arguments swapped"):
         "a minimum is symmetric",
+    (_SPINE, "training = True", "True", "→ False"):
+        "read of nets that couple in training alone, and of those the mode was saved",
+    ("combine/tied.py", f"if not {_INSIDE}:", "_overlap(owner, other)", "last arguments swapped"):
+        "an overlap is symmetric",
+    (_LOSS, f"return {_MASKED_MEAN}", _MASKED_MEAN, "always the second"): "the same but for rounding",
     (_REPEAT, "return tuple(leaves[self.source.index(j)] for j in range(max(self.source, default=-1) + 1))", "1",
      "1 → 2"):
         "nothing is kept: range(−1) is as empty as range(0)",
@@ -107,6 +118,29 @@ HELD: dict[tuple[str, str, str, str], tuple[str, str]] = {
        ("differs after 2³¹ − 1 steps alone", "tests/test_optim.py::test_the_step_count_stays_at_the_largest_integer")
        for what, change in (("jnp.iinfo(steps.dtype).max - 1", "right operand dropped"), ("1", "1 → 0"),
                             ("1", "1 → 2"))},
+    **{("combine/tied.py", f"if not {_INSIDE}:", what, change): (
+        "an owner inside another is completed twice or never",
+        "tests/test_combine.py::test_a_sink_sees_each_pair_once_and_a_shared_one_when_it_is_complete")
+       for what, change in ((f"not {_INSIDE_SHOWN}", "sign or not dropped"),
+                            ("_overlap(owner, other) and len(other) < len(owner)", "and ↔ or"),
+                            ("len(other) < len(owner)", "comparison → LtE"),
+                            ("len(other) < len(owner)", "comparison → Gt"))},
+    **{(_SPINE, f"return {start}{what}", what, "always the first"): (
+        "a sink that is not linear sees the uses of a shared parameter one by one, or never",
+        "tests/test_combine.py::test_only_shared_pairs_wait_for_their_other_uses")
+       for start, what in (("None, ", "saved if linear else unless_shared(sink, params, saved)"),
+                           ("delta_x, ", "sink(pairs) if linear else unless_shared(sink, params, pairs)"))},
+    (_SPINE, f"value, output, saved, delta = {_CALL}", _CALL, "last arguments swapped"):
+        ("the mode and the key exchanged",
+         "tests/test_modes_and_masks.py::test_value_and_grad_takes_the_mode_and_a_key_means_training"),
+    **{("optim/_scalars.py", f"check_scalar({_RANGE}, wanted, \"correct the schedule\")", what, change): (
+        "refuses other rates, or in other words", f"tests/test_optim.py::{test}")
+       for what, change, test in (
+        (f"check_scalar({_RANGE}, wanted, 'correct the schedule')", "last arguments swapped", _TOLD),
+        ("0", "0 → -1", _TOLD), ("0", "0 → 1", "test_the_ends_of_the_ranges_are_allowed"))},
+    ("optim/sgd.py", 'nesterov = as_bool(nesterov, "nesterov", "β itself is given as momentum")',
+     "as_bool(nesterov, 'nesterov', 'β itself is given as momentum')", "last arguments swapped"):
+        ("refuses in other words", f"tests/test_optim.py::{_TOLD}"),
     **{("optim/sgd.py", "if isinstance(momentum, jax.Array) or (momentum is not None and momentum != 0):", "0", change):
        ("the same steps, by a velocity that at β = 0 nobody needs",
         "tests/test_optim.py::test_a_known_momentum_of_zero_keeps_no_velocity") for change in ("0 → 1", "0 → -1")},
