@@ -16,10 +16,10 @@ train: $(VENV)/.installed-plots  ## train a network on real handwritten digits
 	@$(BIN)/jbp train $(ARGS)
 
 test: $(VENV)/.installed-test  ## run the test suite
-	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 soak: $(VENV)/.installed-test  ## run what adds cases to the suite: the planted mistakes, more random networks, every claim
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m soak $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m soak $(ARGS)
 
 test-all: test fuzz mutants soak  ## all of it, with 2,000 random networks and one change at a time (half an hour)
 

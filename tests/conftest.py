@@ -28,8 +28,8 @@ def data_dir() -> Path | None:
     return next((Path(p) for p in places if p and (Path(p) / "mnist").is_dir()), None)
 
 
-MANY = 1500
-"""Compiled programs that are kept at most, about a gigabyte of them."""
+MANY = 2000
+"""Compiled programs that are kept, more or less: they take a gigabyte."""
 _compiled_since = [0]
 
 
@@ -47,14 +47,6 @@ def programs_are_forgotten():
     if _compiled_since[0] > MANY:
         jax.clear_caches()
         _compiled_since[0] = 0
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """With `--dist loadgroup` a file's tests stay in one process, where they share what they compile and measure."""
-    for item in items:
-        if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture

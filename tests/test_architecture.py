@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,12 @@ AUTODIFF_MODULES = {"jax.ad_checkpoint", "jax.interpreters.ad", "jax.custom_deri
 MAY_DIFFERENTIATE = {"check", "bridge"}
 
 
+@cache
+def parsed(source: str) -> ast.Module:
+    """The tree of a source, read once for all rules."""
+    return ast.parse(source)
+
+
 def module_of(path: Path) -> str:
     """`layers` for jbp/layers/dense.py, `pairs` for jbp/pairs.py."""
     return path.relative_to(ROOT / "jbp").parts[0].removesuffix(".py")
@@ -64,7 +71,7 @@ def module_of(path: Path) -> str:
 
 def imported(source: str) -> Iterator[tuple[str, bool]]:
     """(full dotted name, not at import time) of everything a source imports; relative imports count as jbp's."""
-    tree = ast.parse(source)
+    tree = parsed(source)
     later = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
     later += [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test).endswith("TYPE_CHECKING")]
     inner = {node for block in later for node in ast.walk(block)}
@@ -101,7 +108,7 @@ def loads_check(source: str) -> bool:
 
 def reverse_mode(source: str) -> list[str]:
     """Where a source reaches for reverse mode: `jax.grad`, `from jax import grad`, `import jax as j; j.vjp`."""
-    tree, aliases, found = ast.parse(source), {}, []
+    tree, aliases, found = parsed(source), {}, []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -138,7 +145,7 @@ def unpickling(source: str) -> list[str]:
     """Where a source could run what it reads: pickle and its relatives, or NumPy told to unpickle."""
     names = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
     found = [name for name, _ in imported(source) if name.split(".")[0] in names]
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parsed(source)):
         if isinstance(node, ast.keyword) and node.arg == "allow_pickle" and ast.unparse(node.value) != "False":
             found.append("allow_pickle")
         if isinstance(node, ast.Attribute) and node.attr in {"read_pickle", "unpickle"}:
@@ -183,7 +190,7 @@ def circle(imports: dict[str, set[str]]) -> list[str]:
 def imports_inside_functions(source: str) -> list[str]:
     """What of jbp is imported in a function, by a statement or through importlib."""
     found = []
-    for function in ast.walk(ast.parse(source)):
+    for function in ast.walk(parsed(source)):
         if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
         found += [name for name, _ in imported(ast.unparse(function)) if name.split(".")[0] == "jbp"]
@@ -195,7 +202,7 @@ def imports_inside_functions(source: str) -> list[str]:
 
 def exported(source: str) -> dict[str, str]:
     """The names that a source hands on (`from a import b as b`), each with its module."""
-    nodes = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ImportFrom)]
+    nodes = [n for n in ast.walk(parsed(source)) if isinstance(n, ast.ImportFrom)]
     return {a.name: f"{n.module}" for n in nodes for a in n.names if a.asname == a.name}
 
 
@@ -209,7 +216,7 @@ def public_functions(sources: dict[str, str]) -> set[str]:
     found = {home("jbp", name) for name in exported(sources["jbp"])}
     for module in found & sources.keys():
         found |= {home(module, name) for name in exported(sources[module])}
-        found |= {f"{module}.{n.name}" for n in ast.parse(sources[module]).body if isinstance(n, ast.FunctionDef)}
+        found |= {f"{module}.{n.name}" for n in parsed(sources[module]).body if isinstance(n, ast.FunctionDef)}
     return {name for name in found if not name.rpartition(".")[2].startswith("_")}
 
 
@@ -230,7 +237,7 @@ def crowded(module: str, source: str, public: set[str]) -> dict[str, int]:
                     found[name] = count
             look(child, name)
 
-    look(ast.parse(source), module)
+    look(parsed(source), module)
     return found
 
 
@@ -238,7 +245,7 @@ def namesakes(sources: dict[str, str]) -> dict[str, list[str]]:
     """The names without underscore under which several modules define a class or a function."""
     found: dict[str, list[str]] = {}
     for module, source in sources.items():
-        for node in ast.parse(source).body:
+        for node in parsed(source).body:
             if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
                 found.setdefault(node.name, []).append(module)
     return {name: modules for name, modules in found.items() if len(modules) > 1}

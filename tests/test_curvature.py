@@ -121,7 +121,15 @@ def compare(found: dict[str, Any], wanted: dict[str, Any], dtype: Any, level: st
     assert not wrong, wrong
 
 
-@pytest.mark.parametrize(("i", "case"), list(enumerate(CASES)), ids=lambda v: getattr(v, "name", ""))
+LEAN = [case for i, case in enumerate(CASES) if i % 3 == 0 or case in DEEP]
+"""The nets that are not left to `make soak`."""
+
+
+def _marked(i: int, case: NetCase) -> Any:
+    return pytest.param(i, case, marks=[] if case in LEAN else [pytest.mark.soak], id=case.name)
+
+
+@pytest.mark.parametrize(("i", "case"), [_marked(i, case) for i, case in enumerate(CASES)])
 def test_against_explicit_matrices(i: int, case: NetCase):
     loss = LOSSES[i % 3]
     args, run = problem(case, loss), partial(ours, case.net, loss)

@@ -31,13 +31,11 @@ QUICK = {"from_scratch", "lecture_algorithm", "shallow_and_deep", "sum_over_path
 """The claims that need no more than a few seconds; the others are run by `make soak`."""
 
 
-def _alone(name: str) -> Any:
-    """A claim shares nothing with another: each may go to either process."""
-    marks = [pytest.mark.xdist_group(name), *([] if name in QUICK else [pytest.mark.soak])]
-    return pytest.param(name, marks=marks)
+def _marked(name: str) -> Any:
+    return pytest.param(name, marks=[] if name in QUICK else [pytest.mark.soak])
 
 
-@pytest.mark.parametrize("name", list(map(_alone, SCRIPTS)))
+@pytest.mark.parametrize("name", list(map(_marked, SCRIPTS)))
 def test_the_claim_holds_and_its_control_does_not(name, tmp_path):
     script = claim.load(name)
     result = claim.run(script, script.QUICK)
@@ -213,10 +211,18 @@ def _script(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_bad_use_ends_with_one_line(tmp_path):
-    unknown = _script("--fast")
-    assert unknown.returncode == 2
-    assert "unrecognized arguments: --fast" in unknown.stderr
+def test_bad_use_ends_with_one_line(tmp_path, monkeypatch, capsys):
+    script = claim.load("sum_over_paths")
+    monkeypatch.setitem(sys.modules, "__main__", script)
+
+    def run(*arguments: str) -> tuple[object, str]:
+        monkeypatch.setattr(sys, "argv", ["sum_over_paths.py", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            claim.main()
+        return ended.value.code, capsys.readouterr().err
+
+    code, unknown = run("--fast")
+    assert code == 2 and "unrecognized arguments: --fast" in unknown
     (tmp_path / "file").write_text("")
     (tmp_path / "sum_over_paths.json").write_text('{"rows": 1}')
     for arguments, message in (
@@ -225,11 +231,11 @@ def test_bad_use_ends_with_one_line(tmp_path):
         (("--plot", "--out", str(tmp_path)), "as it is now, found another shape"),
         (("--plot", "--out", str(tmp_path / "none")), "run without --plot first"),
     ):
-        run = _script(*arguments)
-        assert run.returncode == 2
-        (line,) = run.stderr.strip().splitlines()
+        code, said = run(*arguments)
+        assert code == 2
+        (line,) = said.strip().splitlines()
         assert message in line
-    control = _script("--control")
+    control = _script("--control")  # as it is run from a shell
     assert control.returncode == 1
     assert "does not hold" in control.stderr
 

@@ -1,6 +1,7 @@
 """The laws of the losses, over every row of the case table: in float64, in float32, with weights, and at the edges."""
 
 from functools import cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,19 @@ ON_LOGITS = (losses.softmax_cross_entropy, losses.sigmoid_binary_cross_entropy)
 @pytest.fixture(scope="module", params=LOSSES, ids=lambda case: case.name)
 def case(request):
     return request.param
+
+
+def _soak(case: LossCase) -> list[Any]:
+    """A row of one output says nothing more in float32 or under weights: it is left to `make soak`."""
+    return [pytest.mark.soak] if ", one output" in case.name else []
+
+
+WEIGHED = [pytest.param(case, marks=_soak(case), id=case.name) for case in LOSSES]
+IN_EACH_DTYPE = [
+    pytest.param(case, dtype, marks=_soak(case) if dtype == jnp.float32 else [], id=f"{case.name}-{dtype.__name__}")
+    for case in LOSSES
+    for dtype in (jnp.float64, jnp.float32)
+]
 
 
 def arrays(case: LossCase, dtype):
@@ -63,7 +77,7 @@ def measured(name: str, dtype):
         return compiled(sides)(*arrays(case, dtype), weights)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize(("case", "dtype"), IN_EACH_DTYPE)
 def test_value_and_delta_equal_autodiff(case, dtype):
     for law in ("value", "delta", "mean", "weighted"):
         ours, expected = measured(case.name, dtype)[law]
@@ -129,12 +143,14 @@ def assert_close_from_above(ours, expected):
     assert_close(above, wanted, "net")
 
 
+@pytest.mark.parametrize("case", WEIGHED)
 def test_without_weights_it_is_the_mean_and_weights_are_not_renormalised(case):
     result = weighed(case.name)
     for ours, expected in (("weighted", "expected weighted"), ("mean", "expected mean"), ("even", "mean")):
         assert_close_from_above(result[ours], result[expected])
 
 
+@pytest.mark.parametrize("case", WEIGHED)
 def test_a_row_of_weight_0_takes_no_part_whatever_it_holds(case):
     """To the bit: NaN and inf in x and y leave no trace. One compiled program, so nothing is rounded otherwise."""
     net, params, x, y, weights = problem(case)
@@ -145,6 +161,7 @@ def test_a_row_of_weight_0_takes_no_part_whatever_it_holds(case):
         assert_same(run(params, spoiled(x, rows, value), spoiled(y, rows, value), weights=weights), clean)
 
 
+@pytest.mark.parametrize("case", WEIGHED)
 def test_a_padded_batch_equals_the_shorter_one_and_a_doubled_batch_its_half(case):
     result = weighed(case.name)
     for other in ("padded", "doubled"):

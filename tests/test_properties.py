@@ -1,7 +1,7 @@
 """Random networks against autodiff of a plain forward pass (`fuzz.py` says what is compared, and in which units).
 
 JBP_PROPERTY_CASES networks (300 unless told), half of them in float32, drawn by hypothesis in shards of 15; the first
-60 in `make test`, the others in `make soak`. Derandomised: the same networks every time; hypothesis draws some small
+30 in `make test`, the others in `make soak`. Derandomised: the same networks every time; hypothesis draws some small
 ones again, so the 300 have 258 structures. A failure shrinks to a small network, printed as code.
 """
 
@@ -27,7 +27,7 @@ from jbp.combine import Tied
 
 CASES, SHARD = int(os.environ.get("JBP_PROPERTY_CASES", "300")), 15
 SHARDS = range(-(-CASES // (2 * SHARD)))
-LEAN = 2
+LEAN = 1
 """The shards of each dtype that are not left to `make soak`."""
 SETTINGS = settings(
     derandomize=True,

@@ -172,7 +172,7 @@ def traced(case: NetCase) -> tuple[Any, Any, Any, jbp.Trace]:
     return params, x, delta, jbp.trace(case.net, params, x[0], delta[0], jbp.losses.l2_loss)
 
 
-LEAN = [*SINGLE, *COMBINED[::3], *(case for case in COMBINED if "tied" in case.name)]
+LEAN = [*SINGLE, *COMBINED[::6], *(case for case in COMBINED if "tied" in case.name)]
 """The nets that are not left to `make soak`: every layer, every combinator."""
 
 
