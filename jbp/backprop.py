@@ -51,6 +51,7 @@ def forward(
     """
     check_net(net, Layer)
     check_input(x, key)
+    _check_places(x, mask, rows)
     training = key is not None if training is None else training
     if training and key is None and net.uses_key is True:
         raise ValueError(f"{net!r} draws at random in training, so it needs a key: pass key=...")
@@ -69,7 +70,29 @@ def forward(
             return forward_leaf(layer, params, x, keys, mask if layer.uses_mask else None)
 
     output, saved = visit((), net, params, x, key)
-    return output, _Ran(saved, training) if net.couples_batch == "training" else saved
+    return output, _Ran(saved, training) if _has_modes(net) else saved
+
+
+def _has_modes(net: Layer) -> bool:
+    """Whether a layer inside couples the examples in training only."""
+    if isinstance(net, Combinator):
+        return bool(net.couples_batch) and any(map(_has_modes, net.children))
+    return net.couples_batch == "training"
+
+
+def _check_places(x: Any, mask: Any, rows: Any) -> None:
+    """Refuse a mask that is not of bools, and rows that are not one whole number for each example."""
+    n = len(jax.tree.leaves(x)[0])
+    if mask is not None and (not jnp.issubdtype(jnp.result_type(mask), jnp.bool_) or jnp.shape(mask)[:1] != (n,)):
+        raise ValueError(
+            f"mask must be bools [{n}, t], True where a position is real, but is {jnp.result_type(mask)} of shape "
+            f"{jnp.shape(mask)}"
+        )
+    if rows is not None and (not jnp.issubdtype(jnp.result_type(rows), jnp.integer) or jnp.shape(rows) != (n,)):
+        raise ValueError(
+            f"rows must be a whole number for each of the {n} examples, but is {jnp.result_type(rows)} of shape "
+            f"{jnp.shape(rows)}"
+        )
 
 
 @register_dataclass

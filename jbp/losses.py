@@ -323,6 +323,8 @@ def _per_position(delta: Array, mask: Mask = None) -> Array:
 def _real(mask: Mask, positions: tuple[int, ...], dtype: Any) -> Array:
     """How many positions are real, but at least 1."""
     real = jnp.asarray(mask)
+    if not jnp.issubdtype(real.dtype, jnp.bool_):
+        raise ValueError(f"a mask must be of bools, True where a position is real, but is of {real.dtype}")
     if real.shape != positions:
         raise ValueError(f"the mask must have the positions {positions} of an output, but has {real.shape}")
     return jnp.maximum(real.sum(dtype=dtype), jnp.ones((), dtype))

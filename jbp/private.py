@@ -23,7 +23,7 @@ import os
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from jbp.arguments import as_bool, as_number, check_max_norm, check_weights
+from jbp.arguments import as_bool, as_count, as_number, check_max_norm, check_weights
 from jbp.backprop import Trainable, backward, check_call, forward, mask_at
 from jbp.layer import Layer
 from jbp.losses import Loss
@@ -175,7 +175,10 @@ class Private:
         return _epsilon(self.noise_multiplier, self.delta, steps, batch_size, n)
 
     def bind(self, batch_size: int) -> PrivateMethod:
-        """The method of training for batches of this expected size."""
+        """The method of training for batches of this expected size.
+
+        `jbp.fit(private=)` draws the batches and keeps the account; who steps by `jbp.make_step` does both himself.
+        """
         return PrivateMethod(self, batch_size)
 
     def capacity(self, steps: int, batch_size: int, n: int) -> int:
@@ -209,8 +212,13 @@ def weak_delta(delta: float, n: int) -> str:
 class PrivateMethod(Method):
     """Clip, sum, noise, divide by the expected batch size: a step's gradient. Made by `Private.bind`."""
 
+    accounted: ClassVar[bool] = True
+
     private: Private
     batch_size: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "batch_size", as_count(self.batch_size, "batch_size"))
 
     def init(self, key: Array, problem: Problem, params: Any, example: Any) -> Any:
         """Nothing is carried."""
@@ -227,13 +235,14 @@ class PrivateMethod(Method):
         Parameters that are not trained take no part: not in the norms, and they get no noise.
         """
         _, key = jax.random.split(key)
-        weights = jnp.ones(len(batch.y)) if batch.weights is None else batch.weights
+        weights = jnp.ones(len(jax.tree.leaves(batch.y)[0])) if batch.weights is None else batch.weights
         drawn, how = (weights != 0).astype(weights.dtype), self.private
         output, errors, _, total = _clipped(
             problem.net, problem.loss, state.params, batch._replace(weights=drawn), key,
             Clip(how.max_norm, how.automatic, how.lean), problem.trainable,
         )  # fmt: skip
-        return Sums(weigh(weights, errors).sum(), total, measured(problem, output, batch))
+        value = errors.mean() if batch.weights is None else weigh(batch.weights, errors).sum()
+        return Sums(value, total, measured(problem, output, batch))
 
     def finish(self, problem: Problem, sums: Sums, key: Array) -> Sums:
         """(Σ cₙ gₙ + z) / B."""

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -29,7 +28,7 @@ from jaxtyping import Array, Int
 
 from jbp.arguments import as_shape, check_loss, check_net, check_weights
 from jbp.backprop import Batch as Batch
-from jbp.backprop import Trainable, mask_at, value_grad_output, value_output_delta
+from jbp.backprop import Trainable, check_call, forward, mask_at, value_grad_output, value_output_delta
 from jbp.layer import Layer
 from jbp.losses import Loss
 from jbp.pairs import Weights
@@ -40,7 +39,7 @@ it is told which positions are real."""
 Transform = Callable[[Any, Any], Any]
 """(x, key) of one example -> what the net sees; `key` None in evaluation."""
 
-_OWN = "one that wants parameters of its own kind, such as optax.lookahead, cannot be used here"
+_OWN = "one that wants parameters of a kind of its own, such as optax.lookahead, cannot be used here"
 _TRANSFORM = 2**32 - 1
 """What the transform's keys are folded with: no net has a layer of that number, so they are drawn apart from its."""
 
@@ -71,11 +70,10 @@ class Problem:
         check_net(self.net, Layer)
         check_loss(self.loss, Loss)
         check_optimizer(self.optimizer)
-        pairs = self.metrics.items() if isinstance(self.metrics, Mapping) else self.metrics or ()
         for name, value in (
             ("trainable", self.trainable if isinstance(self.trainable, Trainable) else Trainable.of(self.trainable)),
             ("method", _method(self.method)),
-            ("metrics", tuple(_metric(*pair) for pair in pairs)),
+            ("metrics", _metrics(self.metrics)),
         ):
             object.__setattr__(self, name, value)
         if self.transform is not None and not callable(self.transform):
@@ -89,9 +87,19 @@ class Problem:
 
     def seen(self, example: Any) -> Any:
         """What the net sees of an example of this shape and dtype, once it is transformed for evaluation."""
-        return (
-            example if self.transform is None else jax.eval_shape(lambda x, how=self.transform: how(x, None), example)
-        )
+        how = self.transform
+        if how is None:
+            return example
+        try:
+            seen = jax.eval_shape(lambda x: how(x, None), example)
+        except Exception as error:
+            raise ValueError(
+                f"transform failed on one example of shape {example.shape} with key None, which is evaluation: it is "
+                f"called as transform(x, key), and may draw only where there is a key ({error})"
+            ) from error
+        if not hasattr(seen, "shape"):
+            raise ValueError(f"transform must make one array of one example, but made {seen}")
+        return seen
 
 
 @register_dataclass
@@ -145,6 +153,8 @@ class Method:
     the whole batch (None: 1/N), so that nothing but private training divides by anything.
     """
 
+    accounted: ClassVar[bool] = False
+    """Whether it rests on how batches are drawn and counted, which `fit` then sees to: private training."""
     additive: ClassVar[bool] = True
     """Whether the sums of the parts of a batch add up to those of the whole."""
 
@@ -188,10 +198,11 @@ def measured(problem: Problem, output: Array, batch: Batch) -> tuple[Array, ...]
     """Σₙ wₙ mₙ of each metric; without weights the mean."""
 
     def one(name: str, metric: Metric) -> Array:
-        told = (output, batch.y, *mask_at(problem.net, output, batch.mask))
-        if len(told) > 2 and "mask" not in inspect.signature(metric).parameters:
+        mask = mask_at(problem.net, output, batch.mask)
+        if mask and "mask" not in inspect.signature(metric).parameters:
             raise ValueError(f"the batch has a mask, but the metric {name!r} takes none: give it an argument mask")
-        values = jax.vmap(metric)(*told).astype(jnp.zeros(()).dtype)
+        masked = (lambda o, t, m: metric(o, t, mask=m)) if mask else metric
+        values = jax.vmap(masked)(output, batch.y, *mask).astype(jnp.zeros(()).dtype)
         if batch.weights is None:
             return values.mean()
         return jnp.where(batch.weights == 0, 0.0, values * batch.weights).sum()
@@ -205,21 +216,20 @@ def optimised(problem: Problem, state: State, found: Sums, value_fn: Callable[[A
     Raises:
         ValueError: if it asks and `value_fn` is None, when they are not to be known.
     """
-    optimizer = problem.optimizer
+    given, told = (found.grads, state.opt_state, state.params), {}
+    if value_fn is not None:
+        told = {"value": found.value, "grad": found.grads, "value_fn": value_fn}
     try:
-        return optimizer.update(found.grads, state.opt_state, state.params)
+        return optax.with_extra_args_support(problem.optimizer).update(*given, **told)
     except AttributeError as error:
-        raise ValueError(f"the optimiser does not take these parameters ({error}): {_OWN}") from error
-    except TypeError as error:
-        if not re.search(r"missing \d+ required keyword-only argument", str(error)):
+        raise ValueError(f"the optimiser does not take these parameters: {error} ({_OWN})") from error
+    except (KeyError, TypeError) as error:
+        if value_fn is not None or not (isinstance(error, KeyError) or "required keyword-only" in str(error)):
             raise
-        if value_fn is None:
-            raise ValueError(
-                f"the optimiser asks for the value of the loss ({error}), which is not noised and would tell of "
-                "private data: take one that looks at gradients only"
-            ) from error
-    told = {"value": found.value, "grad": found.grads, "value_fn": value_fn}
-    return optax.with_extra_args_support(optimizer).update(found.grads, state.opt_state, state.params, **told)
+        raise ValueError(
+            f"the optimiser asks for the value of the loss ({error}), which is not noised and would tell of "
+            "private data: take one that looks at gradients only"
+        ) from error
 
 
 def moved(problem: Problem, state: State, updates: Any, opt_state: Any, **others: Any) -> State:
@@ -237,10 +247,16 @@ def init_state(problem: Problem, example: Any, *, seed: int | None = None, param
     Raises:
         ValueError: if the shape, the parameters, the method or the optimiser do not fit the net.
     """
+    _check_problem(problem)
+    if seed is not None and (isinstance(seed, bool) or not hasattr(seed, "__index__")):
+        raise ValueError(f"seed must be a whole number, but is {seed!r}")
     seen = problem.seen(as_example(example))
     init_key, run_key = jax.random.split(problem.method.root_key(seed))
     if params is None:
         params, _ = problem.net.init(init_key, seen.shape)
+    else:  # whether they fit shows here, by the layer's name
+        one = jax.ShapeDtypeStruct((1, *seen.shape), seen.dtype)
+        jax.eval_shape(lambda p, x: forward(problem.net, p, x)[0], params, one)
     method_state = problem.method.init(jax.random.fold_in(run_key, 0), problem, params, seen)
     return _start(problem.optimizer)(params, method_state, run_key)
 
@@ -255,7 +271,7 @@ def started(optimizer: optax.GradientTransformation, params: Any, method_state: 
     try:
         opt_state = optimizer.init(params)
     except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"the optimiser cannot start from these parameters ({error}): {_OWN}") from error
+        raise ValueError(f"the optimiser cannot start from these parameters: {error} ({_OWN})") from error
     return State(params, jax.tree.map(jnp.copy, opt_state), method_state, key, jnp.int32(1), jnp.int32(0))
 
 
@@ -269,11 +285,15 @@ def make_step(problem: Problem) -> Callable[[State, Batch], tuple[State, Figures
     """The function (state, batch) -> (state, figures), compiled once for a problem. It takes over the state's memory.
 
     The weights of the batch are divided here, and only here, by their sum: a batch of 0 and 1 has the mean over the
-    rows of 1; one without any keeps 0. Without weights it is the mean over all rows.
+    rows of 1; one without any keeps 0. Without weights it is the mean over all rows. Weights are looked at before the
+    step, which waits for them.
+
+    A step counts `step` up and leaves `epoch` alone: a loop over epochs sets both, with `dataclasses.replace`.
 
     Raises:
         ValueError: if state, batch and problem do not fit together, or weights are negative.
     """
+    _check_problem(problem)
     step = step_function(problem)
     names = [name for name, _ in problem.metrics]
 
@@ -285,9 +305,11 @@ def make_step(problem: Problem) -> Callable[[State, Batch], tuple[State, Figures
     compiled = jax.jit(run, donate_argnums=0)
 
     def checked(state: State, batch: Batch) -> tuple[State, Figures]:
+        _check_state(state)
+        if not isinstance(batch, tuple) or not 2 <= len(batch) <= len(Batch._fields):
+            raise ValueError(f"a step takes a jbp.Batch(x, y, …), but got a {type(batch).__name__}")
         batch = Batch(*batch)
-        if batch.weights is not None:
-            check_weights(batch.weights, len(batch.weights), least=0.0)
+        check_weights(batch.weights, check_call(problem.net, problem.loss, batch.x, batch.y), least=0.0)
         return compiled(state, batch)
 
     return checked
@@ -375,16 +397,37 @@ def check_optimizer(optimizer: Any) -> None:
 def _method(method: Any) -> Method:
     if method is None:
         return Backpropagation()
-    method = method.as_method() if hasattr(method, "as_method") else method
+    method = method.as_method() if hasattr(method, "as_method") and not isinstance(method, type) else method
     if not isinstance(method, Method):
         hint = ": jbp.Private becomes one with .bind(batch_size)" if hasattr(method, "bind") else ""
         raise ValueError(f"method must be a jbp.Method or a rule of jbp.rules, but is {method!r}{hint}")
     return method
 
 
-def _metric(name: Any, metric: Any) -> tuple[str, Metric]:
-    if not isinstance(name, str) or not callable(metric):
+def _metrics(metrics: Any) -> tuple[tuple[str, Metric], ...]:
+    pairs = metrics.items() if isinstance(metrics, Mapping) else metrics or ()
+    try:
+        found = tuple((name, metric) for name, metric in pairs)
+        sound = all(isinstance(name, str) and callable(metric) for name, metric in found)
+    except (TypeError, ValueError):
+        found, sound = (), False
+    if not sound:
+        raise ValueError(f"metrics must be functions by name, as {{'accuracy': jbp.accuracy}}, but are {metrics!r}")
+    names = [name for name, _ in found]
+    if "loss" in names or len(set(names)) < len(names):
+        raise ValueError(f"metrics must have names of their own, and 'loss' is taken, but are named {', '.join(names)}")
+    return found
+
+
+def _check_problem(problem: Any) -> None:
+    if not isinstance(problem, Problem):
+        raise ValueError(f"expected a jbp.Problem(net, loss, optimizer), but got {problem!r}")
+
+
+def _check_state(state: Any) -> None:
+    if not isinstance(state, State):
+        raise ValueError(f"a step takes a jbp.State, as jbp.init_state makes it, but got a {type(state).__name__}")
+    if any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in jax.tree.leaves(state.params)):
         raise ValueError(
-            f"metrics must be functions by name, such as {{'accuracy': jbp.accuracy}}, but hold {metric!r}"
+            "this state was handed to a step before, which took over its memory: go on with what it answered"
         )
-    return name, metric  # type: ignore[return-value]

@@ -269,7 +269,7 @@ def test_the_value_that_they_get_is_that_of_the_steps_batch_at_any_parameters():
 
 def test_an_optimiser_with_parameters_of_its_own_is_refused_in_words():
     lookahead = optax.lookahead(optax.sgd(0.1), 5, 0.5)
-    with pytest.raises(ValueError, match=r"these parameters .*lookahead"):
+    with pytest.raises(ValueError, match=r"these parameters.*lookahead"):
         jbp.fit(NET, LOSS, lookahead, (X, Y), batch_size=4)
 
 
@@ -349,3 +349,107 @@ def test_the_net_is_made_for_what_the_transform_gives():
 def test_a_problem_says_what_does_not_fit(change: dict[str, Any], words: str):
     with pytest.raises(ValueError, match=words):
         dataclasses.replace(PROBLEM, **change)
+
+
+# What a first user gets wrong
+
+
+def test_a_batch_size_of_another_kind_of_integer_is_that_number():
+    options: Any = {"private": jbp.Private(1.0, 1.0, 1e-3), "seed": 0, "epochs": 1}
+    narrow = jbp.fit(NET, LOSS, SGD, (X, Y), batch_size=np.int8(8), **options)  # type: ignore[arg-type]
+    assert narrow.step_losses.any()
+    assert (narrow.step_losses == jbp.fit(NET, LOSS, SGD, (X, Y), batch_size=8, **options).step_losses).all()
+    for size in (0, "a", 2.5):
+        with pytest.raises(ValueError, match="batch_size must be a whole number"):
+            options["private"].bind(size)
+
+
+def test_a_private_method_comes_in_by_its_own_door_only():
+    method = jbp.Private(1.0, 1.0, 1e-4).bind(4)
+    for train, more in ((jbp.fit, {}), (jbp.fit_many, {"seeds": (0, 1)})):
+        with pytest.raises(ValueError, match="give it as private, not as rule"):
+            train(NET, LOSS, SGD, (X, Y), rule=method, batch_size=4, **more)  # type: ignore[operator]
+
+
+def test_the_loss_of_a_private_step_is_the_mean_with_weights_of_1_and_without():
+    problem = jbp.Problem(jbp.Dense(K), LOSS, SGD, method=jbp.Private(1.0, 1.0, 1e-4).bind(N))
+    losses = [
+        float(jbp.make_step(problem)(state_of(problem), jbp.Batch(X, Y, weights))[1].loss)
+        for weights in (None, np.ones(N))
+    ]
+    params = state_of(problem).params
+    assert losses == pytest.approx([float(jbp.value_and_grad(jbp.Dense(K), LOSS)(params, X, Y)[0])] * 2)
+
+
+def test_a_method_is_made_for_the_optimiser_of_each_rate():
+    many = jbp.fit_many(
+        jbp.Dense(K), LOSS, lambda rate: jbp.optim.sgd(rate), (X, Y), seeds=(0,), learning_rates=(0.1,), batch_size=4,
+        rule=InPlace(), epochs=1,
+    )  # fmt: skip
+    single = jbp.fit(jbp.Dense(K), LOSS, jbp.optim.sgd(0.1), (X, Y), batch_size=4, in_place=True, epochs=1)
+    np.testing.assert_allclose(many.step_losses[0], single.step_losses, rtol=1e-9)
+
+
+def test_an_optimiser_that_may_be_told_the_value_is_told():
+    def update(updates: Any, state: Any, params: Any = None, *, value: Any = None, **more: Any) -> Any:
+        return jax.tree.map(jnp.zeros_like, updates), jnp.zeros(()) if value is None else value + 1
+
+    curious = optax.GradientTransformationExtraArgs(lambda params: jnp.zeros(()), update)
+    state, figures = jbp.make_step(dataclasses.replace(PROBLEM, optimizer=curious))(
+        state_of(dataclasses.replace(PROBLEM, optimizer=curious)), jbp.Batch(X, Y)
+    )
+    assert float(state.opt_state) == float(figures.loss) + 1
+    kept = jbp.fit(NET, LOSS, curious, (X, Y), batch_size=4, epochs=1, private=jbp.Private(1.0, 1.0, 1e-4), seed=0)
+    assert float(kept.state.opt_state) == 0
+
+
+def test_data_are_looked_through_as_the_net_will_see_them():
+    broken = X.copy()
+    broken[4, 3] = np.nan
+    jbp.fit(NET, LOSS, SGD, (broken, Y), transform=lambda x, key: jnp.nan_to_num(x), epochs=1, batch_size=4)
+    with pytest.raises(ValueError, match="x of train_data must be finite once it is transformed, but is not in row 0"):
+        jbp.fit(NET, LOSS, SGD, (0 * X, Y), transform=lambda x, key: jnp.log(x), epochs=1, batch_size=4)
+
+
+FIRST_MISTAKES: dict[str, tuple[Any, str]] = {
+    "a net for a problem": (lambda: jbp.make_step(NET), r"expected a jbp.Problem\(net, loss, optimizer\)"),  # type: ignore[arg-type]
+    "a net to start": (lambda: jbp.init_state(NET, (WIDTH,)), "expected a jbp.Problem"),  # type: ignore[arg-type]
+    "parameters for a state": (lambda: jbp.make_step(PROBLEM)({}, jbp.Batch(X, Y)), "a step takes a jbp.State"),  # type: ignore[arg-type]
+    "an array for a batch": (lambda: jbp.make_step(PROBLEM)(state_of(), X), r"a step takes a jbp.Batch\(x, y"),  # type: ignore[arg-type]
+    "a number for weights": (lambda: jbp.make_step(PROBLEM)(state_of(), jbp.Batch(X, Y, 1.0)), "one number for each"),
+    "a fraction for a seed": (lambda: jbp.init_state(PROBLEM, (WIDTH,), seed=0.5), "seed must be a whole number"),  # type: ignore[arg-type]
+    "other parameters": (lambda: state_of(params=(1, 2)), "expects a tuple of 4 parameter trees"),
+    "a metric alone": (lambda: dataclasses.replace(PROBLEM, metrics=jbp.accuracy), "metrics must be functions by name"),
+    "metrics as a list": (lambda: dataclasses.replace(PROBLEM, metrics=[jbp.accuracy]), "metrics must be functions"),
+    "names of metrics": (lambda: dataclasses.replace(PROBLEM, metrics=["accuracy"]), "metrics must be functions"),
+    "a metric named loss": (lambda: dataclasses.replace(PROBLEM, metrics={"loss": jbp.accuracy}), "'loss' is taken"),
+    "a rule's class": (
+        lambda: dataclasses.replace(PROBLEM, method=jbp.rules.FeedbackAlignment), "method must be a jbp.Method",
+    ),
+    "a transform that always draws": (
+        lambda: jbp.init_state(
+            dataclasses.replace(PROBLEM, transform=lambda x, key: x + jax.random.normal(key)), (WIDTH,)
+        ),
+        "with key None, which is evaluation",
+    ),
+    "rows of another kind": (
+        lambda: jbp.forward(NET, state_of().params, X, rows=np.zeros(N)), "rows must be a whole number for each",
+    ),
+    "a mask of numbers": (
+        lambda: jbp.forward(NET, state_of().params, X, mask=np.ones((N, 4))), "mask must be bools",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FIRST_MISTAKES)
+def test_a_first_mistake_is_told_in_a_line(name: str):
+    call, words = FIRST_MISTAKES[name]
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+def test_a_state_is_used_once():
+    state = state_of()
+    jbp.make_step(PROBLEM)(state, jbp.Batch(X, Y))
+    with pytest.raises(ValueError, match="this state was handed to a step before"):
+        jbp.make_step(PROBLEM)(state, jbp.Batch(X, Y))

@@ -82,6 +82,9 @@ class Resident:
     n: int
     capacity: int | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "batch_size", as_count(self.batch_size, "batch_size"))
+
     def prepared(self, chunk: Rows, order_key: Array) -> Rows:
         """The chunk with its order, if it came without."""
         return chunk if chunk.order is not None else chunk._replace(order=draw_order(order_key, self))

@@ -10,12 +10,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 from jaxtyping import Array
 
 from jbp import private as privacy
@@ -192,6 +194,7 @@ def fit(
         Diverged: when the loss is no longer finite.
         Interrupted: on Ctrl-C, when the chunk ends; a second Ctrl-C does not wait.
     """
+    batch_size = as_count(batch_size, "batch_size")
     aims = {"monitor": monitor, "patience": patience, "target": target, "restore_best": restore_best}
     if private is not None:
         privacy.check_fit(private, net, sampling=sampling, weights=weights, **aims)
@@ -330,7 +333,10 @@ def method_of(rule: Any, private: Private | None, in_place: bool, batch_size: in
         )
     if private is not None:
         return private.bind(batch_size)
-    return InPlace() if in_place else rules.method_of(rule)
+    method = InPlace() if in_place else rules.method_of(rule)
+    if method.accounted:
+        raise ValueError(f"{method!r} rests on how the batches are drawn and counted: give it as private, not as rule")
+    return method
 
 
 def on_device(name: str, data: Any) -> tuple[Array, Array]:
@@ -350,12 +356,22 @@ def _is_finite(values: Array) -> Array:
     return jnp.isfinite(values).all()
 
 
+@partial(jax.jit, static_argnums=0)
+def _finite_once_transformed(transform: Transform, x: Array) -> Array:
+    """Of each example [n], a block of them at a time."""
+    return lax.map(lambda one: jnp.isfinite(transform(one, None)).all(), x, batch_size=BLOCK)
+
+
 def check_data(name: str, problem: Problem, params: Any, data: tuple[Array, Array] | None) -> None:
     """Refuse what would only show as a NaN or a wrong label: not-finite values, classes that the net does not have."""
     if data is None:
         return
     x, y = data
-    for what, values in (("x", x), ("y", y)):
+    if problem.transform is not None:
+        rows = np.flatnonzero(~np.asarray(_finite_once_transformed(problem.transform, x)))
+        if len(rows):
+            raise ValueError(f"x of {name} must be finite once it is transformed, but is not in row {rows[0]}")
+    for what, values in (("x", x), ("y", y))[problem.transform is not None :]:
         if jnp.issubdtype(values.dtype, jnp.floating) and not bool(_is_finite(values)):
             where = np.argwhere(~np.isfinite(np.asarray(values)))[0].tolist()
             raise ValueError(f"{what} of {name} must be finite, but is not in row {where[0]}, at {where[1:]}")

@@ -258,8 +258,9 @@ def _programs(
             params = lax.map(lambda key: problem.net.init(key, example.shape)[0], init_keys)
 
         def one(run_key: Array, rate: Array, params: Any) -> tuple[State, Ledger]:
-            method_state = problem.method.init(jax.random.fold_in(run_key, 0), problem, params, example)
-            state = started(at(rate).optimizer, params, method_state, run_key)
+            own = at(rate)
+            method_state = own.method.init(jax.random.fold_in(run_key, 0), own, params, example)
+            state = started(own.optimizer, params, method_state, run_key)
             return state, ledger(-(-reader.n // reader.batch_size), len(functions))
 
         return jax.vmap(one, (0, 0, 0 if makes_params else None))(run_keys, rates, params)
