@@ -27,7 +27,7 @@ import claim  # noqa: E402
 import common  # noqa: E402
 
 SCRIPTS = every.CLAIMS
-QUICK = {"from_scratch", "lecture_algorithm", "shallow_and_deep", "sum_over_paths", "vanishing_gradients"}
+QUICK = {"from_scratch", "lecture_algorithm", "sum_over_paths", "vanishing_gradients"}
 """The claims that need no more than a few seconds; the others are run by `make soak`."""
 
 
