@@ -150,7 +150,7 @@ PLANTED = {
     "bias gradient doubled": (pairs.Shift, "total", doubled),
     "repeat's layers in forward order": (combine.Repeat, "walk_backward", forward_order),
     "the uses of a borrowed parameter dropped": (sys.modules["jbp.combine.tied"], "_join", owner_alone),
-    "weights only where they are zero": (pairs, "weigh", unweighted),
+    "weights only where they are zero": (sys.modules["jbp.pairs.pair"], "weigh", unweighted),
     "rows of weight 0 not silenced": (backprop, "silence", no_silence),
 }
 
