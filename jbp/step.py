@@ -224,7 +224,8 @@ def optimised(problem: Problem, state: State, found: Sums, value_fn: Callable[[A
     except AttributeError as error:
         raise ValueError(f"the optimiser does not take these parameters: {error} ({_OWN})") from error
     except (KeyError, TypeError) as error:
-        if value_fn is not None or not (isinstance(error, KeyError) or "required keyword-only" in str(error)):
+        asked = error.args[:1] in (("value",), ("grad",), ("value_fn",)) or "required keyword-only" in str(error)
+        if value_fn is not None or not asked:
             raise
         raise ValueError(
             f"the optimiser asks for the value of the loss ({error}), which is not noised and would tell of "
