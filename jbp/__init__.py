@@ -39,6 +39,7 @@ from jbp.layers import silu as silu
 from jbp.layers import softmax as softmax
 from jbp.layers import softplus as softplus
 from jbp.layers import tanh as tanh
+from jbp.metrics import accuracy as accuracy
 from jbp.pairs import Coupled as Coupled
 from jbp.pairs import Outer as Outer
 from jbp.pairs import Pair as Pair
@@ -67,7 +68,6 @@ from jbp.train import Interrupted as Interrupted
 from jbp.train import InterruptedMany as InterruptedMany
 from jbp.train import Many as Many
 from jbp.train import Progress as Progress
-from jbp.train import accuracy as accuracy
 from jbp.train import fit as fit
 from jbp.train import fit_many as fit_many
 

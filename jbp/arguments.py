@@ -285,6 +285,11 @@ def as_dtype(dtype: Any) -> Any:
     return kind
 
 
+def at_least_float32(dtype: Any) -> Any:
+    """In which numbers of a floating type are squared, summed and compared: in its own, or float32 for 16 bits."""
+    return jnp.dtype(dtype) if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
 def refuse_complex(name: str, tree: Any) -> None:
     """Refuse complex numbers, whose derivative has more than one convention, naming the leaf."""
     for path, leaf in tree_leaves_with_path(tree):
@@ -307,6 +312,80 @@ def refuse_classes(name: str, classes: Any, k: int) -> None:
     wrong = [int(c) for c in np.asarray(classes).ravel() if not 0 <= c < k]
     if wrong:
         raise ValueError(f"{name} must hold classes 0…{k - 1} of {k} outputs, but holds {wrong[0]}: correct the labels")
+
+
+def as_target_values(name: str, targets: Any) -> np.ndarray:
+    """Targets as NumPy has them, not narrowed.
+
+    Raises:
+        ValueError: if they are no real numbers.
+    """
+    values = np.asarray(targets)
+    real = (jnp.bool_, jnp.integer, jnp.floating)
+    if values.dtype.kind in "USO" or not any(jnp.issubdtype(values.dtype, kind) for kind in real):
+        kind = "text" if values.dtype.kind in "US" else str(values.dtype)
+        raise ValueError(
+            f"{name} must be numbers, but is {kind}: number the labels 0…k−1, "
+            "as classes, labels = numpy.unique(y, return_inverse=True) does"
+        )
+    return values
+
+
+def refuse_targets(name: str, values: Any, sound: Any, wanted: str, counts: Any = None, advice: str = "") -> None:
+    """Refuse targets of which one is not `sound`, naming its row; of those that do not count none is looked at."""
+    if counts is not None:
+        counts = np.asarray(counts)
+        sound = sound | ~counts.reshape(counts.shape + (1,) * (np.ndim(sound) - counts.ndim))
+    if not np.all(sound):
+        row, *at = map(int, np.argwhere(~sound)[0])
+        place = f", at {at}" if at else ""
+        raise ValueError(
+            f"{name} must hold {wanted}, but row {row} has {values[(row, *at)]}{place}{advice and f': {advice}'}"
+        )
+
+
+def check_narrowing(name: str, values: Any, spread: bool = False) -> None:
+    """Refuse numbers that JAX, as it is set, would not keep when it takes them over: integers that would wrap, numbers
+    that would overflow and, if `spread`, columns of floats whose differences would be lost in rounding.
+
+    JAX has 32-bit types unless `jax_enable_x64` is set. Its own arrays, which are narrowed already, are not looked at.
+    """
+    if (
+        isinstance(values, jax.Array)
+        or not hasattr(values, "dtype")
+        or values.dtype.kind not in "iuf"
+        or not values.size
+    ):
+        return
+    narrow = jax.dtypes.canonicalize_dtype(values.dtype)
+    if narrow == values.dtype:
+        return
+    least, most = values.min(), values.max()
+    info = jnp.finfo(narrow) if values.dtype.kind == "f" else jnp.iinfo(narrow)
+    if least < info.min or most > info.max:
+        worst = most if most > info.max else least
+        if values.dtype.kind != "f" or np.isfinite(worst):
+            raise ValueError(f"{name} holds {worst}, which {narrow} cannot: scale it, or set jax_enable_x64")
+    if spread and values.dtype.kind == "f":
+        _check_spread(name, values.reshape(len(values), -1), narrow)
+
+
+STEPS = 256
+"""A column must be spread over so many steps of the type that it is rounded to, unless that keeps every number."""
+
+
+def _check_spread(name: str, columns: np.ndarray, narrow: Any) -> None:
+    """Refuse columns [n, m] whose differences rounding to `narrow` would swallow."""
+    low, high = columns.min(0), columns.max(0)
+    step = np.spacing(np.maximum(abs(low), abs(high)).astype(narrow)).astype(np.float64)
+    for j in np.flatnonzero((high > low) & ~(high - low >= STEPS * step)):
+        column = columns[:, j]
+        if np.isfinite(column).all() and (column.astype(narrow).astype(column.dtype) != column).any():
+            which = f"column {j} of {name}" if columns.shape[1] > 1 else name
+            raise ValueError(
+                f"{which} lies between {low[j]!s} and {high[j]!s}, where {narrow} has steps of {step[j]:g}: take the "
+                "offset away first, as (x - x.mean(0)) / x.std(0) in float64"
+            )
 
 
 def check_finite(name: str, tree: Any) -> None:

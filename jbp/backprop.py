@@ -12,16 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache, partial, wraps
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jax.tree_util import register_dataclass
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from jbp.arguments import batch_size, check_input, check_loss, check_net, check_weights
+from jbp.arguments import batch_size, check_input, check_loss, check_narrowing, check_net, check_weights
 from jbp.combine import Combinator, Place, located
 from jbp.combine.tied import Uses, unless_shared, unmarked
 from jbp.layer import ArrayLike, Layer
@@ -215,10 +217,11 @@ def value_and_grad(net: Layer, loss: Loss, trainable: Any = None) -> Callable[..
     `trainable` is a tree of bools that starts like `params` (a bool may stand for a whole subtree); where it is
     False the gradient is zero and neither its contraction nor a δ that only it needs is computed.
 
-    Building the function again for an equal net and loss gives the same compiled function.
+    Building the function again for an equal net and loss gives the same compiled function. Called outside `jax.jit`,
+    it looks at the targets first; inside, there is nothing to look at yet.
 
     Raises:
-        ValueError: if shapes do not fit (naming the layer), or a key is missing.
+        ValueError: if shapes do not fit (naming the layer), a key is missing, or targets are outside the loss's domain.
     """
     check_net(net, Layer)
     check_loss(loss, Loss)
@@ -241,7 +244,15 @@ def _compiled(net: Layer, loss: Loss, trainable: Trainable) -> Callable[..., tup
         batch = Batch(x, y, weights, mask, rows)
         return value_grad_output(net, loss, params, batch, key, trainable, training)[:2]
 
-    return value_and_gradient
+    check = batch_check(net, loss)
+
+    @wraps(value_and_gradient)
+    def checked(params: Any, x: Any, y: Any, key: Any = None, *others: Any, **named: Any) -> Any:
+        given = dict(zip(("weights", "mask"), others, strict=False)) | named
+        check(params, Batch(x, y, given.get("weights"), given.get("mask")))
+        return value_and_gradient(params, x, y, key, *others, **named)
+
+    return checked
 
 
 class Batch(NamedTuple):
@@ -371,6 +382,60 @@ def value_output_delta(
         value, delta = weigh(weights, errors).sum(), weigh(weights, delta)
     # δ is stored here: without the barrier XLA computes it anew for each of its uses, and stores more.
     return value, output, saved, lax.optimization_barrier(delta)
+
+
+def batch_check(net: Layer, loss: Loss, seen: Callable[[Any], Any] | None = None) -> Callable[[Any, Batch], None]:
+    """The function (params, batch) that refuses what compiled code could not: inputs that would wrap or overflow where
+    JAX takes them over, targets outside the loss's domain. Traced values are not looked at.
+
+    `seen` says what shape and dtype the net sees of one x, if that is not x's own. Raises ValueError.
+    """
+    outputs: dict[Any, tuple[int, ...]] = {}  # the net alone says what shape comes of a shape: asked once for each
+
+    def check(params: Any, batch: Batch) -> None:
+        x, y, weights, mask, _ = batch
+        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((x, y, weights, mask))):
+            return
+        for name, values in (("x", x), ("y", y)):
+            for leaf in jax.tree.leaves(values):
+                check_narrowing(name, leaf)
+        leaves = jax.tree.leaves((x, y))
+        shapes = tuple(getattr(leaf, "shape", ()) for leaf in leaves)
+        if shapes not in outputs:
+            check_input(x)
+            batch_size(x, y)
+            one = x if seen is None else seen(x)
+            outputs[shapes] = example_output(net, loss, params, one, y).shape
+        check_weights(weights, len(leaves[0]))
+        loss.check_targets(y, outputs[shapes], counts=counted(outputs[shapes], weights, mask))
+
+    return check
+
+
+def counted(output: tuple[int, ...], weights: Any, mask: Any) -> Any:
+    """Of a batch, which rows [n] or positions [n, *t] of the targets count; None: all of them."""
+    counts = None if weights is None else np.asarray(weights) != 0
+    if mask is None or np.shape(mask)[1:] != output[:-1]:
+        return counts
+    real = np.asarray(mask)
+    return real if counts is None else real & np.expand_dims(counts, tuple(range(1, real.ndim)))
+
+
+def example_output(net: Layer, loss: Loss, params: Any, x: Any, y: Any) -> Any:
+    """Shape and dtype of one example's output in evaluation, once the loss has taken it; nothing is computed.
+
+    Raises:
+        ValueError: if the shapes do not fit together.
+    """
+
+    def output(params: Any, x: Any, y: Any) -> Any:
+        output, _ = forward(net, params, x)
+        jax.vmap(loss.value)(output, y)
+        return output
+
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), (params, x, y))
+    found = jax.eval_shape(output, *shapes)
+    return jax.ShapeDtypeStruct(found.shape[1:], found.dtype)
 
 
 def check_call(net: Any, loss: Any, x: Any, y: Any) -> int:

@@ -13,10 +13,13 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from jbp.arguments import as_target_values, refuse_targets
 from jbp.layers.activations import softmax
 
 Target = Any
@@ -32,6 +35,9 @@ class Loss:
     `mask` [*t], True where a position is real, makes the mean over positions one over the real ones (0 if there is
     none); what stands at the others changes nothing. It is the third argument of each function, None if there is
     none; a loss of your own may leave it out, and then a batch with a mask is refused.
+
+    Which targets a loss takes is its *domain*: `check_targets` looks at them before they reach compiled code, which
+    cannot refuse a value.
     """
 
     def value(self, output: Float[Array, "*t k"], target: Target, *mask: Any, **named: Any) -> Float[Array, ""]:
@@ -49,16 +55,74 @@ class Loss:
         raise NotImplementedError(f"{type(self).__name__} has no sqrt_hessian, which this quantity needs")
 
     def predict(self, output: Float[Array, "*t k"]) -> Array:
-        """What an output says: classes [*t], answers or values [*t, k]; in the form of the loss's targets."""
+        """What an output says: classes [*t] (integers), answers [*t, k] (bools) or values [*t, k] (floats)."""
         raise NotImplementedError(f"{type(self).__name__} does not say what an output predicts: give it a predict")
+
+    def check_targets(
+        self, targets: Any, output: tuple[int, ...], name: str = "y", counts: Bool[Any, "n *t"] | None = None
+    ) -> None:
+        """Refuse targets [n, ...] outside the loss's domain; here NaN and infinities, for a loss that states none.
+
+        `targets` are the values as their owner has them, before anything narrows them: arrays that are not traced,
+        NumPy's or JAX's. `output` is the shape of one output. Where `counts` is False, of rows or of positions,
+        anything may stand.
+
+        Raises:
+            ValueError: naming the first row that is outside.
+        """
+        for leaf in jax.tree.leaves(targets):
+            values = as_target_values(name, leaf)
+            refuse_targets(name, values, np.isfinite(values), "finite", counts)
 
     def __repr__(self) -> str:
         """The name under which jbp offers the loss."""
         return _name(type(self).__name__)
 
 
+class _OfValues(Loss):
+    """A loss whose outputs are values."""
+
+    def predict(self, output: Array) -> Array:
+        """The output itself."""
+        return output
+
+    def check_targets(self, targets: Any, output: tuple[int, ...], name: str = "y", counts: Any = None) -> None:
+        """Finite numbers, of the output's shape."""
+        values = _shaped(self, targets, output, name)
+        refuse_targets(name, values, np.isfinite(values), "finite", counts)
+
+
+class _OfClasses(Loss):
+    """A loss whose outputs are the scores of k ≥ 2 classes."""
+
+    def predict(self, output: Array) -> Array:
+        """The class of the largest output."""
+        return output.argmax(-1)
+
+    def check_targets(self, targets: Any, output: tuple[int, ...], name: str = "y", counts: Any = None) -> None:
+        """Integers 0…k−1, one a position, or distributions over the k classes: no entry below 0, and a sum of 1.
+
+        The sum may be off by a hundredth, as tables are rounded.
+        """
+        values, k = as_target_values(name, targets), output[-1]
+        if _is_index(
+            self, jax.ShapeDtypeStruct(output, np.float32), jax.ShapeDtypeStruct(values.shape[1:], values.dtype)
+        ):
+            sound = (values >= 0) & (values < k)
+            refuse_targets(
+                name, values, sound, f"classes 0…{k - 1}, for the net has {k} outputs", counts, "correct the labels"
+            )
+            return
+        wide = values.astype(np.float64)
+        refuse_targets(name, values, wide >= 0, "distributions, with no entry below 0", counts)
+        sums = wide.sum(-1)
+        slack = max(0.01, k * float(jnp.finfo(values.dtype).eps) if jnp.issubdtype(values.dtype, jnp.floating) else 0.0)
+        advice = "divide by the sum, and give rows that are not to count the weight 0"
+        refuse_targets(name, sums, abs(sums - 1) <= slack, "distributions, which add up to 1", counts, advice)
+
+
 @dataclass(frozen=True, repr=False)
-class SquaredError(Loss):
+class SquaredError(_OfValues):
     """e = Σ (p − y)², δ = 2(p − y), Hessian 2I (lectures B and D)."""
 
     def value(self, output: Array, target: Target, mask: Mask = None) -> Array:
@@ -73,13 +137,9 @@ class SquaredError(Loss):
         """√2 I."""
         return _diagonal_columns(jnp.full_like(output, math.sqrt(2)), mask)
 
-    def predict(self, output: Array) -> Array:
-        """The output itself."""
-        return output
-
 
 @dataclass(frozen=True, repr=False)
-class L2Loss(Loss):
+class L2Loss(_OfValues):
     """e = ½ Σ (p − y)², δ = p − y, Hessian I (lecture A)."""
 
     def value(self, output: Array, target: Target, mask: Mask = None) -> Array:
@@ -94,13 +154,9 @@ class L2Loss(Loss):
         """I."""
         return _diagonal_columns(jnp.ones_like(output), mask)
 
-    def predict(self, output: Array) -> Array:
-        """The output itself."""
-        return output
-
 
 @dataclass(frozen=True, repr=False)
-class MeanSquaredError(Loss):
+class MeanSquaredError(_OfValues):
     """e = 1/k Σ (p − y)² over the k outputs, δ = 2(p − y)/k, Hessian 2I/k (lecture E)."""
 
     def value(self, output: Array, target: Target, mask: Mask = None) -> Array:
@@ -117,19 +173,15 @@ class MeanSquaredError(Loss):
         """√(2/k) I."""
         return _diagonal_columns(jnp.full_like(output, math.sqrt(2 / _classes(output))), mask)
 
-    def predict(self, output: Array) -> Array:
-        """The output itself."""
-        return output
-
 
 @dataclass(frozen=True, repr=False)
-class SoftmaxCrossEntropy(Loss):
+class SoftmaxCrossEntropy(_OfClasses):
     """e = −Σ tᵢ log softmax(s)ᵢ on logits s; for Σt = 1, δ = softmax(s) − t, Hessian diag(p) − ppᵀ (lecture E).
 
     The target is a class index 0…k−1 (integer, one per position) or a distribution t over the k classes. For t that
     does not add up to 1 the softmax is weighted by Σt, so that δ is the derivative all the same. Finite for all
     finite logits. A class index outside 0…k−1 cannot be refused in compiled code: there the value is NaN (of
-    an index of more than 32 bits, JAX reads the lowest 32). `jbp.fit` and `jbp.data` check labels before they start.
+    an index of more than 32 bits, JAX reads the lowest 32). `check_targets` refuses both. One class is refused.
     """
 
     def value(self, output: Array, target: Target, mask: Mask = None) -> Array:
@@ -161,10 +213,6 @@ class SoftmaxCrossEntropy(Loss):
         weight = jnp.sqrt(p if is_index else p * jnp.asarray(target, p.dtype).sum(-1, keepdims=True))
         return _block_columns(jnp.expand_dims(weight, -1) * (eye - jnp.expand_dims(p, -2)), mask)
 
-    def predict(self, output: Array) -> Array:
-        """The class of the largest output."""
-        return output.argmax(-1)
-
 
 @dataclass(frozen=True, repr=False)
 class SigmoidBinaryCrossEntropy(Loss):
@@ -192,9 +240,16 @@ class SigmoidBinaryCrossEntropy(Loss):
         """Yes where σ(s) > ½."""
         return output > 0
 
+    def check_targets(self, targets: Any, output: tuple[int, ...], name: str = "y", counts: Any = None) -> None:
+        """Numbers in [0, 1], of the output's shape."""
+        values = _shaped(self, targets, output, name)
+        sound = (values >= 0) & (values <= 1)
+        advice = "write −1/1 as (y + 1) / 2, and counts as shares"
+        refuse_targets(name, values, sound, "in [0, 1]: 0 is no and 1 is yes", counts, advice)
+
 
 @dataclass(frozen=True, repr=False)
-class CrossEntropy(Loss):
+class CrossEntropy(_OfClasses):
     """e = −Σ tᵢ log yᵢ on *probabilities* y, such as an explicit softmax layer gives; δ = −t/y, Hessian diag(t/y²).
 
     Targets as for `softmax_cross_entropy`. Where tᵢ = 0 the class takes no part; where tᵢ > 0 and yᵢ = 0 the value is
@@ -223,10 +278,6 @@ class CrossEntropy(Loss):
         t = jnp.asarray(target, output.dtype)
         return _diagonal_columns(jnp.where(t == 0, jnp.zeros_like(t), jnp.sqrt(t) / output), mask)
 
-    def predict(self, output: Array) -> Array:
-        """The class of the largest output."""
-        return output.argmax(-1)
-
 
 squared_error = SquaredError()
 l2_loss = L2Loss()
@@ -239,23 +290,39 @@ cross_entropy = CrossEntropy()
 def _like(loss: Loss, output: Array, target: Target) -> Array:
     """The target in the output's dtype, if it has the output's shape."""
     target = jnp.asarray(target)
-    if target.shape != output.shape:
-        raise ValueError(
-            f"{loss!r} needs a target of the output's shape {output.shape} for each example, "
-            f"but got {target.shape}: reshape the targets (one number per example is [n, 1]) or widen the last layer"
-        )
+    _same_shape(loss, target.shape, output.shape)
     return target.astype(output.dtype)
+
+
+def _same_shape(loss: Loss, target: tuple[int, ...], output: tuple[int, ...]) -> None:
+    if target != output:
+        raise ValueError(
+            f"{loss!r} needs a target of the output's shape {output} for each example, "
+            f"but got {target}: reshape the targets (one number per example is [n, 1]) or widen the last layer"
+        )
+
+
+def _shaped(loss: Loss, targets: Any, output: tuple[int, ...], name: str) -> np.ndarray:
+    """The values of targets [n, ...] that must have the output's shape."""
+    values = as_target_values(name, targets)
+    _same_shape(loss, values.shape[1:], output)
+    return values
 
 
 def _error(loss: Loss, output: Array, target: Target) -> Array:
     return output - _like(loss, output, target)
 
 
-def _is_index(loss: Loss, output: Array, target: Target) -> bool:
-    """Whether the target names classes; otherwise it is a distribution over them."""
+def _is_index(loss: Loss, output: Any, target: Target) -> bool:
+    """Whether the target of one example names classes; otherwise it is a distribution over them."""
     shape, dtype = jnp.shape(target), jnp.result_type(target)
     if output.ndim == 0:
         raise ValueError(f"{loss!r} needs an output with an axis of classes, but got a scalar")
+    if output.shape[-1] == 1:
+        raise ValueError(
+            f"{loss!r} over one output has nothing to choose from, and is 0 whatever it is: for two classes take two "
+            "outputs, or one with sigmoid_binary_cross_entropy"
+        )
     if shape == output.shape:
         return False
     if shape == output.shape[:-1] and jnp.issubdtype(dtype, jnp.integer):

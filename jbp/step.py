@@ -28,9 +28,10 @@ from jaxtyping import Array, Int
 
 from jbp.arguments import as_shape, check_loss, check_net, check_weights
 from jbp.backprop import Batch as Batch
-from jbp.backprop import Trainable, check_call, forward, mask_at, value_grad_output, value_output_delta
+from jbp.backprop import Trainable, batch_check, check_call, forward, mask_at, value_grad_output, value_output_delta
 from jbp.layer import Layer
 from jbp.losses import Loss
+from jbp.metrics import OfLoss
 from jbp.pairs import Weights
 
 Metric = Callable[..., Array]
@@ -73,7 +74,7 @@ class Problem:
         for name, value in (
             ("trainable", self.trainable if isinstance(self.trainable, Trainable) else Trainable.of(self.trainable)),
             ("method", _method(self.method)),
-            ("metrics", _metrics(self.metrics)),
+            ("metrics", _metrics(self.metrics, self.loss)),
         ):
             object.__setattr__(self, name, value)
         if self.transform is not None and not callable(self.transform):
@@ -286,13 +287,14 @@ def make_step(problem: Problem) -> Callable[[State, Batch], tuple[State, Figures
     """The function (state, batch) -> (state, figures), compiled once for a problem. It takes over the state's memory.
 
     The weights of the batch are divided here, and only here, by their sum: a batch of 0 and 1 has the mean over the
-    rows of 1; one without any keeps 0. Without weights it is the mean over all rows. Weights are looked at before the
-    step, which waits for them.
+    rows of 1; one without any keeps 0. Without weights it is the mean over all rows. Weights and targets are looked at
+    before the step, which waits for them.
 
     A step counts `step` up and leaves `epoch` alone: a loop over epochs sets both, with `dataclasses.replace`.
 
     Raises:
-        ValueError: if state, batch and problem do not fit together, or weights are negative.
+        ValueError: if state, batch and problem do not fit together, weights are negative, or targets are outside the
+            loss's domain.
     """
     _check_problem(problem)
     step = step_function(problem)
@@ -303,7 +305,12 @@ def make_step(problem: Problem) -> Callable[[State, Batch], tuple[State, Figures
         after = dataclasses.replace(after, step=after.step + 1)
         return after, Figures(loss, dict(zip(names, metrics, strict=True)))
 
+    def seen(x: Any) -> Any:
+        one = problem.seen(jax.ShapeDtypeStruct(x.shape[1:], jax.dtypes.canonicalize_dtype(x.dtype)))
+        return jax.ShapeDtypeStruct((len(x), *one.shape), one.dtype)
+
     compiled = jax.jit(run, donate_argnums=0)
+    check = batch_check(problem.net, problem.loss, None if problem.transform is None else seen)
 
     def checked(state: State, batch: Batch) -> tuple[State, Figures]:
         _check_state(state)
@@ -311,6 +318,7 @@ def make_step(problem: Problem) -> Callable[[State, Batch], tuple[State, Figures
             raise ValueError(f"a step takes a jbp.Batch(x, y, …), but got a {type(batch).__name__}")
         batch = Batch(*batch)
         check_weights(batch.weights, check_call(problem.net, problem.loss, batch.x, batch.y), least=0.0)
+        check(state.params, batch)
         return compiled(state, batch)
 
     return checked
@@ -405,10 +413,10 @@ def _method(method: Any) -> Method:
     return method
 
 
-def _metrics(metrics: Any) -> tuple[tuple[str, Metric], ...]:
+def _metrics(metrics: Any, loss: Loss) -> tuple[tuple[str, Metric], ...]:
     pairs = metrics.items() if isinstance(metrics, Mapping) else metrics or ()
     try:
-        found = tuple((name, metric) for name, metric in pairs)
+        found = tuple((name, metric.of(loss) if isinstance(metric, OfLoss) else metric) for name, metric in pairs)
         sound = all(isinstance(name, str) and callable(metric) for name, metric in found)
     except (TypeError, ValueError):
         found, sound = (), False

@@ -141,6 +141,8 @@ def _loss_cases() -> list[LossCase]:
         for loss in (losses.squared_error, losses.l2_loss, losses.mean_squared_error):
             cases.append(LossCase(f"{loss!r}{where}", loss, output, target))
         cases.append(LossCase(f"sigmoid{where}", losses.sigmoid_binary_cross_entropy, output, unit))
+        if shape == (1,):
+            continue  # one class is refused
         for t, kind in ((classes, "classes"), (share, "distribution"), (unit, "unnormalised")):
             cases.append(LossCase(f"softmax on {kind}{where}", losses.softmax_cross_entropy, output, t))
             cases.append(LossCase(f"cross entropy on {kind}{where}", losses.cross_entropy, probabilities, t))

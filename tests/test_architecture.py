@@ -14,7 +14,7 @@ SOURCES = sorted((ROOT / "jbp").rglob("*.py"))
 #     pairs → layer → layers → combine → losses → backprop → step → rules, private → train → checkpoint → check → cli
 ORDER = [
     ("arguments", "paths"),  # the ground
-    ("pairs",), ("stats", "sinks"), ("layer",), ("layers",), ("combine",), ("losses", "ties"), ("backprop",),
+    ("pairs",), ("stats", "sinks"), ("layer",), ("layers",), ("combine",), ("losses", "ties"), ("backprop", "metrics"),
     ("tracing", "curvature", "step"), ("rules", "private"), ("optim", "data", "sharding"),
     ("train",), ("checkpoint", "many"), ("check", "bridge"), ("cli",), ("__main__",),
 ]  # fmt: skip
@@ -39,7 +39,6 @@ NAMESAKES = {
     "Trace": "`jbp trace`, a command, prints the other; each command is the class of its word",
     "explain": "an exception in words for a report; which formula serves which parameter",
     "moved": "leaves a little beside a kink; parameters after an update",
-    "output_of": "a function for autodiff to look at; the net's outputs while it trains",
     "split": "the leaves of a tree that can be differentiated; rows held out",
     "load": "arrays that were saved; a data set",
     "parse": "a net in one line; words of a command; an IDX file",
@@ -310,7 +309,7 @@ def test_public_functions_are_those_that_users_find():
     public = public_functions(EVERY_SOURCE)
     assert {"jbp.train.fit.fit", "jbp.train.many.fit_many", "jbp.curvature.fisher_product"} < public
     assert {"jbp.stats.norms.norms", "jbp.check.layer.layer", "jbp.rules.alignment.alignment"} < public
-    assert not {"jbp.check.compare.compare", "jbp.train.program.output_of", "jbp.train.fit.method_of"} & public
+    assert not {"jbp.check.compare.compare", "jbp.train.program.noted", "jbp.train.fit.method_of"} & public
 
 
 def test_the_rule_of_names_catches():

@@ -165,7 +165,7 @@ def test_the_test_part_is_read_once_and_last(monkeypatch):
         return result
 
     monkeypatch.setattr(training, "load_dataset", load)
-    monkeypatch.setattr("jbp.train.fit", fitted)
+    monkeypatch.setattr(training, "fit", fitted)
     cli.Train(**SMALL)()
     assert log == ["trained", "x_test", "y_test"]
 

@@ -263,6 +263,6 @@ def test_what_fails_before_the_first_step_leaves_no_folder(monkeypatch, capsys):
     def out_of_memory(*args, **kwargs):
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 100 bytes.")
 
-    monkeypatch.setattr("jbp.train.fit", out_of_memory)
+    monkeypatch.setattr("jbp.cli.training.fit", out_of_memory)
     assert "not enough memory" in failing(capsys, ["train", "--out", "run"], status=1)
     assert not Path("run").exists()

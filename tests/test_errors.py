@@ -152,7 +152,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     # data and weights
     "lengths": (lambda: run(y=Y[:3]), r"same number of examples.*\(4, 2\).*\(3, 3\)"),
     "no examples": (lambda: run(x=X[:0], y=Y[:0]), r"at least one.*\(0, 2\)"),
-    "scalar x": (lambda: run(x=1.0), "same number of examples"),
+    "scalar x": (lambda: run(x=1.0), "x must be an array .* but is a float"),
     **{
         f"{what}, {name}": (lambda call=call, x=x, y=y, loss=loss: call(NET, loss, params(), x, y), words)
         for name, call in BY_HAND.items()
@@ -165,7 +165,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     },
     "too few weights": (lambda: run(weights=jnp.ones(3)), r"one number for each of the 4 examples.*\(3,\)"),
     "weights as a column": (lambda: run(weights=jnp.ones((4, 1))), r"each of the 4 examples.*\(4, 1\)"),
-    "one weight": (lambda: run(weights=1.0), r"each of the 4 examples.*\(\)"),
+    "one weight": (lambda: run(weights=1.0), r"each of the 4 examples, but have type float"),
     "weights of contract": (lambda: jbp.contract(pairs(), jnp.ones(3)), r"each of the 4 examples.*\(3,\)"),
     # trainable
     **{

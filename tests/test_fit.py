@@ -170,7 +170,9 @@ def test_rows_hold_the_means_over_the_epochs_examples():
 @pytest.mark.parametrize("block", [1, 5, 23, 100])
 def test_evaluation_in_blocks_is_the_mean_over_all(block: int):
     params, _ = NET.init(jax.random.key(5), (WIDTH,))
-    loss, hit = evaluation_program(NET, LOSS, (jbp.accuracy,), None, block)(params, jnp.asarray(X), jnp.asarray(Y))
+    loss, hit = evaluation_program(NET, LOSS, (jbp.accuracy.of(LOSS),), None, block)(
+        params, jnp.asarray(X), jnp.asarray(Y)
+    )
     output = jbp.apply(NET, params, X)
     np.testing.assert_allclose(loss, jax.vmap(LOSS.value)(output, Y).mean(), rtol=1e-13)
     np.testing.assert_allclose(hit, (np.asarray(output.argmax(-1)) == Y).mean(), rtol=1e-13)
@@ -335,11 +337,17 @@ BAD = {
     ),
     "empty": ({"data": (X[:0], Y[:0])}, "at least one"),
     "NaN": ({"data": (BROKEN, Y)}, r"x of train_data must be finite, .* row 4, at \[3\]"),
-    "label too large": ({"data": (X, Y + 1)}, "labels of train_data must be from 0 to 2"),
-    "label negative": ({"data": (X, Y - 1)}, "labels of train_data must be from 0 to 2"),
+    "label too large": (
+        {"data": (X, Y + 1)},
+        r"y of train_data must hold classes 0…2, for the net has 3 outputs, but row \d+ has",
+    ),
+    "label negative": (
+        {"data": (X, Y - 1)},
+        r"y of train_data must hold classes 0…2, for the net has 3 outputs, but row \d+ has",
+    ),
     "float labels": ({"data": (X, Y + 0.5)}, "integer classes of shape"),
     "validation shape": ({"validation_data": (X[:, :2], Y)}, r"layer \[0\]: Dense\(11\) .* input of shape \(2,\)"),
-    "validation labels": ({"validation_data": (X, Y + 1)}, "labels of validation_data"),
+    "validation labels": ({"validation_data": (X, Y + 1)}, "y of validation_data must hold classes"),
 }
 
 

@@ -154,7 +154,8 @@ def test_without_weights_it_is_the_mean_and_weights_are_not_renormalised(case):
 def test_a_row_of_weight_0_takes_no_part_whatever_it_holds(case):
     """To the bit: NaN and inf in x and y leave no trace. One compiled program, so nothing is rounded otherwise."""
     net, params, x, y, weights = problem(case)
-    run, rows = jbp.value_and_grad(net, case.loss), jnp.array([0, 4])
+    # In a program of one's own, where targets are not looked at: some of the table's do not add up to 1.
+    run, rows = jax.jit(jbp.value_and_grad(net, case.loss)), jnp.array([0, 4])
     weights = weights.at[rows].set(0.0)
     clean = run(params, x, y, weights=weights)
     for value in (jnp.nan, jnp.inf, -jnp.inf):
@@ -171,14 +172,14 @@ def test_a_padded_batch_equals_the_shorter_one_and_a_doubled_batch_its_half(case
 def test_softmax_cross_entropy_equals_cross_entropy_behind_softmax():
     """The fused route on logits, and the full Jacobian of an explicit softmax layer."""
     for case in LOSSES:
-        if not isinstance(case.loss, losses.SoftmaxCrossEntropy) or np.shape(case.output)[-1] == 1:
+        if not isinstance(case.loss, losses.SoftmaxCrossEntropy):
             continue
         logits, target = arrays(case, jnp.float64)
         fused = jbp.value_and_grad(jbp.serial(jbp.Dense(5)), losses.softmax_cross_entropy)
         unfused = jbp.value_and_grad(jbp.serial(jbp.Dense(5), jbp.softmax), losses.cross_entropy)
         dense, _ = jbp.Dense(5).init(jax.random.key(1), logits.shape[1:])
-        value, (grads,) = fused((dense,), logits, target)
-        other_value, (other, _) = unfused((dense, ()), logits, target)
+        value, (grads,) = jax.jit(fused)((dense,), logits, target)
+        other_value, (other, _) = jax.jit(unfused)((dense, ()), logits, target)
         assert_close((other_value, other), (value, grads), "net")
 
 
@@ -229,7 +230,9 @@ def test_a_loss_states_its_reduction():
 
 def test_every_loss_is_in_the_table():
     public = {loss for loss in vars(losses).values() if isinstance(loss, losses.Loss)}
-    classes = {c for c in vars(losses).values() if isinstance(c, type) and issubclass(c, losses.Loss)}
+    classes = {
+        c for name, c in vars(losses).items() if isinstance(c, type) and name[0] != "_" and issubclass(c, losses.Loss)
+    }
     enrolled = {case.loss for case in LOSSES}
     assert public == enrolled
     assert classes - {losses.Loss} == {type(loss) for loss in enrolled}

@@ -223,7 +223,7 @@ BAD = {
     "batch size": ({"batch_size": 24}, "at most the number of training examples, 23, but is 24"),
     "sampling": ({"sampling": "random"}, "'shuffle' or 'replacement'"),
     "monitor": ({"monitor": "accuracy"}, "monitor must be one of train_loss, train_accuracy"),
-    "labels": ({"data": (X, Y + 1)}, "labels of train_data must be from 0 to 2"),
+    "labels": ({"data": (X, Y + 1)}, "y of train_data must hold classes 0…2"),
     "validation": ({"validation_data": (X[:, :2], Y)}, r"layer \[0\]: Dense\(11\) .* input of shape \(2,\)"),
 }
 

@@ -65,7 +65,7 @@ def test_equal_problems_are_one_key_and_a_step_is_traced_once():
         for _ in range(2)
     )
     assert first == again and hash(first) == hash(again)
-    assert first.metrics == (("accuracy", jbp.accuracy),)
+    assert first.metrics == (("accuracy", jbp.accuracy.of(LOSS)),)
     assert jbp.make_step(first) is jbp.make_step(again)
     state = state_of(first)
     for _ in range(3):

@@ -93,7 +93,7 @@ def row(config: Config, rate: float, parts: dict[str, Any]) -> dict[str, Any]:
     @jax.jit
     def figures(params: Any, x: Any, y: Any) -> tuple[Any, Any]:
         output = jax.vmap(lambda params: jbp.apply(net, params, x))(params)
-        over = jax.vmap(jax.vmap(LOSS.value), (0, None)), jax.vmap(jax.vmap(jbp.accuracy), (0, None))
+        over = jax.vmap(jax.vmap(LOSS.value), (0, None)), jax.vmap(jax.vmap(jbp.accuracy.of(LOSS)), (0, None))
         return over[0](output, y).mean(1), over[1](output, y).mean(1)
 
     found: dict[str, Any] = {"rate": rate}

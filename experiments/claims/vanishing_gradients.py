@@ -177,7 +177,7 @@ def trains(config: Config, kind: str, init: str, depth: int) -> dict[str, Any]:
         )  # fmt: skip
         chosen = int(np.nan_to_num(many.figures("validation_accuracy")).ravel().argmax())
         output = jbp.apply(net, many.params_of(chosen), x_test.astype(jnp.zeros(()).dtype))
-        found.append(float(jax.vmap(jbp.accuracy)(output, y_test).mean()))
+        found.append(float(jax.vmap(jbp.accuracy.of(jbp.losses.softmax_cross_entropy))(output, y_test).mean()))
         rates.append(config.learning_rates[chosen])
     return {"kind": kind, "init": init, "depth": depth, "accuracy": found, "learning rates": rates}
 

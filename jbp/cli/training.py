@@ -17,7 +17,6 @@ import jax
 import numpy as np
 import optax
 
-import jbp.train
 from jbp import checkpoint, layers, losses, optim
 from jbp.arguments import check_batch_size
 from jbp.cli import console, examples, netspec, runs
@@ -31,12 +30,15 @@ from jbp.data.builtin import NAMES
 from jbp.layer import Layer
 from jbp.layers import initializers
 from jbp.losses import Loss
+from jbp.metrics import accuracy
 from jbp.private import Private, weak_delta
 from jbp.step import Transform, name_of_transform, transformed
-from jbp.train import Diverged, Event, Fit, Interrupted
+from jbp.train import Diverged, Event, Fit, Interrupted, fit
 
 _ONE_HOT = ("sigmoid_binary_cross_entropy", "squared_error", "l2_loss", "mean_squared_error")
 _FOR_VALUES = ("mean_squared_error", "squared_error", "l2_loss")
+CLASSES_RIGHT = accuracy.of(losses.softmax_cross_entropy)
+"""Whatever the loss, `jbp predict` says the class of the largest output."""
 _INSIDE = {"softmax_cross_entropy": "softmax", "sigmoid_binary_cross_entropy": "sigmoid"}
 """The activation that a loss on logits has inside."""
 
@@ -135,7 +137,7 @@ def _fit(plan: Plan, folder: runs.RunFolder) -> Fit:
 
     with progress or nullcontext(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "delta = ")  # said already
-        return jbp.train.fit(
+        return fit(
             plan.net,
             plan.loss,
             plan.optimizer,
@@ -183,7 +185,7 @@ def fit_options(plan: Plan) -> dict[str, Any]:
         "batch_size": options.batch_size,
         "validation_data": plan.data.validation,
         "sampling": options.sampling,
-        "metrics": {"accuracy": jbp.train.accuracy} if plan.classification else None,
+        "metrics": {"accuracy": CLASSES_RIGHT} if plan.classification else None,
         "transform": plan.transform,
         "monitor": None if options.private else "validation_loss",
         "patience": None if options.private else options.patience or None,
@@ -346,8 +348,11 @@ def tested(plan: Plan, fit: Fit) -> tuple[dict[str, Any], int]:
     if plan.classification:
         k = plan.data.outputs
         truth, said = (y.argmax(-1) if y.ndim == 2 else y), output.argmax(-1)
-        confusion = np.bincount(truth * k + said, minlength=k * k).reshape(k, k)
-        return {"test_accuracy": float(np.mean(truth == said))} | found | {"confusion": confusion.tolist()}, len(x)
+        known = ~np.isnan(output).any(-1)  # an output that is NaN says no class
+        confusion = np.bincount((truth * k + said)[known], minlength=k * k).reshape(k, k)
+        return {"test_accuracy": float(np.mean((truth == said) & known))} | found | {
+            "confusion": confusion.tolist()
+        }, len(x)
     truth, said = (checkpoint.Postprocessing(None, plan.data.y_scale)(values) for values in (y, output))
     squares, spread = np.square(truth - said).sum(0), np.square(truth - truth.mean(0)).sum(0)
     r2 = float(np.mean(1 - squares / spread)) if (spread > 0).all() else None

@@ -5,7 +5,6 @@ from jbp.train.fit import Diverged as Diverged
 from jbp.train.fit import Event as Event
 from jbp.train.fit import Fit as Fit
 from jbp.train.fit import Interrupted as Interrupted
-from jbp.train.fit import accuracy as accuracy
 from jbp.train.fit import fit as fit
 from jbp.train.in_place import InPlace as InPlace
 from jbp.train.many import fit_many as fit_many

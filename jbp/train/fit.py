@@ -22,7 +22,8 @@ from jaxtyping import Array
 
 from jbp import private as privacy
 from jbp import rules
-from jbp.arguments import as_count, check_weights, renamed
+from jbp.arguments import as_count, as_target_values, check_narrowing, check_weights, renamed
+from jbp.backprop import example_output
 from jbp.layer import Layer
 from jbp.losses import Loss
 from jbp.private import Private
@@ -30,22 +31,13 @@ from jbp.step import Method, Metric, Problem, State, Transform, init_state
 from jbp.train.batches import Resident, ResidentSource, Sampling, Source, batch_sizes
 from jbp.train.clocks import Chunks, Stopwatch
 from jbp.train.in_place import InPlace
-from jbp.train.program import copy, evaluation_program, ledger, output_of, steps_program
+from jbp.train.program import copy, evaluation_program, ledger, steps_program
 from jbp.train.progress import Aim, EpochEnd, Progress, Row, Steps, StopReason, see
 from jbp.train.signals import ctrl_c
 
 Data = tuple[Any, Any]
 BLOCK = 1000
 """Examples evaluated at once."""
-
-
-def accuracy(output: Array, target: Array) -> Array:
-    """1 if the largest output is at the target (a class index, or the largest of a distribution), else 0.
-
-    Of a sequence, the fraction of its positions. Averaged over examples it is the share of right answers.
-    """
-    wanted = target if target.shape == output.shape[:-1] else target.argmax(-1)
-    return (output.argmax(-1).astype(wanted.dtype) == wanted).astype(output.dtype).mean()
 
 
 @dataclass(frozen=True)
@@ -62,7 +54,7 @@ class Fit:
     """The epoch whose parameters these are, if the best were restored (0 is the start); else None."""
     stop_reason: StopReason
     step_losses: np.ndarray = field(repr=False)
-    """The loss of every step taken, in order."""
+    """The loss of every step taken, in order; NaN where a private run's step drew no example."""
     epsilon: float | None = None
     """Of a private training, what all steps taken together cost, whichever parameters are used."""
 
@@ -209,8 +201,8 @@ def fit(
     aim = Aim.over(names, validation is not None, min_delta=min_delta, **aims)
     chunks = Chunks(len(source.sizes), chunk_steps)
     state = init_state(problem, jax.ShapeDtypeStruct(data[0].shape[1:], data[0].dtype), seed=seed, params=params)
-    for name, part in (("train_data", data), ("validation_data", validation)):
-        check_data(name, problem, state.params, part)
+    check_data("train_data", problem, state.params, data, train_data)
+    check_data("validation_data", problem, state.params, validation, validation_data)
     progress = Progress(aim, tuple(names), tuple(source.sizes.tolist()))
     return run(problem, state, source, progress, chunks, validation, callbacks)
 
@@ -248,7 +240,7 @@ class _Run:
         callbacks: tuple[Callback, ...],
     ) -> Fit:
         """Step, see, stop."""
-        steps, book = len(source.sizes), ledger(len(source.sizes), len(problem.metrics))
+        steps, book = len(source.sizes), ledger(len(source.sizes), len(problem.metrics), self.private is not None)
         take, evaluate = steps_program(problem, source.reader), self._evaluation(problem, validation)
         best, watch = None, Stopwatch()
 
@@ -275,7 +267,7 @@ class _Run:
                         source.ahead(state.key, epoch)  # while they run
                     jax.block_until_ready(book.losses)
                     chunks.took(last - first, time.perf_counter() - began)
-                    rows, figures = len(progress.rows), [np.asarray(a)[:last] for a in book]
+                    rows, figures = len(progress.rows), book.first(last)
                     progress = seen(Steps(epoch, *figures, sound=self._sound(state, figures[0])))
                     if progress.diverged_at is not None:
                         raise Diverged(result("diverged"), progress.diverged_at)
@@ -340,9 +332,12 @@ def method_of(rule: Any, private: Private | None, in_place: bool, batch_size: in
 
 
 def on_device(name: str, data: Any) -> tuple[Array, Array]:
-    """(x, y) as arrays on the device, with equally many rows, at least one."""
+    """(x, y) as arrays on the device, with equally many rows, at least one, and no number lost on the way."""
     if not isinstance(data, tuple | list) or len(data) != 2:
         raise ValueError(f"{name} must be a pair (x, y) of arrays, but is a {type(data).__name__}")
+    as_target_values(f"y of {name}", data[1])
+    for what, values in zip("xy", data, strict=True):
+        check_narrowing(f"{what} of {name}", values, spread=True)
     x, y = (jnp.asarray(a) for a in data)
     if x.ndim == 0 or y.ndim == 0 or len(x) != len(y) or len(x) == 0:
         raise ValueError(
@@ -362,8 +357,9 @@ def _finite_once_transformed(transform: Transform, x: Array) -> Array:
     return lax.map(lambda one: jnp.isfinite(transform(one, None)).all(), x, batch_size=BLOCK)
 
 
-def check_data(name: str, problem: Problem, params: Any, data: tuple[Array, Array] | None) -> None:
-    """Refuse what would only show as a NaN or a wrong label: not-finite values, classes that the net does not have."""
+def check_data(name: str, problem: Problem, params: Any, data: tuple[Array, Array] | None, own: Any) -> None:
+    """Refuse what would only show as a NaN or a wrong label: inputs that are not finite, targets outside the loss's
+    domain, as they are in `own`, the data as their owner gave them."""
     if data is None:
         return
     x, y = data
@@ -371,17 +367,12 @@ def check_data(name: str, problem: Problem, params: Any, data: tuple[Array, Arra
         rows = np.flatnonzero(~np.asarray(_finite_once_transformed(problem.transform, x)))
         if len(rows):
             raise ValueError(f"x of {name} must be finite once it is transformed, but is not in row {rows[0]}")
-    for what, values in (("x", x), ("y", y))[problem.transform is not None :]:
-        if jnp.issubdtype(values.dtype, jnp.floating) and not bool(_is_finite(values)):
-            where = np.argwhere(~np.isfinite(np.asarray(values)))[0].tolist()
-            raise ValueError(f"{what} of {name} must be finite, but is not in row {where[0]}, at {where[1:]}")
-    output = output_of(problem, params, x, y)
-    if jnp.issubdtype(y.dtype, jnp.integer) and y.shape[1:] == output.shape[1:-1]:
-        classes = output.shape[-1]
-        outside = np.argwhere((np.asarray(y) < 0) | (np.asarray(y) >= classes))
-        if len(outside):
-            row = outside[0].tolist()
-            raise ValueError(
-                f"the labels of {name} must be from 0 to {classes - 1}, for the net has {classes} outputs, "
-                f"but row {row[0]} has {np.asarray(y)[tuple(row)]}"
-            )
+    elif jnp.issubdtype(x.dtype, jnp.floating) and not bool(_is_finite(x)):
+        row, *at = np.argwhere(~np.isfinite(np.asarray(x)))[0].tolist()
+        raise ValueError(f"x of {name} must be finite, but is not in row {row}, at {at}")
+    seen = problem.seen(jax.ShapeDtypeStruct(x.shape[1:], x.dtype))
+    one = (
+        jax.ShapeDtypeStruct((1, *shape), dtype) for shape, dtype in ((seen.shape, seen.dtype), (y.shape[1:], y.dtype))
+    )
+    output = example_output(problem.net, problem.loss, params, *one)
+    problem.loss.check_targets(own[1], output.shape, f"y of {name}")

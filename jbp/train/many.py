@@ -112,8 +112,8 @@ def fit_many(
     shapes = params
     if params is None:
         shapes = jax.eval_shape(lambda key: net.init(key, example.shape)[0], jax.random.key(0))
-    for name, part in (("train_data", data), ("validation_data", validation)):
-        check_data(name, problem, shapes, part)
+    check_data("train_data", problem, shapes, data, train_data)
+    check_data("validation_data", problem, shapes, validation, validation_data)
     blank = Progress(aim, tuple(names), tuple(sizes.tolist()))
     runs = [_Going(seed, rate, blank) for seed, rate in itertools.product(every_seed, rates)]
     compiled = _programs(
@@ -176,7 +176,7 @@ class _Together:
                     state, book = self.compiled.take(state, book, etas, rows, epoch, first, last)
                     self.state = jax.block_until_ready(state)
                     chunks.took(last - first, time.perf_counter() - began)
-                    for run, losses, metrics in zip(runs, *map(np.asarray, book), strict=True):
+                    for run, losses, metrics in zip(runs, *map(np.asarray, book[:2]), strict=True):
                         run.see(Steps(epoch, losses[:last], metrics[:last]))
                     loss_now = _mean([run.progress.loss for run in runs if run.goes])
                     row = end_epoch(epoch) if last == steps else None

@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jbp.backprop import forward
 from jbp.layer import Layer
 from jbp.losses import Loss
-from jbp.step import Metric, Problem, State, Transform, epoch_keys, step_function, step_key, transformed
+from jbp.step import Batch, Metric, Problem, State, Transform, epoch_keys, step_function, step_key, transformed
 from jbp.train.batches import Reader
 
 
@@ -26,11 +27,18 @@ class Ledger(NamedTuple):
     """The loss of each step of the current epoch."""
     metrics: Float[Array, "steps m"]
     """Each metric's mean over each step's examples, as they were during training."""
+    drawn: Int[Array, " steps"] | None = None
+    """How many examples each step drew, where only the draw tells."""
+
+    def first(self, steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Of so many steps, as NumPy has them."""
+        drawn = None if self.drawn is None else np.asarray(self.drawn)[:steps]
+        return np.asarray(self.losses)[:steps], np.asarray(self.metrics)[:steps], drawn
 
 
-def ledger(steps: int, metrics: int) -> Ledger:
-    """A blank one."""
-    return Ledger(jnp.zeros(steps), jnp.zeros((steps, metrics)))
+def ledger(steps: int, metrics: int, counts: bool = False) -> Ledger:
+    """A blank one, in which draws are counted or not."""
+    return Ledger(jnp.zeros(steps), jnp.zeros((steps, metrics)), jnp.zeros(steps, int) if counts else None)
 
 
 def copy(tree: Any) -> Any:
@@ -58,41 +66,29 @@ def steps_function(problem: Problem, reader: Reader) -> Callable[..., tuple[Stat
         chunk = reader.prepared(chunk, order_key)
 
         def step(t: Array, carried: tuple[Any, ...]) -> tuple[Any, ...]:
-            params, opt_state, losses, metrics, method_state = carried
+            params, opt_state, book, method_state = carried
             before = State(params, opt_state, method_state, state.key, epoch, t)
-            after, (loss, values) = take(before, reader.batch(chunk, order_key, t), step_key(noise_key, t))
-            return (
-                after.params,
-                after.opt_state,
-                losses.at[t].set(loss.astype(losses.dtype)),
-                metrics.at[t].set(jnp.stack(values)) if values else metrics,
-                after.method_state,
-            )
+            batch = reader.batch(chunk, order_key, t)
+            after, (loss, values) = take(before, batch, step_key(noise_key, t))
+            return after.params, after.opt_state, noted(book, t, loss, values, batch), after.method_state
 
-        carried = (state.params, state.opt_state, *ledger, state.method_state)
-        params, opt_state, losses, metrics, method_state = lax.fori_loop(first, last, step, carried)
+        carried = (state.params, state.opt_state, ledger, state.method_state)
+        params, opt_state, book, method_state = lax.fori_loop(first, last, step, carried)
         now = {"epoch": jnp.asarray(epoch, jnp.int32), "step": jnp.asarray(last, jnp.int32)}
         after = dataclasses.replace(state, params=params, opt_state=opt_state, method_state=method_state, **now)
-        return after, Ledger(losses, metrics)
+        return after, book
 
     return run
 
 
-def output_of(problem: Problem, params: Any, x: Array, y: Array) -> Any:
-    """Shape and dtype of the output of one example, once the loss has taken it; refuses what does not fit."""
-    leaves, structure = jax.tree.flatten(params)
-    seen = problem.seen(jax.ShapeDtypeStruct(x.shape[1:], x.dtype))
-    one = ((1, *seen.shape), seen.dtype), ((1, *y.shape[1:]), y.dtype)
-    key = (*((jnp.shape(a), jnp.result_type(a)) for a in leaves), *one)
-    return _output_of(problem.net, problem.loss, structure, key)
-
-
-@lru_cache(maxsize=256)
-def _output_of(net: Layer, loss: Loss, structure: Any, key: Any) -> Any:
-    *leaves, x, y = (jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in key)
-    output = jax.eval_shape(lambda p, x: forward(net, p, x)[0], structure.unflatten(leaves), x)
-    jax.eval_shape(lambda o, y: jax.vmap(loss.value)(o, y), output, y)
-    return output
+def noted(book: Ledger, t: Array, loss: Array, values: tuple[Array, ...], batch: Batch) -> Ledger:
+    """The ledger with what step t says of itself."""
+    losses, metrics, drawn = book
+    if drawn is not None:
+        rows = len(jax.tree.leaves(batch.x)[0]) if batch.weights is None else (batch.weights != 0).sum()
+        drawn = drawn.at[t].set(rows)
+    losses = losses.at[t].set(loss.astype(losses.dtype))
+    return Ledger(losses, metrics.at[t].set(jnp.stack(values)) if values else metrics, drawn)
 
 
 @lru_cache(maxsize=64)
