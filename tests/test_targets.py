@@ -140,7 +140,7 @@ def test_columns_whose_differences_rounding_would_swallow_are_refused():
     rng = random("columns")
     column = rng.normal(size=(50, 2))
     with jax.enable_x64(False):
-        for far in (column + [0, 1.7e9], column * [1, 0.005] + [0, 1e6]):
+        for far in (column + np.array([0, 1.7e9]), column * [1, 0.005] + np.array([0, 1e6])):
             with pytest.raises(ValueError, match=r"column 1 of x lies between .* float32 has steps of"):
                 check_narrowing("x", far, spread=True)
         check_narrowing("x", np.round(column) + 1e6, spread=True)  # whole numbers, each kept
