@@ -286,7 +286,7 @@ def value_and_pairs(
         ValueError: if shapes do not fit (naming the layer), the batch is empty, the loss is none, or weights do not
             fit.
     """
-    check_weights(weights, check_call(net, loss, x, y))
+    check_call(net, loss, params, Batch(x, y, weights))
     if weights is not None:
         x = jax.tree.map(lambda a: silence(weights, a), x)
     output, saved = forward(net, params, x, key, weights)
@@ -384,6 +384,7 @@ def value_output_delta(
     return value, output, saved, lax.optimization_barrier(delta)
 
 
+@lru_cache(maxsize=256)
 def batch_check(net: Layer, loss: Loss, seen: Callable[[Any], Any] | None = None) -> Callable[[Any, Batch], None]:
     """The function (params, batch) that refuses what compiled code could not: inputs that would wrap or overflow where
     JAX takes them over, targets outside the loss's domain. Traced values are not looked at.
@@ -438,13 +439,15 @@ def example_output(net: Layer, loss: Loss, params: Any, x: Any, y: Any) -> Any:
     return jax.ShapeDtypeStruct(found.shape[1:], found.dtype)
 
 
-def check_call(net: Any, loss: Any, x: Any, y: Any) -> int:
-    """N, for whatever takes a net, a loss and a batch, after refusing what would end in an error that names nothing.
+def check_call(net: Any, loss: Any, params: Any, batch: Batch) -> None:
+    """For whatever takes a net, a loss and a batch: refuse what would end in an error that names nothing, or in none.
 
     Raises:
-        ValueError: if the net is no layer, the loss none, x or y no array, or the batch empty or of two sizes.
+        ValueError: if the net is no layer, the loss none, x or y no array, the batch empty or of two sizes, weights do
+            not fit, or targets are outside the loss's domain.
     """
     check_net(net, Layer)
-    check_input(x)
+    check_input(batch.x)
     check_loss(loss, Loss)
-    return batch_size(x, y)
+    check_weights(batch.weights, batch_size(batch.x, batch.y))
+    batch_check(net, loss)(params, batch)

@@ -27,8 +27,8 @@ from jax.tree_util import register_dataclass
 from jaxtyping import Array, Float
 from scipy.sparse.linalg import LinearOperator
 
-from jbp.arguments import as_count, check_one_of, check_weights, leaf_shapes
-from jbp.backprop import backward, check_call, forward
+from jbp.arguments import as_count, check_one_of, leaf_shapes
+from jbp.backprop import Batch, backward, check_call, forward
 from jbp.layer import Layer
 from jbp.losses import Loss
 from jbp.pairs import Pair, Weights, is_pair, silence, weigh
@@ -148,7 +148,7 @@ def gauss_newton_product(net: Layer, loss: Loss, params: Any, x: Any, y: Any, *,
         ValueError: for an empty batch, or shapes or weights that do not fit; at the call, if v is not a tree like the
             parameters.
     """
-    x = _silenced(net, loss, x, y, weights)
+    x = _silenced(net, loss, params, Batch(x, y, weights))
     return lambda v: _gauss_newton_product(net, loss, params, x, y, _like_params(params, v), weights)
 
 
@@ -174,7 +174,7 @@ def fisher_product(
             call, if v is not a tree like the parameters.
     """
     sent = _Sent.of(delta, key, samples)
-    x = _silenced(net, loss, x, y, weights)
+    x = _silenced(net, loss, params, Batch(x, y, weights))
     return lambda v: _fisher_product(net, loss, params, x, y, _like_params(params, v), sent, weights)
 
 
@@ -189,7 +189,7 @@ def hessian_product(net: Layer, loss: Loss, params: Any, x: Any, y: Any, *, weig
             parameters.
     Source: Pearlmutter 1994, "Fast exact multiplication by the Hessian".
     """
-    x = _silenced(net, loss, x, y, weights)
+    x = _silenced(net, loss, params, Batch(x, y, weights))
     return lambda v: _hessian_product(net, loss, params, x, y, _like_params(params, v), weights)
 
 
@@ -224,7 +224,7 @@ def hessian_diagonal(
         ValueError: if a key is needed and missing, for an empty batch, or shapes or weights that do not fit.
     Source: Bekas, Kokiopoulou, Saad 2007, "An estimator for the diagonal of a matrix".
     """
-    x = _silenced(net, loss, x, y, weights)
+    x = _silenced(net, loss, params, Batch(x, y, weights))
     if net.piecewise_linear and not net.couples_batch and _has_root(loss):
         value = gauss_newton_diagonal(net, loss, params, x, y, weights=weights)
         return Diagonal(value, jax.tree.map(jnp.zeros_like, value), True)
@@ -317,7 +317,7 @@ def _columns(
     net: Layer, loss: Loss, params: Any, x: Any, y: Any, sent: _Sent, weights: Weights
 ) -> tuple[Float[Array, "v n ..."], Callable[[Array], Any]]:
     """What goes back, and the function that takes a column back and answers with its pairs; both unweighted."""
-    output, saved = forward(net, params, _silenced(net, loss, x, y, weights), None, weights)
+    output, saved = forward(net, params, _silenced(net, loss, params, Batch(x, y, weights)), None, weights)
     columns = lax.optimization_barrier(_columns_at(loss, output, y, sent))
     return columns, lambda column: backward(net, params, saved, column)[1]
 
@@ -332,10 +332,10 @@ def _columns_at(loss: Loss, output: Array, y: Any, sent: _Sent) -> Float[Array, 
     return jnp.einsum("svn,vn...->sn...", signs, columns) / sent.samples**0.5
 
 
-def _silenced(net: Layer, loss: Loss, x: Any, y: Any, weights: Weights) -> Any:
+def _silenced(net: Layer, loss: Loss, params: Any, batch: Batch) -> Any:
     """`x` with zeros in the rows of weight 0, which may hold anything, once the whole call has been looked at."""
-    check_weights(weights, check_call(net, loss, x, y))
-    return x if weights is None else jax.tree.map(partial(silence, weights), x)
+    check_call(net, loss, params, batch)
+    return batch.x if batch.weights is None else jax.tree.map(partial(silence, batch.weights), batch.x)
 
 
 def _has_root(loss: Loss) -> bool:

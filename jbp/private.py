@@ -31,7 +31,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from jbp.arguments import as_bool, as_count, as_number, check_max_norm, check_weights
+from jbp.arguments import as_bool, as_count, as_number, check_max_norm
 from jbp.backprop import Trainable, backward, check_call, forward, mask_at
 from jbp.layer import Layer
 from jbp.losses import Loss
@@ -99,7 +99,7 @@ def _clipped(
     """The outputs, errors and norms, and the sum; norms and sum over the parameters that are trained."""
     x, y, weights, mask, rows = batch
     check_max_norm(how.max_norm, how.automatic)
-    check_weights(weights, check_call(net, loss, x, y))
+    check_call(net, loss, params, batch)
     _check_uncoupled(net)
     if weights is not None:
         x = jax.tree.map(partial(silence, weights), x)

@@ -26,9 +26,9 @@ import optax
 from jax.tree_util import register_dataclass
 from jaxtyping import Array, Int
 
-from jbp.arguments import as_shape, check_loss, check_net, check_weights
+from jbp.arguments import as_shape, batch_size, check_input, check_loss, check_net, check_weights
 from jbp.backprop import Batch as Batch
-from jbp.backprop import Trainable, batch_check, check_call, forward, mask_at, value_grad_output, value_output_delta
+from jbp.backprop import Trainable, batch_check, forward, mask_at, value_grad_output, value_output_delta
 from jbp.layer import Layer
 from jbp.losses import Loss
 from jbp.metrics import OfLoss
@@ -317,7 +317,8 @@ def make_step(problem: Problem) -> Callable[[State, Batch], tuple[State, Figures
         if not isinstance(batch, tuple) or not 2 <= len(batch) <= len(Batch._fields):
             raise ValueError(f"a step takes a jbp.Batch(x, y, …), but got a {type(batch).__name__}")
         batch = Batch(*batch)
-        check_weights(batch.weights, check_call(problem.net, problem.loss, batch.x, batch.y), least=0.0)
+        check_input(batch.x)
+        check_weights(batch.weights, batch_size(batch.x, batch.y), least=0.0)
         check(state.params, batch)
         return compiled(state, batch)
 

@@ -47,8 +47,8 @@ _ON_VALUES = (losses.squared_error, losses.l2_loss, losses.mean_squared_error)
 _TARGETS = {
     **dict.fromkeys(_ON_VALUES, ("values",)),
     losses.sigmoid_binary_cross_entropy: ("yes or no",),
-    losses.softmax_cross_entropy: ("classes", "distribution", "unnormalised"),
-    losses.cross_entropy: ("classes", "distribution", "unnormalised"),
+    losses.softmax_cross_entropy: ("classes", "distribution"),
+    losses.cross_entropy: ("classes", "distribution"),
 }
 
 
@@ -90,7 +90,8 @@ def problem(pick: Pick, dtypes: Sequence[str] = ("float64", "float32")) -> Probl
     """A random problem, from a function that chooses."""
     shape = pick(SHAPES)
     net, _ = _Growth(pick).net(shape, pick((1, 2, 3, *(2 * (DEPTH,)))), None, kinds=_COMBINATORS)
-    loss = pick(tuple(_TARGETS))
+    classes = _announced(net, shape)[1][-1] > 1  # one class is refused
+    loss = pick(tuple(loss for loss, kinds in _TARGETS.items() if classes or "classes" not in kinds))
     if loss == losses.cross_entropy:  # probabilities; squashed logits, so that none of them underflows to 0
         net = jbp.serial(net, pick((jbp.tanh, jbp.sigmoid)), jbp.softmax)
     return Problem(
@@ -262,7 +263,5 @@ def _target(p: Problem, rng: np.random.Generator, shape: Shape, array: Callable[
     if p.target == "classes":
         return jnp.asarray(rng.integers(shape[-1], size=shape[:-1]), jnp.int32)
     unit = rng.uniform(size=shape)
-    if p.target == "distribution":
-        return array(unit / unit.sum(-1, keepdims=True))
     unit[0] = np.arange(shape[-1]) % 2  # certain answers, among them t = 0, where a class takes no part
-    return array(unit)
+    return array(unit / unit.sum(-1, keepdims=True) if p.target == "distribution" else unit)

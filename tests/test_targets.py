@@ -41,6 +41,10 @@ DOORS = {
     "fit_many": lambda loss, y: jbp.fit_many(NET, loss, SGD, (X, y), seeds=[0], epochs=1, batch_size=3),
     "value_and_grad": lambda loss, y: jbp.value_and_grad(NET, loss)(PARAMS, X, y),
     "make_step": steps,
+    "value_and_pairs": lambda loss, y: jbp.value_and_pairs(NET, loss, PARAMS, X, y),
+    "clipped_sum": lambda loss, y: jbp.clipped_sum(NET, loss, PARAMS, X, y, 1.0),
+    "fisher_product": lambda loss, y: jbp.curvature.fisher_product(NET, loss, PARAMS, X, y, key=jax.random.key(0)),
+    "gauss_newton_diagonal": lambda loss, y: jbp.curvature.gauss_newton_diagonal(NET, loss, PARAMS, X, y),
 }
 """Whoever takes targets outside compiled code."""
 
