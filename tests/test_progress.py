@@ -65,7 +65,7 @@ class Streamed:
     reader = Stacked()
 
     def __init__(self, source: ResidentSource):
-        self.source, self.sizes = source, source.sizes
+        self.source, self.sizes, self.weighs = source, source.sizes, source.weighs
 
     def chunk(self, key: Any, epoch: int, first: int, last: int) -> Any:
         order = np.asarray(self.source.chunk(key, epoch, first, last).order).reshape(len(self.sizes), -1)[first:last]
@@ -108,3 +108,15 @@ def test_modules_that_moved_answer_and_say_where_to():
         assert ties.tied is jbp.tied
     with pytest.raises(AttributeError):
         many.nothing  # noqa: B018
+
+
+def test_weights_of_examples_count_in_the_figures_too_and_a_batch_of_none_has_no_loss():
+    weights = np.linspace(0, 2, N)
+    weights[-3:] = 0
+    net, still, one = jbp.serial(jbp.Dense(3)), jbp.optim.sgd(0.0), {"one": lambda output, target: jnp.ones(())}
+    fitted = jbp.fit(net, LOSS, still, (X, Y), epochs=1, batch_size=1, weights=weights, metrics=one)
+    assert np.isnan(fitted.step_losses).sum() == (weights == 0).sum() > 0
+    errors = jax.vmap(LOSS.value)(jbp.apply(net, fitted.params, X), Y)
+    (row,) = fitted.history
+    assert row["train_loss"] == pytest.approx(float(np.average(errors, weights=weights)), rel=1e-12)
+    assert row["train_one"] == pytest.approx(1, rel=1e-12)

@@ -48,7 +48,12 @@ class Source(Protocol):
 
     @property
     def sizes(self) -> np.ndarray:
-        """How many examples each step of an epoch draws; as many as there are steps."""
+        """How many examples each step of an epoch draws (on average, by chance); as many as there are steps."""
+        ...
+
+    @property
+    def weighs(self) -> bool:
+        """Whether a step counts by the sum of its batch's weights, and not by `sizes`."""
         ...
 
     def chunk(self, key: Array, epoch: int, first: int, last: int) -> Any:
@@ -116,6 +121,7 @@ class ResidentSource:
         self.sizes = batch_sizes(
             reader.n, reader.batch_size, "shuffle" if reader.sampling == "shuffle" else "replacement"
         )
+        self.weighs = weights is not None or reader.sampling == "poisson"
         self._order: tuple[int, Any] = (0, None)
         self._begun: dict[int, Callable[[], Any]] = {}
 

@@ -54,7 +54,7 @@ class Fit:
     """The epoch whose parameters these are, if the best were restored (0 is the start); else None."""
     stop_reason: StopReason
     step_losses: np.ndarray = field(repr=False)
-    """The loss of every step taken, in order; NaN where a private run's step drew no example."""
+    """The loss of every step taken, in order; NaN of one whose batch was empty, or all of weight 0."""
     epsilon: float | None = None
     """Of a private training, what all steps taken together cost, whichever parameters are used."""
 
@@ -158,10 +158,10 @@ def fit(
     means over the epoch's steps, taken while the parameters moved and with dropout; the validation figures are in
     evaluation, after the epoch.
 
-    `weights` [n], one number ≥ 0 for each training example, make each step's mean a weighted one, Σ wₙeₙ/Σ wₙ; the
-    figures of a row weigh the steps by their examples all the same. `transform(x, key)` is done to ONE example before
-    the net sees it, inside the compiled step: to every example in evaluation too, then with `key` None, so that
-    conversion is done there and augmentation, which draws, is not.
+    `weights` [n], one number ≥ 0 for each training example, make each step's mean a weighted one, Σ wₙeₙ/Σ wₙ, and the
+    training figures of a row one over the epoch; validation figures know nothing of them. `transform(x, key)` is done to
+    ONE example before the net sees it, inside the compiled step: to every example in evaluation too, then with `key`
+    None, so that conversion is done there and augmentation, which draws, is not.
 
     `in_place` updates each layer inside the backward pass, for `jbp.optim`'s own optimisers: the same parameters, and
     under `repeat` much less memory, because the gradient of a deep stack is never whole.
@@ -240,7 +240,7 @@ class _Run:
         callbacks: tuple[Callback, ...],
     ) -> Fit:
         """Step, see, stop."""
-        steps, book = len(source.sizes), ledger(len(source.sizes), len(problem.metrics), self.private is not None)
+        steps, book = len(source.sizes), ledger(len(source.sizes), len(problem.metrics), source.weighs)
         take, evaluate = steps_program(problem, source.reader), self._evaluation(problem, validation)
         best, watch = None, Stopwatch()
 

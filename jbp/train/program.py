@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jbp.backprop import forward
 from jbp.layer import Layer
@@ -27,18 +27,18 @@ class Ledger(NamedTuple):
     """The loss of each step of the current epoch."""
     metrics: Float[Array, "steps m"]
     """Each metric's mean over each step's examples, as they were during training."""
-    drawn: Int[Array, " steps"] | None = None
-    """How many examples each step drew, where only the draw tells."""
+    mass: Float[Array, " steps"] | None = None
+    """The sum of each batch's weights, by which its figures count, where the number of its examples does not say it."""
 
     def first(self, steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Of so many steps, as NumPy has them."""
-        drawn = None if self.drawn is None else np.asarray(self.drawn)[:steps]
-        return np.asarray(self.losses)[:steps], np.asarray(self.metrics)[:steps], drawn
+        mass = None if self.mass is None else np.asarray(self.mass)[:steps]
+        return np.asarray(self.losses)[:steps], np.asarray(self.metrics)[:steps], mass
 
 
-def ledger(steps: int, metrics: int, counts: bool = False) -> Ledger:
-    """A blank one, in which draws are counted or not."""
-    return Ledger(jnp.zeros(steps), jnp.zeros((steps, metrics)), jnp.zeros(steps, int) if counts else None)
+def ledger(steps: int, metrics: int, weighs: bool = False) -> Ledger:
+    """A blank one, in which batches are weighed or not."""
+    return Ledger(jnp.zeros(steps), jnp.zeros((steps, metrics)), jnp.zeros(steps) if weighs else None)
 
 
 def copy(tree: Any) -> Any:
@@ -83,12 +83,11 @@ def steps_function(problem: Problem, reader: Reader) -> Callable[..., tuple[Stat
 
 def noted(book: Ledger, t: Array, loss: Array, values: tuple[Array, ...], batch: Batch) -> Ledger:
     """The ledger with what step t says of itself."""
-    losses, metrics, drawn = book
-    if drawn is not None:
-        rows = len(jax.tree.leaves(batch.x)[0]) if batch.weights is None else (batch.weights != 0).sum()
-        drawn = drawn.at[t].set(rows)
+    losses, metrics, mass = book
+    if mass is not None:
+        mass = mass.at[t].set(batch.weights.sum(dtype=mass.dtype))
     losses = losses.at[t].set(loss.astype(losses.dtype))
-    return Ledger(losses, metrics.at[t].set(jnp.stack(values)) if values else metrics, drawn)
+    return Ledger(losses, metrics.at[t].set(jnp.stack(values)) if values else metrics, mass)
 
 
 @lru_cache(maxsize=64)

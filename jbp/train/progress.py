@@ -75,8 +75,8 @@ class Steps(NamedTuple):
     """[last]: from the epoch's first step on."""
     metrics: np.ndarray
     """[last, m]."""
-    drawn: np.ndarray | None = None
-    """[last]: how many examples each drew, where only the draw tells; one that drew none has no loss."""
+    mass: np.ndarray | None = None
+    """[last]: what each counts, where that is not its number of examples; one of 0 has no loss."""
     sound: bool = False
     """True where the parameters are known to be finite, and a loss that is not does not end the run."""
 
@@ -115,8 +115,8 @@ class Progress:
     losses: np.ndarray = field(default_factory=lambda: np.zeros(0), repr=False)
     """Those of the current epoch's."""
     metrics: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)), repr=False)
-    drawn: np.ndarray | None = field(default=None, repr=False)
-    """How many examples each of the current epoch's steps drew, where that differs from `sizes`."""
+    mass: np.ndarray | None = field(default=None, repr=False)
+    """What each of the current epoch's steps counts, where that is not its number of examples: its sum of weights."""
 
     @property
     def taken(self) -> int:
@@ -131,13 +131,13 @@ class Progress:
         return self.rows[-1]["train_loss"]
 
     def mean(self, values: np.ndarray) -> float:
-        """Over an epoch's first steps, weighed by how many examples each drew; NaN if that is none."""
-        weights = np.asarray(self.sizes if self.drawn is None else self.drawn)[: len(values)]
+        """Over an epoch's first steps, each counted by its examples, or by the sum of their weights; NaN of none."""
+        weights = np.asarray(self.sizes if self.mass is None else self.mass)[: len(values)]
         total = weights.sum()
         return float(np.where(weights > 0, values * weights, 0.0).sum() / total) if total else math.nan
 
     def all_losses(self) -> np.ndarray:
-        """The loss of every step taken, in order; NaN of one that drew no example."""
+        """The loss of every step taken, in order; NaN of one whose batch was empty, or all of weight 0."""
         return np.concatenate([*self.finished, self.losses])
 
     def to_json(self) -> dict[str, Any]:
@@ -145,7 +145,7 @@ class Progress:
         found = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         found |= {"aim": dataclasses.asdict(self.aim), "finished": [losses.tolist() for losses in self.finished]}
         found |= {name: getattr(self, name).tolist() for name in ("losses", "metrics")}
-        found |= {"drawn": None if self.drawn is None else self.drawn.tolist()}
+        found |= {"mass": None if self.mass is None else self.mass.tolist()}
         return found | {name: list(getattr(self, name)) for name in ("names", "sizes", "rows")}
 
     @staticmethod
@@ -154,7 +154,7 @@ class Progress:
         made: dict[str, Any] = found | {name: tuple(found[name]) for name in ("names", "sizes", "rows")}
         made |= {"aim": Aim(**found["aim"]), "finished": tuple(map(np.asarray, found["finished"]))}
         made |= {"losses": np.asarray(found["losses"], float)}
-        made |= {"drawn": None if found["drawn"] is None else np.asarray(found["drawn"], int)}
+        made |= {"mass": None if found["mass"] is None else np.asarray(found["mass"], float)}
         made |= {"metrics": np.asarray(found["metrics"], float).reshape(len(found["losses"]), len(found["names"]))}
         return Progress(**made)
 
@@ -168,10 +168,10 @@ def see(progress: Progress, figures: Steps | EpochEnd) -> Progress:
 
 def _steps(progress: Progress, seen: Steps) -> Progress:
     losses, metrics = np.asarray(seen.losses, float), np.asarray(seen.metrics, float)
-    now: dict[str, Any] = {"epoch": seen.epoch, "step": len(losses), "drawn": seen.drawn}
-    if seen.drawn is not None:
-        losses = np.where(seen.drawn > 0, losses, math.nan)
-    broken = np.flatnonzero(~np.isfinite(losses) if seen.drawn is None else ~np.isfinite(losses) & (seen.drawn > 0))
+    now: dict[str, Any] = {"epoch": seen.epoch, "step": len(losses), "mass": seen.mass}
+    empty = np.zeros(len(losses), bool) if seen.mass is None else seen.mass == 0
+    losses = np.where(empty, math.nan, losses)
+    broken = np.flatnonzero(~np.isfinite(losses) & ~empty)
     if len(broken) and not seen.sound:
         losses = losses[: broken[0] + 1]
         at = sum(map(len, progress.finished)) + len(losses)
@@ -185,8 +185,7 @@ def _epoch_end(progress: Progress, seen: EpochEnd) -> Progress:
         step = seen.epoch * len(progress.sizes)
         row = {"epoch": seen.epoch, "step": step, "train_loss": progress.mean(progress.losses)}
         row |= {f"train_{name}": progress.mean(progress.metrics[:, i]) for i, name in enumerate(progress.names)}
-        drawn = sum(progress.sizes) if progress.drawn is None else int(progress.drawn.sum())
-        speed = drawn / seen.epoch_seconds
+        speed = sum(progress.sizes) / seen.epoch_seconds
         row |= seen.figures | {"seconds": seen.seconds, "examples_per_second": speed}
         progress = dataclasses.replace(
             progress,
@@ -194,7 +193,7 @@ def _epoch_end(progress: Progress, seen: EpochEnd) -> Progress:
             finished=(*progress.finished, progress.losses),
             losses=np.zeros(0),
             metrics=np.zeros((0, len(progress.names))),
-            drawn=None,
+            mass=None,
             epoch=seen.epoch + 1,
             step=0,
         )
