@@ -159,8 +159,8 @@ def fit(
     evaluation, after the epoch.
 
     `weights` [n], one number ≥ 0 for each training example, make each step's mean a weighted one, Σ wₙeₙ/Σ wₙ, and the
-    training figures of a row one over the epoch; validation figures know nothing of them. `transform(x, key)` is done to
-    ONE example before the net sees it, inside the compiled step: to every example in evaluation too, then with `key`
+    training figures of a row one over the epoch; validation figures know nothing of them. `transform(x, key)` is done
+    to ONE example before the net sees it, inside the compiled step: to every example in evaluation too, then with `key`
     None, so that conversion is done there and augmentation, which draws, is not.
 
     `in_place` updates each layer inside the backward pass, for `jbp.optim`'s own optimisers: the same parameters, and
