@@ -13,6 +13,10 @@ training figures (losses and metrics are means over private examples, without no
 can try out: noise that can be drawn again is none. The account is of real numbers; the noise is of floating-point
 ones, from JAX's counter-based generator (Mironov 2012, "On significance of the least significant bits").
 
+Whatever the type of the parameters, all that the bound and the noise rest on is of 32 bits or more: parameters and
+inputs of 16 bits are widened first, gradients are clipped, summed and noised so, the products on accelerators in full,
+and only what is divided by B is rounded to the parameters' type. Rounding what is private already gives nothing away.
+
 Source: Abadi et al. 2016, "Deep learning with differential privacy", arXiv:1607.00133, algorithm 1.
 """
 
@@ -31,12 +35,11 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from jbp.arguments import as_bool, as_count, as_number, check_max_norm
+from jbp.arguments import as_bool, as_count, as_number, check_max_norm, dtype_of
 from jbp.backprop import Trainable, backward, check_call, forward, mask_at
 from jbp.layer import Layer
 from jbp.losses import Loss
 from jbp.pairs import Pair, Weights, is_pair, silence, weigh
-from jbp.sinks import keep
 from jbp.stats.clip import clip_factor
 from jbp.stats.norms import network_norms, squared_bounds
 from jbp.step import Batch, Method, Problem, State, Sums, measured, moved, optimised
@@ -47,8 +50,17 @@ SHARE = 0.999
 OVERFLOW = 1e-9
 """Times δ: the probability that in a whole run any batch does not fit."""
 
+LEAST_NOISE, MOST_NOISE = 1e-3, 1e6
+"""Between these `Private.for_epsilon` looks for its σ."""
+
 MOST = 13.0
 """Up to this ε the rest of δ suffices."""
+
+LEAST_NORM = 1e-12
+"""Of C: squares below 1e-38 are 0 in float32, and a norm that is all such squares would be taken for 0, not clipped."""
+
+_BUCKETS = 2e6
+"""Of a step's privacy loss, at most: the cells of the account's grid."""
 
 
 def clipped_sum(
@@ -72,8 +84,8 @@ def clipped_sum(
 
     A row of weight 0 contributes exactly 0 whatever it holds, and so does an example whose gradient is not finite. One
     more or one less example of weight 1 moves the sum by at most C, up to rounding as in `jbp.stats.clipped`; where the
-    uses of a parameter cancel in an example, the norms are those that clip, not below the true ones. Without a key it
-    is the pass in evaluation.
+    uses of a parameter cancel in an example, the norms are those that clip, not below the true ones. Parameters and
+    inputs of 16 bits are widened first, and norms and sum are float32. Without a key it is the pass in evaluation.
 
     Raises:
         ValueError: if shapes do not fit, the batch is empty, or C is 0, negative or NaN.
@@ -101,30 +113,55 @@ def _clipped(
     check_max_norm(how.max_norm, how.automatic)
     check_call(net, loss, params, batch)
     _check_uncoupled(net)
+    params, x, y = _wide((params, x, y))
     if weights is not None:
         x = jax.tree.map(partial(silence, weights), x)
     output, saved = forward(net, params, x, key, mask=mask, rows=rows)
     targets = (output, y, *mask_at(net, output, mask))
     delta = lax.optimization_barrier(jax.vmap(loss.delta)(*targets))
-    _, found = backward(net, params, saved, delta, squared_bounds if how.lean else keep)
+    _, found = backward(net, params, saved, delta, _wide_bounds if how.lean else _wide)
     norms = network_norms(trainable(found if how.lean else squared_bounds(found)))
-    c = clip_factor(norms, how.max_norm, how.automatic)
-    scale = weigh(weights, c)
+    scale = weigh(weights, clip_factor(norms, how.max_norm, how.automatic))
     sound = jnp.isfinite(norms)
 
     def total(pairs: Any) -> Any:
-        """Σₙ of each pair, with cₙ here or, `lean`, in the δ already; without the examples that are not sound."""
-        factors = sound.astype(norms.dtype) if how.lean else scale
-        return jax.tree.map(
-            lambda pair: pair.over_stack(lambda one: _silenced(one, sound).total(factors)), pairs, is_leaf=is_pair
-        )
+        """Σₙ wₙ cₙ gₙ of each pair, without the examples that are not sound."""
+        with jax.default_matmul_precision("highest"):  # accelerators otherwise round what was clipped to 8 or 11 bits
+            return jax.tree.map(
+                lambda pair: pair.over_stack(lambda one: _silenced(one, sound).total(scale)), _wide(pairs),
+                is_leaf=is_pair,
+            )  # fmt: skip
 
     total.linear = True  # type: ignore[attr-defined]
     if how.lean:
-        _, found = backward(net, params, saved, lax.optimization_barrier(weigh(scale, delta)), total)
+        # The same δ again and not cₙδₙ, so that all it meets on the way is rounded as it was for the norms.
+        delta, scale = lax.optimization_barrier((delta, scale))
+        _, found = backward(net, params, saved, delta, total)
     else:
         found = total(found)
     return output, jax.vmap(loss.value)(*targets), norms, trainable(found)
+
+
+def _wide(tree: Any) -> Any:
+    """The tree with all that is floating-point in at least float32. A sink too: `keep`, for what a net makes in less."""
+
+    def widened(a: Any) -> Any:
+        dtype = dtype_of(a)
+        wide = _at_least_float32(dtype)
+        # Behind a barrier, or XLA may leave out that it was rounded, in one place and not in another.
+        return a if wide == dtype else lax.optimization_barrier(jnp.asarray(a)).astype(wide)
+
+    return jax.tree.map(widened, tree)
+
+
+def _wide_bounds(pairs: Any) -> Any:
+    """`squared_bounds` of the pairs in at least float32: a sink."""
+    return squared_bounds(_wide(pairs))
+
+
+def _at_least_float32(dtype: Any) -> Any:
+    narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
+    return jnp.dtype(jnp.float32) if narrow else dtype
 
 
 @dataclass(frozen=True)
@@ -132,10 +169,11 @@ class Private:
     """How private a training is: what `jbp.fit(..., private=Private(...))` takes.
 
     `noise_multiplier` is σ: the noise has standard deviation σC in every coordinate of the sum. `max_norm` is C,
-    `delta` the δ of the account. `automatic` and `lean` as in `clipped_sum`.
+    `delta` the δ of the account. `automatic` and `lean` as in `clipped_sum`. For the least noise that an ε allows there
+    is `for_epsilon`.
 
     Raises:
-        ValueError: if σ or C is not positive and finite, or δ not between 0 and 1.
+        ValueError: if σ or C is not positive and finite, C below 1e-12, or δ not between 0 and 1.
     """
 
     noise_multiplier: float
@@ -151,8 +189,46 @@ class Private:
                 wanted = "between 0 and 1" if name == "delta" else "positive and finite"
                 raise ValueError(f"{name} must be {wanted}, but is {value!r}")
             object.__setattr__(self, name, value)
+        if self.max_norm < LEAST_NORM:
+            raise ValueError(
+                f"max_norm must be at least {LEAST_NORM:g}, but is {self.max_norm:g}: smaller norms are lost in the "
+                "squares of float32, and would not be clipped; scale the loss up"
+            )
         for name in ("automatic", "lean"):
             object.__setattr__(self, name, as_bool(getattr(self, name), name))
+
+    @classmethod
+    def for_epsilon(
+        cls, epsilon: float, delta: float, max_norm: float, *, steps: int, batch_size: int, n: int
+    ) -> Private:
+        """The privacy with the least noise for which `epsilon(steps, batch_size, n)` is at most this, to 1 in 1,000.
+
+        Raises:
+            ValueError: if ε is not above 0 and at most 13, no noise is enough, or the other arguments do not fit.
+            ModuleNotFoundError: without dp-accounting, which `pip install 'jbp[private]'` brings.
+        """
+        epsilon = as_number(epsilon, "epsilon", 0.0)
+        if not 0 < epsilon <= MOST:
+            raise ValueError(f"epsilon must be above 0 and at most {MOST:g}, but is {epsilon:g}: 1 to 8 is usual")
+        as_count(steps, "steps")
+
+        def at(noise: float) -> Private | None:
+            found = cls(noise, max_norm, delta)
+            return found if found.epsilon(steps, batch_size, n) <= epsilon else None
+
+        low, high = 0.0, 1.0  # too little, or not known to be enough; enough in the end
+        while (best := at(high)) is None:
+            low, high = high, 2 * high
+            if high > MOST_NOISE:
+                raise ValueError(
+                    f"found no noise up to {MOST_NOISE:g} for epsilon {epsilon:g}: take a larger one, fewer steps, or "
+                    "a smaller batch_size"
+                )
+        while high > (1 + 1e-3) * low and high > LEAST_NOISE:
+            middle = math.sqrt(low * high) if low else high / 2
+            found = at(middle)
+            low, high, best = (middle, high, best) if found is None else (low, middle, found)
+        return best
 
     def epsilon(self, steps: int, batch_size: int, n: int) -> float:
         """ε such that `steps` steps with batches of expected size `batch_size` out of n examples are (ε, δ)-private.
@@ -162,16 +238,15 @@ class Private:
         probability that this ever happens in the run. Without dropping, P(S) ≤ e^ε P′(S) + 0.999 δ for neighbours;
         dropping changes either side by at most p, so P(S) ≤ e^ε P′(S) + 0.999 δ + (1 + e^ε) p, and that is at most
         e^ε P′(S) + δ as long as (1 + e^ε) 1e-9 ≤ 0.001, for ε ≤ 13. Beyond 13 the answer is infinity: such an account
-        would promise nothing that is worth having.
+        would promise nothing that is worth having. Where that is plain by arithmetic alone no account is made.
 
         Raises:
             ValueError: if the counts do not fit together.
             ModuleNotFoundError: without dp-accounting, which `pip install 'jbp[private]'` brings.
         """
-        if not 0 < batch_size <= n or steps < 0:
-            raise ValueError(
-                f"expected steps ≥ 0 and 0 < batch_size ≤ n, but got steps {steps}, batch_size {batch_size}, n {n}"
-            )
+        steps, batch_size, n = as_count(steps, "steps", 0), as_count(batch_size, "batch_size"), as_count(n, "n")
+        if batch_size > n:
+            raise ValueError(f"expected batch_size ≤ n, but got batch_size {batch_size}, n {n}")
         return _epsilon(self.noise_multiplier, self.delta, steps, batch_size, n)
 
     def bind(self, batch_size: int) -> PrivateMethod:
@@ -247,11 +322,16 @@ class PrivateMethod(Method):
     def finish(self, problem: Problem, sums: Sums, key: Array) -> Sums:
         """(Σ cₙ gₙ + z) / B."""
         noise_key, _ = jax.random.split(key)
-        noise = problem.trainable(_noise(noise_key, sums.grads, self.private.noise_multiplier * self.private.max_norm))
-        return sums._replace(grads=jax.tree.map(lambda g, z: (g + z) / self.batch_size, sums.grads, noise))
+        grads = _wide(sums.grads)
+        noise = problem.trainable(_noise(noise_key, grads, self.private.noise_multiplier * self.private.max_norm))
+        return sums._replace(grads=jax.tree.map(lambda g, z: (g + z) / self.batch_size, grads, noise))
 
     def update(self, problem: Problem, state: State, found: Sums, value_fn: Any) -> State:
-        """The optimiser's step; it is not told the value of the loss, which is not noised."""
+        """The optimiser's step; it is not told the value of the loss, which is not noised.
+
+        Only here does the gradient become what the parameters are, of 16 bits perhaps.
+        """
+        found = found._replace(grads=jax.tree.map(lambda g, p: g.astype(dtype_of(p)), found.grads, state.params))
         return moved(problem, state, *optimised(problem, state, found, None))
 
 
@@ -293,23 +373,67 @@ def _epsilon(sigma: float, delta: float, steps: int, batch_size: int, n: int) ->
         raise ModuleNotFoundError(
             f"private training needs dp-accounting for the account of (ε, δ): pip install 'jbp[private]' ({error})"
         ) from error
-    if steps == 0:
-        return 0.0
     rate = batch_size / n
+    if steps * rate <= SHARE * delta:  # so seldom is an example drawn at all
+        return 0.0
+    if beyond_most(sigma, delta, steps, rate):
+        return math.inf
     # Rounded up to multiples of this, so any value gives a bound; much below the loss of a step, and it is tight.
-    interval = min(1e-3, max(1e-5, rate / (10 * sigma)))
+    span = 0.5 / sigma**2 + 10 / sigma  # how far the loss of a step reaches: below σ = 0.1 the grid must be coarser
+    interval = max(min(1e-3, max(1e-5, rate / (10 * sigma))), span / _BUCKETS)
     account = pld.PLDAccountant(dp.NeighboringRelation.ADD_OR_REMOVE_ONE, interval)
     account.compose(dp.SelfComposedDpEvent(dp.PoissonSampledDpEvent(rate, dp.GaussianDpEvent(sigma)), steps))
     found = float(account.get_epsilon(SHARE * delta))
     return found if found <= MOST else math.inf
 
 
+def beyond_most(sigma: float, delta: float, steps: int, rate: float) -> bool:
+    """Whether some test shows, with arithmetic alone, that ε is beyond 13: True is proof, False says nothing.
+
+    The test: let a step speak if the sum, along the gradient of the example in question, lies beyond t·σC. With the
+    example that has probability p = (1 − q)Q(t) + q·Q(t − 1/σ), without it r = Q(t), independently in every step. If
+    for a number k P(Binomial(steps, p) ≥ k) > e¹³ P(Binomial(steps, r) ≥ k) + δ, the event refutes (13, δ).
+    """
+    from scipy.stats import binom, norm
+
+    shift = 1 / sigma
+    t = np.linspace(0.0, shift + 4.0, 64)
+    p, r = (1 - rate) * norm.sf(t) + rate * norm.sf(t - shift), norm.sf(t)
+    likely = np.array([1 - 1e-9, 0.999, 0.9, 0.5, 0.1, 1e-2, 1e-3, *(delta * np.array([1e4, 1e2, 10.0, 2.0]))])
+    k = np.maximum(binom.isf(np.minimum(likely, 1 - 1e-9)[:, None], steps, p), 1.0)
+    with_it, without = binom.sf(k - 1, steps, p), binom.sf(k - 1, steps, r)
+    return bool((with_it > 1.001 * (math.exp(MOST) * without + delta)).any())
+
+
 def _noise(key: Array, like: Any, deviation: float) -> Any:
-    """Independent N(0, deviation²) for every coordinate of a tree."""
+    """Independent N(0, deviation²) for every coordinate of a tree, in at least float32 whatever the tree is in."""
     leaves, structure = jax.tree.flatten(like)
     keys = jax.random.split(key, len(leaves))
-    drawn = [deviation * jax.random.normal(k, a.shape, a.dtype) for k, a in zip(keys, leaves, strict=True)]
+    drawn = [deviation * normal(k, a.shape, _at_least_float32(a.dtype)) for k, a in zip(keys, leaves, strict=True)]
     return structure.unflatten(drawn)
+
+
+def normal(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    """Independent N(0, 1), up to 9.4 deviations out: what the noise is drawn by.
+
+    Not by `jax.random.normal`, which inverts a uniform number of as many bits as the type's fraction has: in float32
+    it makes 8 million different values and none beyond 5.4 deviations, in bfloat16 128 and none beyond 2.9. What lies
+    there has more than δ's probability in a long run, and would give away who was in it.
+    """
+    half = -(-math.prod(shape) // 2)
+    return _box_muller(jax.random.bits(key, (3, half), jnp.uint32), dtype).reshape(-1)[: math.prod(shape)].reshape(shape)
+
+
+def _box_muller(bits: Array, dtype: Any) -> Float[Array, "2 m"]:
+    """Of words [3, m], √(−2 ln u)·(cos 2πv, sin 2πv): u of two of them, so down to 2⁻⁶⁵, v of the third.
+
+    Source: Box and Muller 1958, "A note on the generation of random normal deviates".
+    """
+    high, low, turn = bits.astype(dtype)
+    u = high * 2.0**-32 + (low + 0.5) * 2.0**-64
+    angle = turn * (2 * math.pi * 2.0**-32)
+    radius = jnp.sqrt(-2 * jnp.log(u))
+    return jnp.stack([radius * jnp.cos(angle), radius * jnp.sin(angle)])
 
 
 def _check_uncoupled(net: Layer) -> None:
