@@ -239,6 +239,11 @@ def dtype_of(leaf: Any) -> Any:
     return leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
 
 
+def is_narrow(dtype: Any) -> bool:
+    """Whether a floating-point type has fewer than 32 bits."""
+    return bool(jnp.issubdtype(dtype, jnp.floating)) and jnp.finfo(dtype).bits < 32
+
+
 def is_number(leaf: Any) -> bool:
     """Whether a leaf is something JAX computes with: an array (keys included) or a Python number."""
     return isinstance(leaf, (jax.Array, np.ndarray, np.generic, bool, int, float, complex))

@@ -35,7 +35,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from jbp.arguments import as_bool, as_count, as_number, check_max_norm, dtype_of
+from jbp.arguments import as_bool, as_count, as_number, check_max_norm, dtype_of, is_narrow
 from jbp.backprop import Trainable, backward, check_call, forward, mask_at
 from jbp.layer import Layer
 from jbp.losses import Loss
@@ -160,8 +160,7 @@ def _wide_bounds(pairs: Any) -> Any:
 
 
 def _at_least_float32(dtype: Any) -> Any:
-    narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
-    return jnp.dtype(jnp.float32) if narrow else dtype
+    return jnp.dtype(jnp.float32) if is_narrow(dtype) else dtype
 
 
 @dataclass(frozen=True)
@@ -397,7 +396,7 @@ def beyond_most(sigma: float, delta: float, steps: int, rate: float) -> bool:
     from scipy.stats import binom, norm
 
     shift = 1 / sigma
-    t = np.linspace(0.0, shift + 4.0, 64)
+    t = np.linspace(0.0, shift + 8.0, 64)
     p, r = (1 - rate) * norm.sf(t) + rate * norm.sf(t - shift), norm.sf(t)
     likely = np.array([1 - 1e-9, 0.999, 0.9, 0.5, 0.1, 1e-2, 1e-3, *(delta * np.array([1e4, 1e2, 10.0, 2.0]))])
     k = np.maximum(binom.isf(np.minimum(likely, 1 - 1e-9)[:, None], steps, p), 1.0)
@@ -409,11 +408,11 @@ def _noise(key: Array, like: Any, deviation: float) -> Any:
     """Independent N(0, deviation²) for every coordinate of a tree, in at least float32 whatever the tree is in."""
     leaves, structure = jax.tree.flatten(like)
     keys = jax.random.split(key, len(leaves))
-    drawn = [deviation * normal(k, a.shape, _at_least_float32(a.dtype)) for k, a in zip(keys, leaves, strict=True)]
+    drawn = [deviation * gaussian(k, a.shape, _at_least_float32(a.dtype)) for k, a in zip(keys, leaves, strict=True)]
     return structure.unflatten(drawn)
 
 
-def normal(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+def gaussian(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
     """Independent N(0, 1), up to 9.4 deviations out: what the noise is drawn by.
 
     Not by `jax.random.normal`, which inverts a uniform number of as many bits as the type's fraction has: in float32

@@ -8,6 +8,7 @@ changes nothing, not a bit. Mini-batches of 1 (SGD), of K, and of everything (gr
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,10 +23,11 @@ from jaxtyping import Array
 
 from jbp import private as privacy
 from jbp import rules
-from jbp.arguments import as_count, as_target_values, check_narrowing, check_weights, renamed
+from jbp.arguments import as_count, as_target_values, check_narrowing, check_weights, dtype_of, is_narrow, renamed
 from jbp.backprop import example_output
 from jbp.layer import Layer
 from jbp.losses import Loss
+from jbp.paths import paths
 from jbp.private import Private
 from jbp.step import Method, Metric, Problem, State, Transform, init_state
 from jbp.train.batches import Resident, ResidentSource, Sampling, Source, batch_sizes
@@ -181,6 +183,8 @@ def fit(
     second's work if that is shorter) changes none of them. Each of the `callbacks` gets an `Event` after every chunk,
     and ends the run by returning True.
 
+    Parameters of 16 bits train, with a warning: steps that are small beside a parameter are lost in its rounding.
+
     Raises:
         ValueError: for arguments that do not fit together, saying what to do.
         Diverged: when the loss is no longer finite.
@@ -203,6 +207,7 @@ def fit(
     state = init_state(problem, jax.ShapeDtypeStruct(data[0].shape[1:], data[0].dtype), seed=seed, params=params)
     check_data("train_data", problem, state.params, data, train_data)
     check_data("validation_data", problem, state.params, validation, validation_data)
+    warn_of_16_bits(problem, state.params)
     progress = Progress(aim, tuple(names), tuple(source.sizes.tolist()))
     return run(problem, state, source, progress, chunks, validation, callbacks)
 
@@ -344,6 +349,22 @@ def on_device(name: str, data: Any) -> tuple[Array, Array]:
             f"{name} must hold as many targets as inputs, at least one, but has shapes {x.shape} and {y.shape}"
         )
     return x, y
+
+
+def warn_of_16_bits(problem: Problem, params: Any) -> None:
+    """Warn, once, if parameters that are trained have so few digits that the small steps of training are lost."""
+    leaves = zip(paths(params, "params"), jax.tree.leaves(params), problem.trainable.flags(params), strict=True)
+    narrow = [(path, dtype_of(leaf)) for path, leaf, trained in leaves if trained and is_narrow(dtype_of(leaf))]
+    if narrow:
+        path, dtype = narrow[0]
+        share = float(jnp.finfo(dtype).eps) / 2
+        others = f" and {len(narrow) - 1} more" if len(narrow) > 1 else ""
+        warnings.warn(
+            f"{path}{others} {'are' if others else 'is'} {dtype}: a step below {share:.1g} of a number is rounded away, "
+            "and training stands still early without a sign of it; train in float32, "
+            "jax.tree.map(lambda p: p.astype('float32'), params), and narrow what comes out",
+            stacklevel=3,
+        )
 
 
 @jax.jit

@@ -32,7 +32,7 @@ from jbp.losses import Loss
 from jbp.step import Method, Metric, Problem, State, Transform, check_optimizer, is_optimizer, started
 from jbp.train.batches import Resident, Rows, batch_sizes
 from jbp.train.clocks import Chunks, Stopwatch
-from jbp.train.fit import BLOCK, Callback, Data, Event, check_data, method_of, on_device, validation_row
+from jbp.train.fit import BLOCK, Callback, Data, Event, check_data, method_of, on_device, validation_row, warn_of_16_bits
 from jbp.train.many_result import InterruptedMany, Many, One
 from jbp.train.program import Ledger, copy, evaluation_program, ledger, steps_function
 from jbp.train.progress import Aim, EpochEnd, Progress, Row, Steps, StopReason, see
@@ -114,6 +114,7 @@ def fit_many(
         shapes = jax.eval_shape(lambda key: net.init(key, example.shape)[0], jax.random.key(0))
     check_data("train_data", problem, shapes, data, train_data)
     check_data("validation_data", problem, shapes, validation, validation_data)
+    warn_of_16_bits(problem, shapes)
     blank = Progress(aim, tuple(names), tuple(sizes.tolist()))
     runs = [_Going(seed, rate, blank) for seed, rate in itertools.product(every_seed, rates)]
     compiled = _programs(
