@@ -328,12 +328,16 @@ def make_step(problem: Problem) -> Callable[[State, Batch], tuple[State, Figures
 Step = Callable[[State, Batch, Array], tuple[State, tuple[Array, tuple[Array, ...]]]]
 
 
-def step_function(problem: Problem) -> Step:
-    """The function (state, batch, key) -> (state, (loss, metrics)), to be compiled; it leaves epoch and step alone."""
+def step_function(problem: Problem, divided: bool = False) -> Step:
+    """The function (state, batch, key) -> (state, (loss, metrics)), to be compiled; it leaves epoch and step alone.
+
+    `divided`: the weights of the batches are what each row counts already, and not to be divided by their sum.
+    """
     method = problem.method
 
     def step(state: State, batch: Batch, key: Array) -> tuple[State, tuple[Array, tuple[Array, ...]]]:
-        batch = _transformed(problem, batch._replace(weights=shares(batch.weights)), key)
+        weights = batch.weights if divided else shares(batch.weights)
+        batch = _transformed(problem, batch._replace(weights=weights), key)
 
         def value_fn(params: Any) -> Array:
             return value_output_delta(problem.net, problem.loss, params, batch, key)[0]

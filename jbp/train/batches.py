@@ -20,8 +20,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int
 
-from jbp.arguments import as_count, check_batch_size, check_one_of
-from jbp.step import Batch, epoch_keys
+from jbp.arguments import as_count, check_batch_size, check_one_of, check_weights
+from jbp.step import Batch, epoch_keys, shares
 
 Sampling = Literal["shuffle", "replacement", "poisson"]
 
@@ -29,12 +29,17 @@ Sampling = Literal["shuffle", "replacement", "poisson"]
 class Reader(Protocol):
     """How a step's batch is taken out of a chunk. Hashable: programs are cached under it."""
 
+    @property
+    def weighted(self) -> bool:
+        """Whether the examples have weights of their own; those of a batch are then what its rows count, divided."""
+        ...
+
     def prepared(self, chunk: Any, order_key: Array) -> Any:
         """The chunk with what is made once, before the loop over its steps."""
         ...
 
     def batch(self, chunk: Any, order_key: Array, step: Array) -> Batch:
-        """The batch of step `step` of the epoch, with weights 0 or 1 (or the examples' own), not divided."""
+        """The batch of step `step` of the epoch, with weights 0 or 1, not divided; `weighted`, with wₙ/B."""
         ...
 
 
@@ -80,12 +85,17 @@ class Resident:
 
     "shuffle" fills the last batch of an epoch up with rows of weight 0. "poisson" draws every example independently,
     `batch_size` of them on average, into a batch of `capacity` rows; the first ones, if it is too small.
+
+    `weighted`, a row counts wₙ/B, B the rows that the step draws: over an epoch the weighted mean of all, whatever B is.
+    Divided by the sum of the weights that happened to be drawn, weights would cancel in a batch of 1, and count too
+    little in any other.
     """
 
     sampling: Sampling
     batch_size: int
     n: int
     capacity: int | None = None
+    weighted: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "batch_size", as_count(self.batch_size, "batch_size"))
@@ -108,8 +118,7 @@ class Resident:
                 real = step * self.batch_size + jnp.arange(self.batch_size) < self.n
         weights = None if real is None else real.astype(jnp.zeros(()).dtype)
         if chunk.weights is not None:
-            own = chunk.weights[chosen]
-            weights = own if weights is None else jnp.where(weights == 0, jnp.zeros_like(own), own)
+            weights = chunk.weights[chosen] * shares(jnp.ones(len(chosen)) if weights is None else weights)
         return Batch(chunk.x[chosen], chunk.y[chosen], weights)
 
 
@@ -144,6 +153,22 @@ class ResidentSource:
 
     def _begin(self, key: Array, epoch: int) -> Callable[[], Any]:
         return self._begun.pop(epoch, None) or order_of(key, epoch, self.reader)
+
+
+def of_mean_one(weights: Any, n: int) -> Array | None:
+    """Example weights [n] over their mean, so that only their proportions count; None if there are none.
+
+    Raises:
+        ValueError: if they are not a finite number ≥ 0 for each example, or all 0.
+    """
+    if weights is None:
+        return None
+    wide = np.asarray(weights)
+    check_weights(wide, n, least=0.0)
+    if not wide.any():
+        raise ValueError(f"weights must not all be 0, but the {n} given are: there would be nothing to train on")
+    wide = wide / float(wide.max())  # or the sum might overflow
+    return jnp.asarray(wide / wide.mean(), jnp.zeros(()).dtype)
 
 
 def batch_sizes(n: int, batch_size: int, sampling: str) -> np.ndarray:

@@ -23,14 +23,14 @@ from jaxtyping import Array
 
 from jbp import private as privacy
 from jbp import rules
-from jbp.arguments import as_count, as_target_values, check_narrowing, check_weights, dtype_of, is_narrow, renamed
+from jbp.arguments import as_count, as_target_values, check_narrowing, dtype_of, is_narrow, renamed
 from jbp.backprop import example_output
 from jbp.layer import Layer
 from jbp.losses import Loss
 from jbp.paths import paths
 from jbp.private import Private
 from jbp.step import Method, Metric, Problem, State, Transform, init_state
-from jbp.train.batches import Resident, ResidentSource, Sampling, Source, batch_sizes
+from jbp.train.batches import Resident, ResidentSource, Sampling, Source, batch_sizes, of_mean_one
 from jbp.train.clocks import Chunks, Stopwatch
 from jbp.train.in_place import InPlace
 from jbp.train.program import copy, evaluation_program, ledger, steps_program
@@ -160,10 +160,12 @@ def fit(
     means over the epoch's steps, taken while the parameters moved and with dropout; the validation figures are in
     evaluation, after the epoch.
 
-    `weights` [n], one number ≥ 0 for each training example, make each step's mean a weighted one, Σ wₙeₙ/Σ wₙ, and the
-    training figures of a row one over the epoch; validation figures know nothing of them. `transform(x, key)` is done
-    to ONE example before the net sees it, inside the compiled step: to every example in evaluation too, then with `key`
-    None, so that conversion is done there and augmentation, which draws, is not.
+    `weights` [n], one number ≥ 0 for each training example, make it minimise Σ wₙeₙ/Σ wₙ over all of them: a step's
+    gradient is Σ wₙgₙ/(B·w̄), with B the examples it draws and w̄ the mean weight of all n, so that weights count alike
+    in batches of any size, of 1 too. The training figures of a row are weighted means; in validation every example
+    counts once. `transform(x, key)` is done to ONE example before the net sees it, inside the compiled step: to every
+    example in evaluation too, then with `key` None, so that conversion is done there and augmentation, which draws, is
+    not.
 
     `in_place` updates each layer inside the backward pass, for `jbp.optim`'s own optimisers: the same parameters, and
     under `repeat` much less memory, because the gradient of a deep stack is never whole.
@@ -228,11 +230,8 @@ class _Run:
             self.private.epsilon(self.epochs * steps, self.batch_size, self.n)  # what is missing shows at once
             self.private.warn_of(self.n)
             sampling, capacity = "poisson", self.private.capacity(self.epochs * steps, self.batch_size, self.n)
-        if weights is not None:
-            weights = np.asarray(weights)
-            check_weights(weights, self.n, least=0.0)
-            weights = jnp.asarray(weights, jnp.zeros(()).dtype)
-        return ResidentSource(data, weights, Resident(sampling, self.batch_size, self.n, capacity), self.epochs)
+        reader = Resident(sampling, self.batch_size, self.n, capacity, weighted=weights is not None)
+        return ResidentSource(data, of_mean_one(weights, self.n), reader, self.epochs)
 
     def __call__(
         self,

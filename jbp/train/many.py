@@ -30,7 +30,7 @@ from jbp.arguments import as_count, as_number
 from jbp.layer import Layer
 from jbp.losses import Loss
 from jbp.step import Method, Metric, Problem, State, Transform, check_optimizer, is_optimizer, started
-from jbp.train.batches import Resident, Rows, batch_sizes
+from jbp.train.batches import Resident, Rows, batch_sizes, of_mean_one
 from jbp.train.clocks import Chunks, Stopwatch
 from jbp.train.fit import BLOCK, Callback, Data, Event, check_data, method_of, on_device, validation_row, warn_of_16_bits
 from jbp.train.many_result import InterruptedMany, Many, One
@@ -56,6 +56,7 @@ def fit_many(
     validation_data: Data | None = None,
     params: Any = None,
     sampling: Literal["shuffle", "replacement"] = "shuffle",
+    weights: Any = None,
     metrics: Mapping[str, Metric] | None = None,
     trainable: Any = None,
     transform: Transform | None = None,
@@ -118,11 +119,11 @@ def fit_many(
     blank = Progress(aim, tuple(names), tuple(sizes.tolist()))
     runs = [_Going(seed, rate, blank) for seed, rate in itertools.product(every_seed, rates)]
     compiled = _programs(
-        problem, optimizer if swept else None, Resident(sampling, int(sizes[0]), len(x)),
+        problem, optimizer if swept else None, Resident(sampling, int(sizes[0]), len(x), weighted=weights is not None),
         example, params is None, max(100, BLOCK // len(runs)),
     )  # fmt: skip
     together = _Together(compiled, runs, aim.restores, every_seed, rates if swept else None)
-    return together(params, data, validation, epochs, chunks, callbacks)
+    return together(params, (*data, of_mean_one(weights, len(x))), validation, epochs, chunks, callbacks)
 
 
 @dataclass
@@ -141,7 +142,7 @@ class _Together:
     def __call__(
         self,
         params: Any,
-        data: tuple[Array, Array],
+        data: tuple[Array, Array, Array | None],
         validation: tuple[Array, Array] | None,
         epochs: int,
         chunks: Chunks,
@@ -173,7 +174,7 @@ class _Together:
             for epoch in range(1, epochs + 1):
                 for first, last in chunks:
                     began = time.perf_counter()
-                    rows = Rows(*data, None, None)
+                    rows = Rows(*data, None)
                     state, book = self.compiled.take(state, book, etas, rows, epoch, first, last)
                     self.state = jax.block_until_ready(state)
                     chunks.took(last - first, time.perf_counter() - began)
