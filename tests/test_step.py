@@ -156,18 +156,67 @@ def test_fit_takes_a_weight_for_each_example():
     assert_close(ones.params, jbp.fit(NET, LOSS, SGD, (X, Y), batch_size=4, **options).params, "net")
 
 
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_weights_count_alike_in_batches_of_any_size(batch_size: int):
+    """Over an epoch of steps that move nothing, the gradients are those of Σ wₙeₙ/Σ wₙ over all examples."""
+    net, weights = jbp.Dense(K), np.arange(1.0, N + 1)
+    params = net.init(jax.random.key(0), (WIDTH,))[0]
+    gathered = optax.GradientTransformation(  # keeps the sum of the gradients it saw, and moves nothing
+        lambda params: jax.tree.map(jnp.zeros_like, params),
+        lambda grads, seen, params=None: (jax.tree.map(jnp.zeros_like, grads), jax.tree.map(jnp.add, seen, grads)),
+    )
+    rows = N - N % batch_size  # a short last batch is a step like the others
+    data, options = (X[:rows], Y[:rows]), {"epochs": 1, "batch_size": batch_size, "weights": weights[:rows]}
+    fitted = jbp.fit(net, LOSS, gathered, data, params=params, **options)
+    share = jnp.asarray(weights[:rows] / weights[:rows].sum())
+    value, grads = jbp.value_and_grad(net, LOSS)(params, *data, None, share)
+    assert_close(fitted.state.opt_state, jax.tree.map(lambda g: g * (rows // batch_size), grads), "net")
+    assert fitted.history[0]["train_loss"] == pytest.approx(float(value), rel=1e-12)
+    many = jbp.fit_many(net, LOSS, gathered, data, params=params, seeds=[0, 5], **options)
+    for r in range(2):
+        assert_close(jax.tree.map(lambda a, r=r: a[r], many.state.opt_state), fitted.state.opt_state, "net")
+        assert many.runs[r].history[0]["train_loss"] == pytest.approx(float(value), rel=1e-12)
+
+
+def test_only_the_proportions_of_weights_count_however_large_or_small():
+    weights = np.arange(N) % 4.0
+    options: Any = {"epochs": 2, "seed": 1, "batch_size": 4}
+    plain = jbp.fit(NET, LOSS, SGD, (X, Y), weights=weights, **options)
+    for factor in (1e-308, 5e307):
+        scaled = jbp.fit(NET, LOSS, SGD, (X, Y), weights=weights * factor, **options)
+        assert_close(scaled.params, plain.params, "net")
+
+
+def test_a_row_of_weight_0_is_drawn_and_adds_nothing_and_the_last_batch_divides_by_its_own_rows():
+    net, weights = jbp.Dense(K), np.where(np.arange(N) % 3, 1.0, 0.0)
+    fitted = jbp.fit(net, LOSS, jbp.optim.sgd(0.0), (X, Y), weights=weights, batch_size=4, epochs=1, seed=2)
+    params, order = fitted.params, order_of(fitted.state.key, 1, Resident("shuffle", 4, N))()[:N]
+    errors = np.asarray(jax.vmap(LOSS.value)(jbp.apply(net, params, X), jnp.asarray(Y)))
+    expected = [(weights[rows] * errors[rows]).sum() / len(rows) / weights.mean() for rows in np.split(order, range(4, N, 4))]
+    assert fitted.step_losses == pytest.approx(expected, rel=1e-12)
+
+
+def test_fit_many_takes_the_weights_of_fit():
+    options: Any = {"epochs": 2, "batch_size": 4, "weights": np.arange(N) % 3}
+    many = jbp.fit_many(NET, LOSS, SGD, (X, Y), seeds=[3, 4], **options)
+    assert_close(many.params_of(1), jbp.fit(NET, LOSS, SGD, (X, Y), seed=4, **options).params, "net")
+    with pytest.raises(ValueError, match="one number for each of the 23 examples"):
+        jbp.fit_many(NET, LOSS, SGD, (X, Y), seeds=[3], batch_size=4, weights=np.ones(N - 1))
+
+
 @pytest.mark.parametrize(
     ("weights", "words"),
     [
         (np.ones(N - 1), "one number for each of the 23 examples"),
         (-np.ones(N), "finite and at least 0, but are -1.0"),
         (np.full(N, np.nan), "finite and at least 0, but are nan"),
+        (np.zeros(N), "must not all be 0"),
     ],
 )
 def test_weights_that_are_none_are_refused(weights: Any, words: str):
     with pytest.raises(ValueError, match=words):
         jbp.fit(NET, LOSS, SGD, (X, Y), batch_size=4, weights=weights)
-    if len(weights) == N:
+    if len(weights) == N and weights.any():
         with pytest.raises(ValueError, match=words):
             jbp.make_step(PROBLEM)(state_of(), jbp.Batch(X, Y, weights))
 
