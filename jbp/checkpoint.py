@@ -26,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from jbp import combine, layers
 from jbp.arguments import existing_file, no_run
 from jbp.backprop import apply
+from jbp.data.bounds import Bounds
 from jbp.data.preparing import Standardizer
 from jbp.layer import Layer, Shape
 from jbp.layers import initializers
@@ -221,7 +222,7 @@ class Postprocessing:
     """Outputs of a net ↦ probabilities (an activation that the loss had inside), or values in the data's units."""
 
     activation: str | None
-    values: Standardizer | None
+    values: Standardizer | Bounds | None
 
     def __call__(self, output: np.ndarray) -> np.ndarray:
         """outputs [n, k] ↦ [n, k]."""
@@ -267,8 +268,10 @@ def _as_float32(x: Any) -> np.ndarray:
     return np.asarray(x, np.float32)
 
 
-def _standardizer(arrays: Any) -> Standardizer | None:
-    return None if arrays is None else Standardizer(arrays["mean"], arrays["scale"])
+def _standardizer(arrays: Any) -> Standardizer | Bounds | None:
+    if arrays is None:
+        return None
+    return Bounds(arrays["low"], arrays["high"]) if "low" in arrays else Standardizer(arrays["mean"], arrays["scale"])
 
 
 def _encode(node: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:

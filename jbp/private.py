@@ -143,7 +143,7 @@ def _clipped(
 
 
 def _wide(tree: Any) -> Any:
-    """The tree with all that is floating-point in at least float32. A sink too: `keep`, for what a net makes in less."""
+    """The tree with all that is floating-point in at least float32. A sink too: `keep`, where a net makes less."""
 
     def widened(a: Any) -> Any:
         dtype = dtype_of(a)
@@ -357,6 +357,34 @@ def check_fit(private: Any, net: Any, *, sampling: str, weights: Any, **chosen: 
         )
 
 
+def refuse_own_statistics(name: str, values: Any) -> None:
+    """Refuse private values [n, ...] that were standardised by themselves: mean and deviation came from every example.
+
+    Seen by their mean 0 and deviation 1, of a column or of all together, closer than a thousandth of what chance
+    leaves. Two values, such as a table of −1 and 1 has, may be balanced by themselves.
+    """
+    values = np.asarray(values)
+    if not jnp.issubdtype(values.dtype, jnp.floating) or len(values) < 3:
+        return
+    table = values.reshape(len(values), -1)
+    means = table.mean(0, dtype=np.float64)
+
+    def too_near(figure: float, count: int) -> bool:
+        return bool(abs(figure) <= 1e-3 / math.sqrt(count))
+
+    parts = [(f"column {i + 1}", table[:, i]) for i, mean in enumerate(means) if too_near(mean, len(table))]
+    if too_near(means.mean(), table.size):
+        parts.append(("the whole", table.reshape(-1)))
+    for where, part in parts:
+        deviations = [part.std(dtype=np.float64, ddof=ddof) for ddof in (0, 1)]
+        if any(too_near(d - 1, len(part)) for d in deviations) and len(np.unique(part[:1000])) > 2:
+            raise ValueError(
+                f"{name} was standardised by its own mean and deviation ({where} has 0 and 1), which tell about every "
+                "example and which the account does not know of: scale private data by bounds that are known "
+                "beforehand (jbp.data.Bounds), or by the figures of public data"
+            )
+
+
 def secret_key() -> Array:
     """A key from the operating system's randomness, which nobody can draw again."""
     like = jax.random.key_data(jax.random.key(0))
@@ -420,7 +448,9 @@ def gaussian(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
     there has more than δ's probability in a long run, and would give away who was in it.
     """
     half = -(-math.prod(shape) // 2)
-    return _box_muller(jax.random.bits(key, (3, half), jnp.uint32), dtype).reshape(-1)[: math.prod(shape)].reshape(shape)
+    return (
+        _box_muller(jax.random.bits(key, (3, half), jnp.uint32), dtype).reshape(-1)[: math.prod(shape)].reshape(shape)
+    )
 
 
 def _box_muller(bits: Array, dtype: Any) -> Float[Array, "2 m"]:

@@ -193,7 +193,8 @@ def test_parameters_of_16_bits_are_said_to_train_badly_once_and_frozen_ones_not(
     mixed = (wide[0], {"weight": narrow[1]["weight"], "bias": wide[1]["bias"]})
     options: Any = {"epochs": 1, "batch_size": 4}
     with jax.numpy_dtype_promotion("standard"):
-        with pytest.warns(UserWarning, match=r"params\[0\]\['bias'\] and 3 more are bfloat16: a step below 0.004 of") as said:
+        words = r"params\[0\]\['bias'\] and 3 more are bfloat16: a step below 0.004 of"
+        with pytest.warns(UserWarning, match=words) as said:
             jbp.fit(net, LOSS, jbp.optim.sgd(0.1), (x, y), params=narrow, **options)
         assert len(said) == 1 and said[0].filename == __file__
         with pytest.warns(UserWarning, match=r"params\[1\]\['weight'\] is bfloat16.*train in float32") as said:

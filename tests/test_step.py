@@ -192,7 +192,8 @@ def test_a_row_of_weight_0_is_drawn_and_adds_nothing_and_the_last_batch_divides_
     fitted = jbp.fit(net, LOSS, jbp.optim.sgd(0.0), (X, Y), weights=weights, batch_size=4, epochs=1, seed=2)
     params, order = fitted.params, order_of(fitted.state.key, 1, Resident("shuffle", 4, N))()[:N]
     errors = np.asarray(jax.vmap(LOSS.value)(jbp.apply(net, params, X), jnp.asarray(Y)))
-    expected = [(weights[rows] * errors[rows]).sum() / len(rows) / weights.mean() for rows in np.split(order, range(4, N, 4))]
+    batches = np.split(order, range(4, N, 4))
+    expected = [(weights[rows] * errors[rows]).sum() / len(rows) / weights.mean() for rows in batches]
     assert fitted.step_losses == pytest.approx(expected, rel=1e-12)
 
 

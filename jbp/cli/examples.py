@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import numpy as np
 
-from jbp.data import Dataset, Standardizer, split
+from jbp.cli.declared import NOTHING, Declared
+from jbp.data import Bounds, Dataset, Standardizer, split
 
 # Part of a run's meaning, and so not an option: which examples decide when to stop and what is best.
 VALIDATION_FRACTION, VALIDATION_SEED = 0.1, 1
@@ -23,11 +24,16 @@ class Examples:
     dataset: Dataset
     one_hot: bool
     """Whether the targets of a classification are rows of 0 and 1 instead of class numbers."""
-    x_scale: Standardizer | None
-    y_scale: Standardizer | None
+    x_scale: Standardizer | Bounds | None
+    y_scale: Standardizer | Bounds | None
     train: Arrays
     validation: Arrays | None
     """None where nothing is chosen by it: private training takes every example."""
+    weights: np.ndarray | None = None
+    """What each training example counts; None if all count alike."""
+    clipped: tuple[int, int] | None = None
+    """How many values of the training part lie outside bounds that were declared, and of how many; None without bounds,
+    and where the data are private: it would be a figure of theirs."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -43,6 +49,9 @@ class Examples:
         """The test part: x and targets."""
         x, y = self.dataset.x_test, self.dataset.y_test
         assert x is not None and y is not None
+        scale = self.y_scale
+        if isinstance(scale, Bounds):  # what is off beyond the bounds is an error, and not clipped
+            return self._inputs(x), replace(self, y_scale=Standardizer(scale.mean, scale.scale))._targets(y)
         return self._inputs(x), self._targets(y)
 
     def _inputs(self, x: np.ndarray) -> np.ndarray:
@@ -61,26 +70,34 @@ def _floats(a: np.ndarray) -> np.ndarray:
     return a.astype(jax.dtypes.canonicalize_dtype(float), copy=False)
 
 
-def prepare(dataset: Dataset, one_hot: bool, standardize: bool, holds_out: bool = True) -> Examples:
-    """Hold the validation part out, if wanted, then fit what standardises to the rest.
+def prepare(
+    dataset: Dataset, one_hot: bool, standardize: bool, holds_out: bool = True, given: Declared = NOTHING
+) -> Examples:
+    """Hold the validation part out, if wanted, then fit what standardises to the rest; bounds that are given scale it.
 
     Raises: ValueError if there are too few examples.
     """
     one_hot = one_hot and dataset.task == "classification"
     blank: Any = None
-    if not holds_out:
-        raw = Examples(dataset, one_hot, None, None, blank, None)
-        train = raw._inputs(dataset.x_train), raw._targets(dataset.y_train)
-        return Examples(dataset, one_hot, None, None, train, None)
-    try:
-        x, y, x_val, y_val = split(dataset.x_train, dataset.y_train, VALIDATION_FRACTION, VALIDATION_SEED)
-    except ValueError as error:
-        raise ValueError(
-            f"{dataset.name}: expected enough training examples to hold out a tenth for validation, "
-            f"found only {len(dataset.x_train)}; give more"
-        ) from error
-    x_scale = Standardizer.fit(x, per_feature=x.ndim == 2) if standardize else None
-    y_scale = Standardizer.fit(y) if standardize and dataset.task == "regression" else None
-    raw = Examples(dataset, one_hot, x_scale, y_scale, blank, blank)
-    parts = [(raw._inputs(a), raw._targets(b)) for a, b in ((x, y), (x_val, y_val))]
-    return Examples(dataset, one_hot, x_scale, y_scale, *parts)
+    rows, held = np.arange(len(dataset.x_train)), None
+    if holds_out:
+        try:
+            rows, _, held, _ = split(rows, dataset.y_train, VALIDATION_FRACTION, VALIDATION_SEED)
+        except ValueError as error:
+            raise ValueError(
+                f"{dataset.name}: expected enough training examples to hold out a tenth for validation, "
+                f"found only {len(dataset.x_train)}; give more"
+            ) from error
+    x, y = dataset.x_train[rows], dataset.y_train[rows]
+    x_scale, y_scale = given.x_bounds, given.y_bounds
+    if standardize:
+        x_scale = Standardizer.fit(x, per_feature=x.ndim == 2)
+        y_scale = Standardizer.fit(y) if dataset.task == "regression" else None
+    raw = Examples(
+        dataset, one_hot, x_scale, y_scale, blank, None, given.weights_of(rows, y),
+        given.clipped(x, y) if holds_out else None,
+    )  # fmt: skip
+    validation = None
+    if held is not None:
+        validation = raw._inputs(dataset.x_train[held]), raw._targets(dataset.y_train[held])
+    return replace(raw, train=(raw._inputs(x), raw._targets(y)), validation=validation)

@@ -17,6 +17,7 @@ from jbp.cli import netspec
 from jbp.cli.parser import Command, option
 from jbp.data.dataset import TASKS
 from jbp.layers import initializers
+from jbp.private import MOST
 
 
 def _names(module: ModuleType, kind: type) -> tuple[str, ...]:
@@ -76,6 +77,19 @@ class TrainOptions(Command):
         None, "bring inputs, and values to predict, to mean 0 and deviation 1 over the training part: each column of a "
         "table, images as a whole", _DATA, shown="on for own files, off for built-in images",
     )  # fmt: skip
+    bounds: str | Path | None = option(
+        None, 'scale by bounds known beforehand instead, and clip what lies outside: JSON {"age": [0, 120], …} or a '
+        ".csv file of column,low,high, also for a value to predict; x and y where columns have no names", _DATA,
+        metavar="FILE",
+    )  # fmt: skip
+    weights: str | None = option(
+        None, "column of a table with what each row counts in training, at least 0; it is no input, and in validation "
+        "and test all rows count alike", _DATA, metavar="COLUMN",
+    )  # fmt: skip
+    class_weights: str | None = option(
+        None, "balanced: in training every class counts alike, however few rows it has", _DATA, choices=("balanced",),
+        metavar="NAME",
+    )  # fmt: skip
 
     net: str = option(
         "512 relu dropout:0.4 256 relu dropout:0.4",
@@ -122,6 +136,8 @@ class TrainOptions(Command):
         False, "clip each example's gradient, add noise, and account for (ε, δ): protects each training example in "
         "what the parameters tell, not in the training figures; no validation part, no early stop", _PRIVATE,
     )  # fmt: skip
+    epsilon: float | None = option(None, "ε of the whole run; the least noise that keeps it is found", _PRIVATE,
+                                   metavar="EPSILON", shown="what the noise makes it")  # fmt: skip
     noise: float | None = option(None, "deviation of the noise, in clipping bounds", _PRIVATE, metavar="SIGMA",
                                  shown=f"{NOISE}")  # fmt: skip
     clip: float | None = option(None, "largest norm of an example's gradient", _PRIVATE, metavar="NORM",
@@ -184,19 +200,28 @@ class TrainOptions(Command):
 
     def _check_private(self) -> None:
         """What private training needs, and what it excludes."""
-        for name in ("noise", "clip", "delta"):
+        if self.bounds is not None and self.standardize:
+            raise ValueError("expected one of standardize and bounds, each of which scales the data; leave one out")
+        for name in ("epsilon", "noise", "clip", "delta"):
             value = getattr(self, name)
             if value is not None and not self.private:
                 raise ValueError(f"{name} is for private training, but private is not set: add private")
-            if name != "delta" and value is not None:
+            if name in ("noise", "clip") and value is not None:
                 wanted, advice = "a finite number above 0", f"{NOISE} is a start for noise"
                 check_scalar(name, value, lambda value: 0 < value < math.inf, wanted, advice)
         if self.delta is not None:
             check_scalar("delta", self.delta, lambda delta: 0 < delta < 1, "a number in (0, 1)", f"{DELTA} is usual")
+        if self.epsilon is not None:
+            wanted = f"a number above 0 and at most {MOST:g}"
+            check_scalar("epsilon", self.epsilon, lambda epsilon: 0 < epsilon <= MOST, wanted, "1 to 8 is usual")
+        if self.epsilon is not None and self.noise is not None:
+            raise ValueError("expected one of epsilon and noise, for each follows from the other; leave one out")
         if not self.private:
             return
         why = {
-            "standardize": (self.standardize, "mean and deviation would be computed from private data"),
+            "standardize": (self.standardize, "mean and deviation would be computed from private data (see bounds)"),
+            "weights": (self.weights is not None, "what one example adds is bounded, whatever it weighs"),
+            "class_weights": (self.class_weights, "they would be counted from private data"),
             "patience": (self.patience not in (0, PATIENCE), "stopping by a figure of private data tells about them"),
             "sampling": (self.sampling != "shuffle", "every example is drawn independently, for the account"),
             "rule": (self.rule, "the account is of clipped true gradients"),
@@ -230,6 +255,7 @@ class TrainOptions(Command):
         options = dataclasses.asdict(self)
         is_file = Path(self.data).suffix.lower() in (".csv", ".npz")
         options["data"] = str(Path(self.data).absolute() if is_file else self.data)
+        options["bounds"] = None if self.bounds is None else str(Path(self.bounds).absolute())
         return {name: value for name, value in options.items() if name not in self.not_in_config}
 
     @classmethod

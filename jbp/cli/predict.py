@@ -31,6 +31,7 @@ from jbp.arguments import (
 )
 from jbp.checkpoint import Run, load_run, write_atomically
 from jbp.cli.parser import Command, argument, option
+from jbp.data.bounds import Bounds
 from jbp.data.builtin import NAMES, load
 
 _ARRAYS = ("x", "x_test", "x_train")
@@ -74,6 +75,10 @@ example:
         x = load_features(self.data, run)
         with about(self.data):
             predicted = run.predict(x)
+        bounds = run.preprocessing
+        if isinstance(bounds, Bounds) and (outside := bounds.outside(x)) and not self.quiet:
+            words = f"{outside:,} of {x.size:,} values lie outside the bounds of training, and are clipped"
+            print(words, file=sys.stderr)
         text = as_csv(run, predicted)
         if out is None:
             sys.stdout.write(text)

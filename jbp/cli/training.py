@@ -21,11 +21,12 @@ from jbp import checkpoint, layers, losses, optim
 from jbp.arguments import check_batch_size
 from jbp.cli import console, examples, netspec, runs
 from jbp.cli.curves import draw_curves
+from jbp.cli.declared import declared
 from jbp.cli.examples import Examples
 from jbp.cli.options import CLIP, DELTA, NOISE, OPTIMIZERS, TrainOptions
 from jbp.cli.parser import Failed
 from jbp.combine import Serial
-from jbp.data import load_dataset
+from jbp.data import Bounds, Standardizer, load_dataset
 from jbp.data.builtin import NAMES
 from jbp.layer import Layer
 from jbp.layers import initializers
@@ -76,7 +77,11 @@ class Plan:
         if not o.private:
             return None
         noise, clip, delta = ((d if v is None else v) for v, d in ((o.noise, NOISE), (o.clip, CLIP), (o.delta, DELTA)))
-        return Private(noise, clip, delta)
+        if o.epsilon is None:
+            return Private(noise, clip, delta)
+        n = len(self.data.train[0])
+        steps = o.epochs * -(-n // o.batch_size)
+        return Private.for_epsilon(o.epsilon, delta, clip, steps=steps, batch_size=o.batch_size, n=n)
 
     @property
     def loss_name(self) -> str:
@@ -155,10 +160,13 @@ def _announce(plan: Plan) -> None:
 
     Raises: Failed if there is nothing to do the account with.
     """
-    private, options, n = plan.private, plan.options, len(plan.data.train[0])
-    if private is None:
-        return
+    options, n = plan.options, len(plan.data.train[0])
+    if not options.quiet and isinstance(plan.data.x_scale, Bounds):
+        print(_clipped(plan), file=sys.stderr)
     try:
+        private = plan.private
+        if private is None:
+            return
         epsilon = private.epsilon(options.epochs * -(-n // options.batch_size), options.batch_size, n)
     except ModuleNotFoundError as error:
         raise Failed(str(error)) from error
@@ -166,6 +174,13 @@ def _announce(plan: Plan) -> None:
         f"private: ε = {epsilon:.3g} at δ = {private.delta:g} after all {options.epochs} epochs, for adding or "
         f"removing one of {n:,} examples; it covers the parameters, not the training figures shown or in the folder"
     ]
+    if options.epsilon is not None:
+        lines.append(f"noise: {private.noise_multiplier:.4g}, the least for ε = {options.epsilon:g}")
+    if options.bounds is None and str(options.data) not in NAMES:
+        lines.append(
+            "note: the data are not scaled, for their mean and deviation are private; with bounds that are known "
+            "beforehand (--bounds FILE) training is usually much better"
+        )
     if private.delta >= 1 / n:
         lines.append(f"warning: {weak_delta(private.delta, n)}")
     if options.seed is not None:
@@ -177,6 +192,15 @@ def _announce(plan: Plan) -> None:
         print("\n".join(lines), file=sys.stderr)
 
 
+def _clipped(plan: Plan) -> str:
+    """What the bounds do to the data; of private data not to how many, which would tell about them."""
+    done = "bounds: values outside are clipped"
+    if plan.data.clipped is None:
+        return f"{done}; how many there are is a figure of private data, and not told"
+    outside, of = plan.data.clipped
+    return f"{done}, {outside:,} of {of:,} in the training part"
+
+
 def fit_options(plan: Plan) -> dict[str, Any]:
     """What `fit` and `fit_many` are told alike."""
     options = plan.options
@@ -185,6 +209,7 @@ def fit_options(plan: Plan) -> dict[str, Any]:
         "batch_size": options.batch_size,
         "validation_data": plan.data.validation,
         "sampling": options.sampling,
+        "weights": plan.data.weights,
         "metrics": {"accuracy": CLASSES_RIGHT} if plan.classification else None,
         "transform": plan.transform,
         "monitor": None if options.private else "validation_loss",
@@ -205,9 +230,11 @@ def make_plan(options: TrainOptions) -> Plan:
             f"expected a loss for values, one of {', '.join(_FOR_VALUES)}, got {name!r} for a regression; "
             "pass task='classification' if the targets are labels"
         )
-    standardize = str(options.data) not in NAMES if options.standardize is None else options.standardize
     # Built-in images are scaled by fixed numbers; what would be computed from private data is left undone.
-    data = examples.prepare(dataset, name in _ONE_HOT, standardize and not options.private, not options.private)
+    standardize = str(options.data) not in NAMES if options.standardize is None else options.standardize
+    dataset, given = declared(dataset, options)
+    standardize = standardize and not options.private and given.x_bounds is None
+    data = examples.prepare(dataset, name in _ONE_HOT, standardize, not options.private, given)
     n = len(data.train[0])
     check_batch_size(options.batch_size, n)
     net = netspec.build(
@@ -280,7 +307,9 @@ def output_activation(word: str | None, loss: str) -> Layer | None:
 def _stored(plan: Plan, params: Any) -> Any:
     """The arrays a run keeps."""
     scales = {"x": plan.data.x_scale, "y": plan.data.y_scale}
-    kept = {name: None if s is None else {"mean": s.mean, "scale": s.scale} for name, s in scales.items()}
+    fields = {name: () if s is None else ("low", "high") if isinstance(s, Bounds) else ("mean", "scale")
+              for name, s in scales.items()}  # fmt: skip
+    kept = {name: {field: getattr(scales[name], field) for field in of} or None for name, of in fields.items()}
     return {"params": params} | kept
 
 
@@ -329,7 +358,8 @@ def _summary(plan: Plan, fit: Fit) -> dict[str, Any]:
         "data": dataset.name,
         "net": netspec.spec(plan.net),
         "loss": plan.loss_name,
-        "standardized": plan.data.x_scale is not None,
+        "standardized": isinstance(plan.data.x_scale, Standardizer),
+        "bounds": None if plan.options.bounds is None else str(plan.options.bounds),
         "examples": {name: len(part[0]) for name, part in parts.items() if part is not None},
         "classes": list(dataset.classes),
         "versions": versions(),

@@ -86,9 +86,9 @@ class Resident:
     "shuffle" fills the last batch of an epoch up with rows of weight 0. "poisson" draws every example independently,
     `batch_size` of them on average, into a batch of `capacity` rows; the first ones, if it is too small.
 
-    `weighted`, a row counts wₙ/B, B the rows that the step draws: over an epoch the weighted mean of all, whatever B is.
-    Divided by the sum of the weights that happened to be drawn, weights would cancel in a batch of 1, and count too
-    little in any other.
+    `weighted`, a row counts wₙ/B, B the rows that the step draws: over an epoch that is the weighted mean of all,
+    whatever B is. Divided by the sum of the weights that happened to be drawn, weights would cancel in a batch of 1,
+    and count too little in any other.
     """
 
     sampling: Sampling

@@ -173,7 +173,8 @@ def fit(
     `private` clips each example's gradient and adds noise (`jbp.Private`, which says what is protected, and what is
     not: the training figures). Then every example enters each batch independently, `batch_size` of them on average and
     ⌈n / batch_size⌉ steps to an epoch, rows have "epsilon", and nothing may stop the run or choose its parameters by a
-    figure. The validation data are not protected.
+    figure; data that were standardised by their own mean and deviation are refused. The validation data are not
+    protected.
 
     `monitor` names the figure that decides: by default "validation_loss", without validation data "train_loss"; of a
     metric higher is better. Training stops when it has not improved by more than `min_delta` for `patience` epochs,
@@ -201,6 +202,9 @@ def fit(
     data, validation = on_device("train_data", train_data), None
     if validation_data is not None:
         validation = on_device("validation_data", validation_data)
+    if private is not None:
+        for name, values in zip(("x of train_data", "y of train_data"), train_data, strict=True):
+            privacy.refuse_own_statistics(name, values)
     run = _Run(as_count(epochs, "epochs"), len(data[0]), batch_size, private)
     source = run.source(data, sampling, weights)
     names = [name for name, _ in problem.metrics]
@@ -359,8 +363,8 @@ def warn_of_16_bits(problem: Problem, params: Any) -> None:
         share = float(jnp.finfo(dtype).eps) / 2
         others = f" and {len(narrow) - 1} more" if len(narrow) > 1 else ""
         warnings.warn(
-            f"{path}{others} {'are' if others else 'is'} {dtype}: a step below {share:.1g} of a number is rounded away, "
-            "and training stands still early without a sign of it; train in float32, "
+            f"{path}{others} {'are' if others else 'is'} {dtype}: a step below {share:.1g} of a number is rounded "
+            "away, and training stands still early without a sign of it; train in float32, "
             "jax.tree.map(lambda p: p.astype('float32'), params), and narrow what comes out",
             stacklevel=3,
         )

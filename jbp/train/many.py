@@ -32,7 +32,17 @@ from jbp.losses import Loss
 from jbp.step import Method, Metric, Problem, State, Transform, check_optimizer, is_optimizer, started
 from jbp.train.batches import Resident, Rows, batch_sizes, of_mean_one
 from jbp.train.clocks import Chunks, Stopwatch
-from jbp.train.fit import BLOCK, Callback, Data, Event, check_data, method_of, on_device, validation_row, warn_of_16_bits
+from jbp.train.fit import (
+    BLOCK,
+    Callback,
+    Data,
+    Event,
+    check_data,
+    method_of,
+    on_device,
+    validation_row,
+    warn_of_16_bits,
+)
 from jbp.train.many_result import InterruptedMany, Many, One
 from jbp.train.program import Ledger, copy, evaluation_program, ledger, steps_function
 from jbp.train.progress import Aim, EpochEnd, Progress, Row, Steps, StopReason, see
