@@ -268,6 +268,8 @@ class Batch(NamedTuple):
     """[n, t] bools: which positions are real. None: all of them."""
     rows: Any = None
     """[n]: the places of these examples in the whole batch that they are a part of. None: 0…n−1."""
+    divisor: Any = None
+    """What a step divides its weighted sum by. None: by the sum of the weights."""
 
 
 def value_and_pairs(
@@ -365,7 +367,7 @@ def value_output_delta(
     net: Layer, loss: Loss, params: Any, batch: Batch, key: Any, training: bool | None = None
 ) -> tuple[Array, Any, Any, Any]:
     """Step 1 and the loss: Σₙ wₙ eₙ, the outputs, what was saved, and wₙ δₙ at the output."""
-    x, y, weights, mask, rows = batch
+    x, y, weights, mask, rows = batch[:5]
     n = batch_size(x, y)
     check_weights(weights, n)
     if key is None and net.uses_key is True and training is not False:
@@ -394,7 +396,7 @@ def batch_check(net: Layer, loss: Loss, seen: Callable[[Any], Any] | None = None
     outputs: dict[Any, tuple[int, ...]] = {}  # the net alone says what shape comes of a shape: asked once for each
 
     def check(params: Any, batch: Batch) -> None:
-        x, y, weights, mask, _ = batch
+        x, y, weights, mask = batch[:4]
         if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((x, y, weights, mask))):
             return
         for name, values in (("x", x), ("y", y)):

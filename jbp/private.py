@@ -109,7 +109,7 @@ def _clipped(
     net: Layer, loss: Loss, params: Any, batch: Batch, key: Array | None, how: Clip, trainable: Trainable
 ) -> tuple[Array, Array, Array, Any]:
     """The outputs, errors and norms, and the sum; norms and sum over the parameters that are trained."""
-    x, y, weights, mask, rows = batch
+    x, y, weights, mask, rows = batch[:5]
     check_max_norm(how.max_norm, how.automatic)
     check_call(net, loss, params, batch)
     _check_uncoupled(net)

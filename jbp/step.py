@@ -286,8 +286,8 @@ def _start(optimizer: optax.GradientTransformation) -> Callable[[Any, Any, Array
 def make_step(problem: Problem) -> Callable[[State, Batch], tuple[State, Figures]]:
     """The function (state, batch) -> (state, figures), compiled once for a problem. It takes over the state's memory.
 
-    The weights of the batch are divided here, and only here, by their sum: a batch of 0 and 1 has the mean over the
-    rows of 1; one without any keeps 0. Without weights it is the mean over all rows. Weights and targets are looked at
+    The weights of the batch are divided here, and only here, by their sum (or `Batch.divisor`): one of 0 and 1 has the
+    mean over the rows of 1; one without any keeps 0. Without weights it is the mean over all rows. Weights and targets are looked at
     before the step, which waits for them.
 
     A step counts `step` up and leaves `epoch` alone: a loop over epochs sets both, with `dataclasses.replace`.
@@ -328,32 +328,38 @@ def make_step(problem: Problem) -> Callable[[State, Batch], tuple[State, Figures
 Step = Callable[[State, Batch, Array], tuple[State, tuple[Array, tuple[Array, ...]]]]
 
 
-def step_function(problem: Problem, divided: bool = False) -> Step:
+def step_function(problem: Problem) -> Step:
     """The function (state, batch, key) -> (state, (loss, metrics)), to be compiled; it leaves epoch and step alone.
 
-    `divided`: the weights of the batches are what each row counts already, and not to be divided by their sum.
+    Loss and metrics are means, also where the batch has another divisor than the sum of its weights.
     """
     method = problem.method
 
     def step(state: State, batch: Batch, key: Array) -> tuple[State, tuple[Array, tuple[Array, ...]]]:
-        weights = batch.weights if divided else shares(batch.weights)
-        batch = _transformed(problem, batch._replace(weights=weights), key)
+        divisor, weights = batch.divisor, shares(batch.weights, batch.divisor)
+        batch = _transformed(problem, batch._replace(weights=weights, divisor=None), key)
 
         def value_fn(params: Any) -> Array:
             return value_output_delta(problem.net, problem.loss, params, batch, key)[0]
 
         sums = method.sums(problem, state, batch, key)
         found = method.finish(problem, sums, key)
-        return method.update(problem, state, found, value_fn), (sums.value, sums.metrics)
+        figures = (sums.value, sums.metrics)
+        if divisor is not None and weights is not None:
+            whole = jnp.where((total := weights.sum()) == 0, jnp.ones_like(total), total)
+            figures = jax.tree.map(lambda a: a / whole.astype(a.dtype), figures)
+        return method.update(problem, state, found, value_fn), figures
 
     return step
 
 
-def shares(weights: Any) -> Weights:
-    """wₙ/Σw; 0 where all are 0, None where there are none."""
+def shares(weights: Any, divisor: Any = None) -> Weights:
+    """wₙ/Σw, or over another divisor; 0 where all are 0, None where there are none."""
     if weights is None:
         return None
     weights = jnp.asarray(weights).astype(jnp.zeros(()).dtype)
+    if divisor is not None:
+        return weights / jnp.asarray(divisor, weights.dtype)
     total = weights.sum()
     return weights / jnp.where(total == 0, jnp.ones_like(total), total)
 

@@ -187,14 +187,25 @@ def test_only_the_proportions_of_weights_count_however_large_or_small():
         assert_close(scaled.params, plain.params, "net")
 
 
-def test_a_row_of_weight_0_is_drawn_and_adds_nothing_and_the_last_batch_divides_by_its_own_rows():
-    net, weights = jbp.Dense(K), np.where(np.arange(N) % 3, 1.0, 0.0)
-    fitted = jbp.fit(net, LOSS, jbp.optim.sgd(0.0), (X, Y), weights=weights, batch_size=4, epochs=1, seed=2)
+def test_the_last_batch_divides_by_its_own_rows_and_figures_are_means_all_the_same():
+    net, weights = jbp.Dense(K), np.where(np.arange(N) % 3, 1.0 + np.arange(N), 0.0)
+    options: Any = {"weights": weights, "batch_size": 4, "epochs": 1, "metrics": {"one": lambda o, t: jnp.ones(())}}
+    fitted = jbp.fit(net, LOSS, jbp.optim.sgd(0.0), (X, Y), seed=2, **options)
     params, order = fitted.params, order_of(fitted.state.key, 1, Resident("shuffle", 4, N))()[:N]
     errors = np.asarray(jax.vmap(LOSS.value)(jbp.apply(net, params, X), jnp.asarray(Y)))
     batches = np.split(order, range(4, N, 4))
-    expected = [(weights[rows] * errors[rows]).sum() / len(rows) / weights.mean() for rows in batches]
+    expected = [np.average(errors[rows], weights=weights[rows]) for rows in batches]
     assert fitted.step_losses == pytest.approx(expected, rel=1e-12)
+    assert fitted.history[0]["train_loss"] == pytest.approx(np.average(errors, weights=weights), rel=1e-12)
+    assert fitted.history[0]["train_one"] == pytest.approx(1, rel=1e-12)
+    # The last step: three rows, of an epoch in which the others moved nothing.
+    rate = optax.scale_by_schedule(lambda step: jnp.where(jnp.asarray(step) == len(batches) - 1, -0.1, 0.0))
+    last = jbp.fit(net, LOSS, rate, (X, Y), params=params, seed=2, **options)
+    rows = batches[-1]
+    share = jnp.asarray(weights[rows] / weights.mean() / len(rows))
+    grads = jbp.value_and_grad(net, LOSS)(params, X[rows], jnp.asarray(Y[rows]), None, share)[1]
+    assert len(rows) == 3
+    assert_close(last.params, jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), "net")
 
 
 def test_fit_many_takes_the_weights_of_fit():

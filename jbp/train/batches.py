@@ -21,7 +21,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Int
 
 from jbp.arguments import as_count, check_batch_size, check_one_of, check_weights
-from jbp.step import Batch, epoch_keys, shares
+from jbp.step import Batch, epoch_keys
 
 Sampling = Literal["shuffle", "replacement", "poisson"]
 
@@ -29,17 +29,12 @@ Sampling = Literal["shuffle", "replacement", "poisson"]
 class Reader(Protocol):
     """How a step's batch is taken out of a chunk. Hashable: programs are cached under it."""
 
-    @property
-    def weighted(self) -> bool:
-        """Whether the examples have weights of their own; those of a batch are then what its rows count, divided."""
-        ...
-
     def prepared(self, chunk: Any, order_key: Array) -> Any:
         """The chunk with what is made once, before the loop over its steps."""
         ...
 
     def batch(self, chunk: Any, order_key: Array, step: Array) -> Batch:
-        """The batch of step `step` of the epoch, with weights 0 or 1, not divided; `weighted`, with wₙ/B."""
+        """The batch of step `step` of the epoch, with weights 0 or 1 (or the examples' own, of mean 1), not divided."""
         ...
 
 
@@ -86,16 +81,15 @@ class Resident:
     "shuffle" fills the last batch of an epoch up with rows of weight 0. "poisson" draws every example independently,
     `batch_size` of them on average, into a batch of `capacity` rows; the first ones, if it is too small.
 
-    `weighted`, a row counts wₙ/B, B the rows that the step draws: over an epoch that is the weighted mean of all,
-    whatever B is. Divided by the sum of the weights that happened to be drawn, weights would cancel in a batch of 1,
-    and count too little in any other.
+    With weights of the examples' own, a step is divided by the rows it draws: over an epoch that makes the
+    weighted mean of all. Divided by the weights that happened to be drawn, they would cancel in a batch of 1, and count
+    too little in any other.
     """
 
     sampling: Sampling
     batch_size: int
     n: int
     capacity: int | None = None
-    weighted: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "batch_size", as_count(self.batch_size, "batch_size"))
@@ -117,9 +111,13 @@ class Resident:
             if self.n % self.batch_size:  # the last batch is short: what is missing weighs nothing
                 real = step * self.batch_size + jnp.arange(self.batch_size) < self.n
         weights = None if real is None else real.astype(jnp.zeros(()).dtype)
+        divisor = None
         if chunk.weights is not None:
-            weights = chunk.weights[chosen] * shares(jnp.ones(len(chosen)) if weights is None else weights)
-        return Batch(chunk.x[chosen], chunk.y[chosen], weights)
+            own = chunk.weights[chosen]
+            weights = own if weights is None else jnp.where(weights == 0, jnp.zeros_like(own), own)
+            short = self.n - step * self.batch_size if self.sampling == "shuffle" else self.batch_size
+            divisor = jnp.minimum(short, self.batch_size)
+        return Batch(chunk.x[chosen], chunk.y[chosen], weights, divisor=divisor)
 
 
 class ResidentSource:

@@ -234,7 +234,7 @@ class _Run:
             self.private.epsilon(self.epochs * steps, self.batch_size, self.n)  # what is missing shows at once
             self.private.warn_of(self.n)
             sampling, capacity = "poisson", self.private.capacity(self.epochs * steps, self.batch_size, self.n)
-        reader = Resident(sampling, self.batch_size, self.n, capacity, weighted=weights is not None)
+        reader = Resident(sampling, self.batch_size, self.n, capacity)
         return ResidentSource(data, of_mean_one(weights, self.n), reader, self.epochs)
 
     def __call__(

@@ -129,8 +129,8 @@ def fit_many(
     blank = Progress(aim, tuple(names), tuple(sizes.tolist()))
     runs = [_Going(seed, rate, blank) for seed, rate in itertools.product(every_seed, rates)]
     compiled = _programs(
-        problem, optimizer if swept else None, Resident(sampling, int(sizes[0]), len(x), weighted=weights is not None),
-        example, params is None, max(100, BLOCK // len(runs)),
+        problem, optimizer if swept else None, Resident(sampling, int(sizes[0]), len(x)),
+        example, params is None, max(100, BLOCK // len(runs)), weights is not None,
     )  # fmt: skip
     together = _Together(compiled, runs, aim.restores, every_seed, rates if swept else None)
     return together(params, (*data, of_mean_one(weights, len(x))), validation, epochs, chunks, callbacks)
@@ -188,8 +188,9 @@ class _Together:
                     state, book = self.compiled.take(state, book, etas, rows, epoch, first, last)
                     self.state = jax.block_until_ready(state)
                     chunks.took(last - first, time.perf_counter() - began)
-                    for run, losses, metrics in zip(runs, *map(np.asarray, book[:2]), strict=True):
-                        run.see(Steps(epoch, losses[:last], metrics[:last]))
+                    figures = jax.tree.map(np.asarray, book)
+                    for r, run in enumerate(runs):
+                        run.see(Steps(epoch, *jax.tree.map(lambda part, r=r: part[r], figures).first(last)))
                     loss_now = _mean([run.progress.loss for run in runs if run.goes])
                     row = end_epoch(epoch) if last == steps else None
                     step = (epoch - 1) * steps + last
@@ -256,8 +257,9 @@ class _Programs(NamedTuple):
 
 @lru_cache(maxsize=64)
 def _programs(
-    problem: Problem, maker: Any, reader: Resident, example: jax.ShapeDtypeStruct, makes_params: bool, block: int
-) -> _Programs:
+    problem: Problem, maker: Any, reader: Resident, example: jax.ShapeDtypeStruct, makes_params: bool, block: int,
+    weighs: bool,
+) -> _Programs:  # fmt: skip
     """The compiled programs of r runs. With `maker` each optimiser is made of its run's learning rate."""
     functions = tuple(f for _, f in problem.metrics)
 
@@ -273,7 +275,7 @@ def _programs(
             own = at(rate)
             method_state = own.method.init(jax.random.fold_in(run_key, 0), own, params, example)
             state = started(own.optimizer, params, method_state, run_key)
-            return state, ledger(-(-reader.n // reader.batch_size), len(functions))
+            return state, ledger(-(-reader.n // reader.batch_size), len(functions), weighs)
 
         return jax.vmap(one, (0, 0, 0 if makes_params else None))(run_keys, rates, params)
 

@@ -59,7 +59,7 @@ def steps_function(problem: Problem, reader: Reader) -> Callable[..., tuple[Stat
     runs, where `lax.scan` would need its length when compiled. The order of an epoch follows from (key, epoch) and
     the draw of a step from (key, epoch, step): where a chunk begins changes nothing.
     """
-    take = step_function(problem, reader.weighted)
+    take = step_function(problem)
 
     def run(state: State, ledger: Ledger, chunk: Any, epoch: Array, first: Array, last: Array) -> tuple[State, Ledger]:
         order_key, noise_key = epoch_keys(state.key, epoch)
