@@ -286,9 +286,9 @@ def _start(optimizer: optax.GradientTransformation) -> Callable[[Any, Any, Array
 def make_step(problem: Problem) -> Callable[[State, Batch], tuple[State, Figures]]:
     """The function (state, batch) -> (state, figures), compiled once for a problem. It takes over the state's memory.
 
-    The weights of the batch are divided here, and only here, by their sum (or `Batch.divisor`): one of 0 and 1 has the
-    mean over the rows of 1; one without any keeps 0. Without weights it is the mean over all rows. Weights and targets are looked at
-    before the step, which waits for them.
+    The weights of the batch are divided here, and only here, by their sum (or by `Batch.divisor`): a batch of 0 and 1
+    has the mean over the rows of 1; one without any keeps 0. Without weights it is the mean over all rows. Weights and
+    targets are looked at before the step, which waits for them.
 
     A step counts `step` up and leaves `epoch` alone: a loop over epochs sets both, with `dataclasses.replace`.
 
