@@ -31,6 +31,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from jbp.answers import delta_of, error_of
 from jbp.arguments import as_bool, as_count, as_number, check_max_norm
 from jbp.backprop import Trainable, backward, check_call, forward, mask_at
 from jbp.layer import Layer
@@ -105,7 +106,7 @@ def _clipped(
         x = jax.tree.map(partial(silence, weights), x)
     output, saved = forward(net, params, x, key, mask=mask, rows=rows)
     targets = (output, y, *mask_at(net, output, mask))
-    delta = lax.optimization_barrier(jax.vmap(loss.delta)(*targets))
+    delta = lax.optimization_barrier(jax.vmap(delta_of(loss))(*targets))
     _, found = backward(net, params, saved, delta, squared_bounds if how.lean else keep)
     norms = network_norms(trainable(found if how.lean else squared_bounds(found)))
     c = clip_factor(norms, how.max_norm, how.automatic)
@@ -124,7 +125,7 @@ def _clipped(
         _, found = backward(net, params, saved, lax.optimization_barrier(weigh(scale, delta)), total)
     else:
         found = total(found)
-    return output, jax.vmap(loss.value)(*targets), norms, trainable(found)
+    return output, jax.vmap(error_of(loss))(*targets), norms, trainable(found)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ SOURCES = sorted((ROOT / "jbp").rglob("*.py"))
 #     pairs → layer → layers → combine → losses → backprop → step → rules, private → train → checkpoint → check → cli
 ORDER = [
     ("arguments", "paths"),  # the ground
-    ("pairs",), ("stats", "sinks"), ("layer",), ("layers",), ("combine",), ("losses", "ties"), ("backprop", "metrics"),
+    ("pairs",), ("stats", "sinks", "answers"), ("layer",), ("layers",), ("combine",),
+    ("losses", "ties"), ("backprop", "metrics"),
     ("tracing", "curvature", "step"), ("rules", "private"), ("optim", "data", "sharding"),
     ("train",), ("checkpoint", "many"), ("check", "bridge"), ("cli",), ("__main__",),
 ]  # fmt: skip
@@ -23,7 +24,7 @@ GROUND = {"arguments", "paths"}
 NOTHING: set[str] = set()
 ONLY = {
     "arguments": NOTHING, "paths": NOTHING, "pairs": GROUND, "optim": GROUND, "data": GROUND,
-    "stats": {"pairs", *GROUND}, "sinks": {"pairs", *GROUND},
+    "stats": {"pairs", *GROUND}, "sinks": {"pairs", *GROUND}, "answers": {"pairs", *GROUND},
 }  # fmt: skip
 """Rooms that are narrower still: of jbp they import themselves, and these."""
 
