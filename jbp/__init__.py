@@ -1,5 +1,7 @@
 """jbp: backpropagation you can open up. A backward pass written by hand, in JAX."""
 
+from jbp import _starting as _starting  # isort: split
+
 import importlib as _importlib
 import types as _types
 import typing as _typing
@@ -13,6 +15,7 @@ from jbp import optim as optim
 from jbp import rules as rules
 from jbp import sinks as sinks
 from jbp import stats as stats
+from jbp._version import __version__ as __version__
 from jbp.backprop import apply as apply
 from jbp.backprop import backward as backward
 from jbp.backprop import forward as forward
@@ -50,6 +53,7 @@ from jbp.pairs import Sum as Sum
 from jbp.pairs import contract as contract
 from jbp.private import Private as Private
 from jbp.private import clipped_sum as clipped_sum
+from jbp.runs import save as save
 from jbp.step import Backpropagation as Backpropagation
 from jbp.step import Batch as Batch
 from jbp.step import Method as Method

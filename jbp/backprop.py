@@ -23,7 +23,16 @@ from jax.core import Tracer
 from jax.tree_util import register_dataclass
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from jbp.arguments import batch_size, check_input, check_loss, check_narrowing, check_net, check_weights
+from jbp.answers import (
+    Kept,
+    backward_answer,
+    check_delta,
+    check_delta_x,
+    delta_of,
+    error_of,
+    forward_answer,
+)
+from jbp.arguments import batch_size, check_input, check_loss, check_narrowing, check_net, check_weights, leaf_shapes
 from jbp.combine import Combinator, Place, located
 from jbp.combine.tied import Uses, unless_shared, unmarked
 from jbp.layer import ArrayLike, Layer
@@ -67,7 +76,9 @@ def forward(
                 told: dict[str, Any] = {"weights": weights}
                 told |= {"training": training} if layer.couples_batch == "training" else {}
                 told |= {"mask": mask} if layer.uses_mask else {}
-                return layer.forward(params, x, key, **told)
+                n = len(jax.tree.leaves(x)[0])
+                y, saved = forward_answer(layer, layer.forward(params, x, key, **told), n)
+                return y, Kept.of(saved, x, y)
             keys = None if key is None or layer.uses_key is False else _keys(key, x.shape[0], rows)
             return forward_leaf(layer, params, x, keys, mask if layer.uses_mask else None)
 
@@ -181,23 +192,38 @@ _INLINE: Any = getattr(getattr(jax, "Inline", None), "JAX_EARLY", True)
 @partial(jax.jit, static_argnums=0, inline=_INLINE)
 def forward_leaf(layer: Layer, params: Any, x: Any, keys: Any, mask: Any = None) -> tuple[Any, Any]:
     """One layer that does not couple the examples, on the batch; `keys` [n] one an example, None in evaluation."""
-    in_axes = (None, 0, None if keys is None else 0)
-    if layer.uses_mask:
-        masked = partial(jax.vmap, in_axes=(*in_axes, None if mask is None else 0))
-        return masked(lambda p, x, k, m: layer.forward(p, x, k, mask=m))(params, x, keys, mask)  # type: ignore[call-arg]
-    return jax.vmap(layer.forward, in_axes)(params, x, keys)
+
+    def one(params: Any, x: Any, key: Any, mask: Any) -> tuple[Any, Any]:
+        told = {"mask": mask} if layer.uses_mask else {}
+        return forward_answer(layer, layer.forward(params, x, key, **told))
+
+    in_axes = (None, 0, None if keys is None else 0, None if mask is None else 0)
+    y, saved = jax.vmap(one, in_axes)(params, x, keys, mask)
+    return y, Kept.of(saved, x, y)
 
 
-def backward_leaf(layer: Layer, params: Any, saved: Any, delta: Any) -> tuple[Any, Any]:
-    """One layer's way back on the batch: δ at its input, and its pairs."""
+def backward_leaf(layer: Layer, params: Any, kept: Any, delta: Any) -> tuple[Any, Any]:
+    """One layer's way back on the batch: δ at its input, and its pairs. `kept` is what `forward` answered with; of what
+    a user saved by hand nothing is known, and the form of δ not checked."""
+    known = isinstance(kept, Kept)
+    saved = kept.saved if known else kept
+    if known:
+        check_delta(layer, kept, delta)
     if layer.couples_batch:
-        return layer.backward(params, saved, delta)
-    return _backward_examples(layer, params, saved, delta)
+        delta_x, pairs = backward_answer(layer, params, layer.backward(params, saved, delta), 1)
+    else:
+        delta_x, pairs = _backward_examples(layer, params, saved, delta)
+    if known:
+        check_delta_x(layer, kept, delta_x)
+    return delta_x, pairs
 
 
 @partial(jax.jit, static_argnums=0, inline=_INLINE)
 def _backward_examples(layer: Layer, params: Any, saved: Any, delta: Any) -> tuple[Any, Any]:
-    return jax.vmap(layer.backward, (None, 0, 0))(params, saved, delta)
+    def one(params: Any, saved: Any, delta: Any) -> tuple[Any, Any]:
+        return backward_answer(layer, params, layer.backward(params, saved, delta), 0)
+
+    return jax.vmap(one, (None, 0, 0))(params, saved, delta)
 
 
 def apply(net: Layer, params: Any, x: Float[ArrayLike, "n ..."]) -> Array:
@@ -292,7 +318,7 @@ def value_and_pairs(
     if weights is not None:
         x = jax.tree.map(lambda a: silence(weights, a), x)
     output, saved = forward(net, params, x, key, weights)
-    errors, delta = jax.vmap(loss.value)(output, y), jax.vmap(loss.delta)(output, y)
+    errors, delta = jax.vmap(error_of(loss))(output, y), jax.vmap(delta_of(loss))(output, y)
     if weights is not None:
         errors, delta = silence(weights, errors), silence(weights, delta)
     # Stored here, as in `value_grad_output`.
@@ -337,15 +363,26 @@ class Trainable:
         """`tree`, with zeros where nothing is trained; XLA then drops what only those needed."""
         if not self.leaves:
             return tree
-        trained = jax.tree.unflatten(self.structure, self.leaves)
-        return jax.tree.map(lambda on, part: part if on else jax.tree.map(jnp.zeros_like, part), trained, tree)
+        parts = zip(self.leaves, self._parts(tree), strict=True)
+        return self.structure.unflatten(part if on else jax.tree.map(jnp.zeros_like, part) for on, part in parts)
 
     def flags(self, params: Any) -> tuple[bool, ...]:
         """Of each parameter, in leaf order, whether it is trained."""
         if not self.leaves:
             return (True,) * len(jax.tree.leaves(params))
-        parts = self.structure.flatten_up_to(params)
-        return tuple(on for on, part in zip(self.leaves, parts, strict=True) for _ in jax.tree.leaves(part))
+        parts = zip(self.leaves, self._parts(params), strict=True)
+        return tuple(on for on, part in parts for _ in jax.tree.leaves(part))
+
+    def _parts(self, tree: Any) -> list[Any]:
+        """What of a tree like the parameters each bool is of."""
+        try:
+            return self.structure.flatten_up_to(tree)
+        except ValueError:
+            given = self.structure.unflatten(self.leaves)
+            raise ValueError(
+                f"trainable must start like params, {leaf_shapes(tree)}, but is {given!r}: one bool may stand for a "
+                "whole subtree"
+            ) from None
 
 
 def value_grad_output(
@@ -376,8 +413,8 @@ def value_output_delta(
         x = jax.tree.map(lambda a: silence(weights, a), x)
     output, saved = forward(net, params, x, key, weights, training=training, mask=mask, rows=rows)
     targets = (output, y, *mask_at(net, output, mask))
-    errors = jax.vmap(loss.value)(*targets)
-    delta = jax.vmap(loss.delta)(*targets)
+    errors = jax.vmap(error_of(loss))(*targets)
+    delta = jax.vmap(delta_of(loss))(*targets)
     if weights is None:
         value, delta = errors.mean(), delta / n
     else:
@@ -433,7 +470,7 @@ def example_output(net: Layer, loss: Loss, params: Any, x: Any, y: Any) -> Any:
 
     def output(params: Any, x: Any, y: Any) -> Any:
         output, _ = forward(net, params, x)
-        jax.vmap(loss.value)(output, y)
+        jax.vmap(error_of(loss))(output, y)
         return output
 
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), (params, x, y))

@@ -1,13 +1,11 @@
 """What is kept of a run: trees of arrays in safetensors files, nets in JSON. Nothing is pickled.
 
 A file holds the leaves under their paths ("0.weight"), and in its metadata the tree around them, so that a file is
-whole by itself. A net is written as its classes' names and fields; only jbp's own layers can be read back.
+whole by itself.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 import json
 import math
 import os
@@ -23,13 +21,18 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
-from jbp import combine, layers
+from jbp import own
+from jbp.arguments import about as said_of
 from jbp.arguments import existing_file, no_run
 from jbp.backprop import apply
 from jbp.data.bounds import Bounds
 from jbp.data.preparing import Standardizer
+from jbp.description import KINDS, has_own, refuse_missing
+from jbp.description import MissingLayers as MissingLayers
+from jbp.description import describe as describe
+from jbp.description import net_from as net_from
 from jbp.layer import Layer, Shape
-from jbp.layers import initializers
+from jbp.losses import Loss
 from jbp.paths import shown
 
 FORMAT = "jbp-1"
@@ -47,6 +50,15 @@ def save(path: str | Path, tree: Any, metadata: Any = None) -> None:
     about = json.dumps({"tree": structure, "metadata": metadata})
     # Under one key, for the writer puts several in an order that changes: equal trees make equal files.
     write_atomically(path, safetensors.numpy.save(arrays, {FORMAT: about}))
+
+
+def check_kept(net: Layer, params: Any) -> None:
+    """Refuse a net that `describe` cannot describe, or parameters that `save` cannot write; their values are not read.
+
+    Raises: ValueError, naming the layer or the path.
+    """
+    describe(net)
+    _encode(jax.tree.map(lambda leaf: np.zeros((), leaf.dtype), params), "", {})
 
 
 def load(path: str | Path, like: Any = None) -> tuple[Any, Any]:
@@ -107,42 +119,6 @@ def cannot_write(path: Path, error: OSError) -> OSError:
     return worded
 
 
-def describe(net: Layer) -> Any:
-    """A net as JSON: {"class": name, field: value, …}, without the fields left at their defaults.
-
-    Raises: ValueError for a layer that is not jbp's own.
-    """
-    if isinstance(net, tuple):
-        return [describe(layer) for layer in net]
-    if isinstance(net, bool | int | float | str) or net is None:
-        return net
-    name = type(net).__name__
-    if _known().get(name) is not type(net):
-        raise ValueError(f"expected a net of jbp's own layers, got {net!r}; save its params with jbp.checkpoint.save")
-    changed = {f.name: getattr(net, f.name) for f in dataclasses.fields(net)}  # type: ignore[arg-type]
-    defaults = {f.name: f.default for f in dataclasses.fields(net)}  # type: ignore[arg-type]
-    return {"class": name} | {key: describe(value) for key, value in changed.items() if value != defaults[key]}
-
-
-def net_from(description: Any) -> Any:
-    """The net that `describe` described.
-
-    Raises: ValueError if it is none.
-    """
-    if isinstance(description, list):
-        return tuple(net_from(layer) for layer in description)
-    if not isinstance(description, dict):
-        return description
-    fields = dict(description)
-    name = fields.pop("class", None)
-    if name not in _known():
-        raise ValueError(f"expected a layer of jbp, found {name!r}; a newer jbp may know it")
-    try:
-        return _known()[name](**{key: net_from(value) for key, value in fields.items()})
-    except TypeError as error:
-        raise ValueError(f"expected the fields of {name}, found {sorted(fields)}; a newer jbp may know them") from error
-
-
 @dataclass(frozen=True)
 class Run:
     """A trained net with all that its use needs; `jbp.load(folder)` makes it."""
@@ -162,6 +138,10 @@ class Run:
     output_kind: str
     """What predictions are: "probability", "score" or "value"."""
     config: dict[str, Any] = field(repr=False)
+    loss: Loss | None = None
+    """None in a run of an older jbp."""
+    y_scale: Standardizer | Bounds | None = field(default=None, repr=False)
+    """What brought the targets of a regression to the units in which the net gives them."""
     transform: str | None = None
     """The name of what was done to each example in training before the net saw it; a run folder holds no functions."""
 
@@ -183,18 +163,30 @@ class Run:
         return self.postprocessing(outputs(self.net, self.params, self.preprocessing(x)))
 
 
-def load_run(run: str | Path) -> Run:
+def load_run(run: str | Path, layers: Any = None) -> Run:
     """The trained net of a run folder, with params, preprocessing, classes, task and config.
 
-    Raises: ValueError if the folder is none, has no params yet, or holds a damaged file.
+    `layers` is where the layers of the net are that are not jbp's: a Python file, which is then run, a module, or the
+    classes themselves.
+
+    Raises: ValueError if the folder is none, has no params yet, holds a damaged file, or has layers that are not there
+        (`jbp.checkpoint.MissingLayers`) or have changed.
     """
     folder = Path(run)
     if not folder.is_dir():
         raise no_run(folder)
     config = read_json(folder / CONFIG)
+    if not (folder / PARAMS).exists():
+        raise ValueError(f"{folder}: {_why_bare(config)}")
     tree, about = load(folder / PARAMS)
+    mine = own.classes_in(layers, KINDS)
     try:
-        net = net_from(about["net"])
+        described = [about["net"], about.get("loss")]
+        refuse_missing(described, mine)
+        with said_of(folder):
+            net, loss = net_from(described, mine)
+            if has_own(about["net"]):
+                _check_params(net, tree["params"], tuple(about["input_shape"]))
         inputs, values = _standardizer(tree["x"]), _standardizer(tree["y"])
         return Run(
             folder=folder,
@@ -210,8 +202,12 @@ def load_run(run: str | Path) -> Run:
             output_kind=about["output_kind"],
             transform=about.get("transform"),
             config=config,
+            loss=loss,
+            y_scale=values,
         )
-    except (KeyError, TypeError) as error:
+    except MissingLayers as error:
+        raise MissingLayers(f"{folder}: {error}") from error
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{folder / PARAMS}: expected a file of `jbp train`, found one without {error}; train again"
         ) from error
@@ -327,14 +323,31 @@ def _as(like: Any, tree: Any, path: Path) -> Any:
     return jax.tree.unflatten(structure, [have[place] for place, _ in want])
 
 
-@lru_cache
-def _known() -> dict[str, type]:
-    """The classes a net may be made of, by name."""
-    members = (*vars(layers).values(), *vars(combine).values(), *vars(initializers).values())
-    kinds = (Layer, initializers.Initializer)
-    return {
-        c.__name__: c for c in members if inspect.isclass(c) and issubclass(c, kinds) and dataclasses.is_dataclass(c)
-    }
+def _check_params(net: Layer, params: Any, shape: Shape) -> None:
+    """Refuse parameters that are not those of the net, whose classes may have changed since."""
+    wanted = jax.eval_shape(lambda key: net.init(key, shape)[0], jax.random.key(0))
+    places = [
+        {shown(place): np.shape(leaf) for place, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+        for tree in (wanted, params)
+    ]
+    for place in dict.fromkeys(place for tree in places for place in tree):
+        expected, found = (f"shape {tree[place]}" if place in tree else "none" for tree in places)
+        if expected != found:
+            raise ValueError(
+                f"a layer of the net has changed: expected a parameter of {expected} at params{place}, found "
+                f"{found} in {PARAMS}; give the file as it was, or train again"
+            )
+
+
+def _why_bare(config: dict[str, Any]) -> str:
+    """What is wrong with a run folder without parameters."""
+    seeds = config.get("seeds")
+    if seeds:
+        return (
+            f"expected a run of one seed, found one of the seeds {seeds}: a run of many seeds keeps no parameters; "
+            "train one with --seed"
+        )
+    return f"expected a run with {PARAMS}, found one that was cut short before it was written; train again"
 
 
 @lru_cache

@@ -27,6 +27,7 @@ from jax.tree_util import register_dataclass
 from jaxtyping import Array, Float
 from scipy.sparse.linalg import LinearOperator
 
+from jbp.answers import columns_of, delta_of
 from jbp.arguments import as_count, check_one_of, leaf_shapes
 from jbp.backprop import Batch, backward, check_call, forward
 from jbp.layer import Layer
@@ -280,7 +281,7 @@ class _Sent:
 @partial(jax.jit, static_argnums=(0, 1))
 def _gauss_newton_product(net: Layer, loss: Loss, params: Any, x: Any, y: Any, v: Any, weights: Weights) -> Any:
     output, tangent, saved = _tangent(net, params, x, v, weights)
-    _, delta = jax.jvp(lambda o: jax.vmap(loss.delta)(o, y), (output,), (tangent,))
+    _, delta = jax.jvp(lambda o: jax.vmap(delta_of(loss))(o, y), (output,), (tangent,))
     return backward(net, params, saved, _shares(weights, delta), total)[1]
 
 
@@ -297,7 +298,7 @@ def _fisher_product(net: Layer, loss: Loss, params: Any, x: Any, y: Any, v: Any,
 def _hessian_product(net: Layer, loss: Loss, params: Any, x: Any, y: Any, v: Any, weights: Weights) -> Any:
     def gradient(p: Any) -> Any:
         output, saved = forward(net, p, x, None, weights)
-        delta = jax.vmap(loss.delta)(output, y)
+        delta = jax.vmap(delta_of(loss))(output, y)
         return backward(net, p, saved, _shares(weights, delta), total)[1]
 
     return jax.jvp(gradient, (params,), (v,))[1]
@@ -324,8 +325,8 @@ def _columns(
 
 def _columns_at(loss: Loss, output: Array, y: Any, sent: _Sent) -> Float[Array, "v n ..."]:
     if sent.delta == "true":
-        return jax.vmap(loss.delta)(output, y)[None]
-    columns = jnp.moveaxis(jax.vmap(loss.sqrt_hessian)(output, y), 1, 0)
+        return jax.vmap(delta_of(loss))(output, y)[None]
+    columns = jnp.moveaxis(jax.vmap(columns_of(loss))(output, y), 1, 0)
     if sent.delta == "exact":
         return columns
     signs = jax.random.rademacher(sent.key, (sent.samples, *columns.shape[:2]), columns.dtype)

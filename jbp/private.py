@@ -35,6 +35,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from jbp.answers import delta_of, error_of
 from jbp.arguments import as_bool, as_count, as_number, check_max_norm, dtype_of, is_narrow
 from jbp.backprop import Trainable, backward, check_call, forward, mask_at
 from jbp.layer import Layer
@@ -118,7 +119,7 @@ def _clipped(
         x = jax.tree.map(partial(silence, weights), x)
     output, saved = forward(net, params, x, key, mask=mask, rows=rows)
     targets = (output, y, *mask_at(net, output, mask))
-    delta = lax.optimization_barrier(jax.vmap(loss.delta)(*targets))
+    delta = lax.optimization_barrier(jax.vmap(delta_of(loss))(*targets))
     _, found = backward(net, params, saved, delta, _wide_bounds if how.lean else _wide)
     norms = network_norms(trainable(found if how.lean else squared_bounds(found)))
     scale = weigh(weights, clip_factor(norms, how.max_norm, how.automatic))
@@ -139,7 +140,7 @@ def _clipped(
         _, found = backward(net, params, saved, delta, total)
     else:
         found = total(found)
-    return output, jax.vmap(loss.value)(*targets), norms, trainable(found)
+    return output, jax.vmap(error_of(loss))(*targets), norms, trainable(found)
 
 
 def _wide(tree: Any) -> Any:

@@ -26,6 +26,7 @@ import optax
 from jax.tree_util import register_dataclass
 from jaxtyping import Array, Int
 
+from jbp.answers import one_number
 from jbp.arguments import as_shape, batch_size, check_input, check_loss, check_net, check_weights
 from jbp.backprop import Batch as Batch
 from jbp.backprop import Trainable, batch_check, forward, mask_at, value_grad_output, value_output_delta
@@ -203,7 +204,9 @@ def measured(problem: Problem, output: Array, batch: Batch) -> tuple[Array, ...]
         if mask and "mask" not in inspect.signature(metric).parameters:
             raise ValueError(f"the batch has a mask, but the metric {name!r} takes none: give it an argument mask")
         masked = (lambda o, t, m: metric(o, t, mask=m)) if mask else metric
-        values = jax.vmap(masked)(output, batch.y, *mask).astype(jnp.zeros(()).dtype)
+        values = jax.vmap(one_number(masked, f"the metric {name!r}"))(output, batch.y, *mask).astype(
+            jnp.zeros(()).dtype
+        )
         if batch.weights is None:
             return values.mean()
         return jnp.where(batch.weights == 0, 0.0, values * batch.weights).sum()

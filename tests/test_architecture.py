@@ -13,17 +13,18 @@ SOURCES = sorted((ROOT / "jbp").rglob("*.py"))
 # A module imports only what stands on an earlier line, or in its own package. The rooms and their order:
 #     pairs → layer → layers → combine → losses → backprop → step → rules, private → train → checkpoint → check → cli
 ORDER = [
-    ("arguments", "paths"),  # the ground
-    ("pairs",), ("stats", "sinks"), ("layer",), ("layers",), ("combine",), ("losses", "ties"), ("backprop", "metrics"),
-    ("tracing", "curvature", "step"), ("rules", "private"), ("optim", "data", "sharding"),
-    ("train",), ("checkpoint", "many"), ("check", "bridge"), ("cli",), ("__main__",),
+    ("arguments", "paths", "_version", "_starting"),  # the ground
+    ("pairs",), ("stats", "sinks", "answers"), ("layer",), ("layers",), ("combine",),
+    ("losses", "ties"), ("backprop", "metrics"),
+    ("tracing", "curvature", "step"), ("rules", "private"), ("optim", "data", "sharding", "own"),
+    ("train", "description"), ("checkpoint", "many"), ("runs",), ("check", "bridge"), ("cli",), ("__main__",),
 ]  # fmt: skip
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 GROUND = {"arguments", "paths"}
 NOTHING: set[str] = set()
 ONLY = {
     "arguments": NOTHING, "paths": NOTHING, "pairs": GROUND, "optim": GROUND, "data": GROUND,
-    "stats": {"pairs", *GROUND}, "sinks": {"pairs", *GROUND},
+    "stats": {"pairs", *GROUND}, "sinks": {"pairs", *GROUND}, "answers": {"pairs", *GROUND},
 }  # fmt: skip
 """Rooms that are narrower still: of jbp they import themselves, and these."""
 
@@ -41,6 +42,7 @@ NAMESAKES = {
     "moved": "leaves a little beside a kink; parameters after an update",
     "split": "the leaves of a tree that can be differentiated; rows held out",
     "load": "arrays that were saved; a data set",
+    "save": "arrays in a file; a net as the folder of a run",
     "parse": "a net in one line; words of a command; an IDX file",
     "build": "a net from its line; the parser of all commands",
     "read": "a run's folder; an IDX file",

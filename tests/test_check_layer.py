@@ -229,7 +229,7 @@ MISTAKES = [
         "transposed: backward runs, with the right shape, on the transpose of params['W']",
     ),
     (MyDense(5, "transposed"), (7, 5), "= vjp", "transposed: params['W'] is used where its transpose belongs"),
-    (MyDense(3, "weight transposed"), (7, 5), "= vjp", None),
+    (MyDense(3, "weight transposed"), (7, 5), "tree", None),
     (MyDense(5, "weight transposed"), (7, 5), "= vjp", "transposed: axes"),
     (MyDense(3, "bias dropped"), (7, 5), "= vjp", "zero"),
     (MyDense(3, "bias counts"), (5,), "= vjp", "δ left out"),

@@ -201,12 +201,14 @@ def test_damaged_ties_are_refused_in_a_line(ties, words):
         checkpoint.net_from({key: value for key, value in whole.items() if key != "ties"})
 
 
-def test_only_jbps_own_layers_are_described_or_made():
+def test_a_class_that_is_not_jbps_is_made_only_of_what_is_handed_in():
     class Mine(jbp.Dense):
         pass
 
-    with pytest.raises(ValueError, match="own layers"):
-        checkpoint.describe(jbp.serial(Mine(3)))
+    described = checkpoint.describe(jbp.serial(Mine(3)))
+    with pytest.raises(checkpoint.MissingLayers, match="Mine"):
+        checkpoint.net_from(described)
+    assert checkpoint.net_from(described, {"Mine": [Mine]}) == jbp.serial(Mine(3))
     with pytest.raises(ValueError, match="found 'system'"):
         checkpoint.net_from({"class": "system", "command": "true"})
     with pytest.raises(ValueError, match=r"found \['breadth'\]"):

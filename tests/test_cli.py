@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import jbp
-from jbp import checkpoint, cli, data
-from jbp.cli import examples, netspec, runs, training
+from jbp import checkpoint, cli, data, runs
+from jbp.cli import examples, netspec, training
 from jbp.cli.options import LOSSES, OPTIMIZERS, SCHEDULES
 from jbp.data import Dataset
 

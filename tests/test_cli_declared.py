@@ -209,7 +209,7 @@ def test_balanced_classes_count_alike_and_multiply_the_rows_own_weights(files):
 
 
 def test_balanced_classes_find_the_rare_one_in_small_batches(tmp_path):
-    """Of a rare class three times as likely at one value of x as at the other: with weights, the odds of even priors."""
+    """Of a rare class, far likelier at one value of x than at the other: with weights, the odds of even priors."""
     rng = np.random.default_rng(1)
     y = np.arange(500) % 25 == 0
     x = (rng.uniform(size=500) < np.where(y, 0.8, 0.3)).astype(int)

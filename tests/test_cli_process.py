@@ -6,9 +6,11 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("JAX")}
 
 
@@ -30,7 +32,8 @@ def test_train_show_and_repeat(tmp_path):
     assert status == 0
     summary = json.loads(out)  # and nothing else on standard output
     assert summary["seed"] == 0
-    assert err.startswith("epoch 1/2  loss ")
+    line = err.splitlines()[-1]
+    assert line.startswith("epoch 2/2  training loss ") and "  validation loss " in line and ", accuracy 0." in line
     status, out, err = run("train", "--config", "run/config.json", "--quiet", "--out", "again", cwd=tmp_path)
     assert (status, out, err) == (0, "", "")
     params = [(tmp_path / name / "params.safetensors").read_bytes() for name in ("run", "again")]
@@ -63,20 +66,118 @@ def test_exit_status_and_streams(tmp_path, words, status, start_of_out, start_of
     assert err.startswith(start_of_err) and bool(err) == bool(start_of_err)
 
 
-def test_ctrl_c_keeps_the_metrics_so_far_and_says_so(tmp_path):
+def interrupted(process, reached):
+    """What a process says on Ctrl-C once a file is there, and its exit status."""
+    deadline = time.monotonic() + 120
+    while not reached.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert "Traceback" not in err and out == ""
+    return err.splitlines(), process.returncode
+
+
+def test_ctrl_c_in_training_names_every_file_that_is_kept(tmp_path):
     process = start("train", "--epochs", "1000000", "--patience", "0", "--net", "8 relu", "--out", "run", cwd=tmp_path)
     metrics = tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not metrics.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
-    last = err.splitlines()[-1]
+    (*_, last), status = interrupted(process, metrics)
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
-    assert process.returncode == 1
+    assert status == 130
     assert last.startswith("jbp: error: interrupted after ")
-    assert f"kept the metrics of {len(rows)} finished epoch" in last
-    assert "Traceback" not in err
+    files = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert files == ["config.json", "curves.png", "metrics.jsonl", "params.safetensors", "summary.json"]
+    assert last.endswith(
+        f"kept in run: config.json (the options), metrics.jsonl (the figures of {len(rows)} finished "
+        f"epoch{'s' * (len(rows) != 1)}), params.safetensors (the parameters), summary.json (what came out), "
+        "curves.png (a picture)"
+    )
     assert [row["epoch"] for row in rows] == list(range(1, len(rows) + 1))
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["stop_reason"] == "interrupted"
-    assert (tmp_path / "run" / "params.safetensors").exists()
+
+
+SLOW = """
+import time
+from pathlib import Path
+
+def wait():
+    Path("reached").touch()
+    time.sleep(100)
+"""
+SCRIPT = "import sys\nfrom jbp.cli import main\nif __name__ == '__main__':\n    sys.exit(main())\n"
+
+
+@pytest.mark.parametrize("how", ["python -m jbp", "jbp"])
+def test_ctrl_c_while_jax_is_imported_is_one_line(tmp_path, how):
+    """JAX is a file here that waits; the program `jbp` is the script that installing makes."""
+    (tmp_path / "jax.py").write_text(SLOW + "wait()")
+    (tmp_path / "jbp").write_text(SCRIPT)
+    words = [sys.executable, "-m", "jbp"] if how == "python -m jbp" else [sys.executable, "jbp"]
+    path = os.pathsep.join([str(ROOT), ENVIRONMENT.get("PYTHONPATH", "")])
+    process = subprocess.Popen([*words, "train"], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, env=ENVIRONMENT | {"PYTHONPATH": path})  # fmt: skip
+    lines, status = interrupted(process, tmp_path / "reached")
+    assert lines == ["jbp: error: interrupted while it was starting; nothing was written"]
+    assert status == 130
+
+
+NET = (
+    SLOW
+    + """
+from dataclasses import dataclass
+import jbp
+
+@dataclass(frozen=True)
+class Slow(jbp.Dense):
+    \"\"\"Waits where training compiles it, which is when the folder is there.\"\"\"
+    uses_key = True
+
+    def forward(self, params, x, key):
+        if {when}:
+            wait()
+        return super().forward(params, x, key)
+
+net = jbp.serial(jbp.Flatten(), Slow(10))
+"""
+)
+
+
+def test_ctrl_c_while_a_file_of_the_users_is_imported_is_one_line(tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW + "wait()")
+    lines, status = interrupted(start("train", "--net", "slow.py:net", cwd=tmp_path), tmp_path / "reached")
+    assert (lines, status) == (["jbp: error: interrupted; nothing is kept"], 130)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("traces", ["of the validation part", "of the steps"])
+def test_ctrl_c_while_training_compiles_is_one_line_and_leaves_no_folder(tmp_path, traces):
+    when = "Path('run').exists()" + (" and key is not None" if traces == "of the steps" else "")
+    (tmp_path / "slow.py").write_text(NET.format(when=when))
+    words = ("train", "--net", "slow.py:net", "--quiet", "--out", "run")
+    lines, status = interrupted(start(*words, cwd=tmp_path), tmp_path / "reached")
+    assert (lines, status) == (["jbp: error: interrupted; nothing is kept"], 130)
+    assert not (tmp_path / "run").exists()
+
+
+def test_ctrl_c_before_there_is_anything_to_keep_leaves_the_run_that_was_to_be_replaced(tmp_path):
+    old = tmp_path / "run"
+    old.mkdir()
+    (old / "config.json").write_text('{"jbp": "0.1.0", "net": "old"}')
+    (old / "params.safetensors").write_bytes(b"days of work")
+    (tmp_path / "slow.py").write_text(NET.format(when="wait.__globals__.setdefault('n', []).append(1) or len(n) > 1"))
+    words = ("train", "--net", "slow.py:net", "--quiet", "--out", "run", "--overwrite")
+    lines, status = interrupted(start(*words, cwd=tmp_path), tmp_path / "reached")
+    assert lines == ["jbp: error: interrupted; nothing is kept; the run that was in run is as it was"]
+    assert status == 130
+    assert (old / "params.safetensors").read_bytes() == b"days of work" and "old" in (old / "config.json").read_text()
+
+
+def test_ctrl_c_while_a_run_is_saved_names_what_is_there(tmp_path):
+    (tmp_path / "matplotlib").mkdir()
+    (tmp_path / "matplotlib" / "__init__.py").write_text(SLOW + "wait()")
+    words = ("train", "--net", "", "--epochs", "1", "--quiet", "--out", "run")
+    lines, status = interrupted(start(*words, cwd=tmp_path), tmp_path / "reached")
+    assert lines == [
+        "jbp: error: interrupted; kept in run: config.json (the options), metrics.jsonl (the figures of 1 finished "
+        "epoch), params.safetensors (the parameters), summary.json (what came out)"
+    ]
+    assert status == 130

@@ -172,7 +172,10 @@ WRONG: dict[str, tuple[Any, str]] = {
         f"trainable {v!r}": (lambda v=v: run(trainable=v), "trainable must be a tree of bools")
         for v in (1, "all", [1], (True, None, 0.0))
     },
-    "trainable of another net": (lambda: run(trainable=(True,)), "tuple"),
+    "trainable of another net": (
+        lambda: run(trainable=(True,)),
+        r"trainable must start like params, .*but is \(True,\): one bool may stand",
+    ),
     # parameters that a layer does not have, or not so
     "no bias": (
         lambda: one(jbp.Dense(3), {"weight": jnp.ones((2, 3))}),

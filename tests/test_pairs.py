@@ -22,7 +22,7 @@ import jbp.check
 from jbp import curvature, losses, private, stats
 from jbp.check.compiled import hurried
 from jbp.layer import Layer
-from jbp.pairs import Coupled, Outer, Pair, Scale, Shift, Stack, Sum, merge, silence
+from jbp.pairs import Coupled, Outer, Pair, Scale, Shift, Stack, Sum, check_arrays, merge, silence
 from jbp.pairs.pair import PerUse
 from jbp.stats.norms import most, normed
 from jbp.tracing.formulas import of_pair
@@ -58,6 +58,9 @@ class Pick(Pair):
 
     def reach(self) -> Any:
         return jnp.sqrt(jnp.square(self.delta).sum(2)).sum(1)
+
+    def check(self, shape: Any, axes: int) -> None:
+        check_arrays(self, shape, axes, {"index": 1, "delta": self.shape[1]})
 
     def rows(self) -> Any:
         return (
@@ -329,7 +332,7 @@ def test_a_class_that_leaves_an_answer_open_is_refused_by_name(answer):
 
 def test_what_must_be_answered():
     assert Pair.__abstractmethods__ == {
-        "of", "total", "batch", "uses", "reach", "rows", "join", "transports", "over_stack",
+        "of", "check", "total", "batch", "uses", "reach", "rows", "join", "transports", "over_stack",
     }  # fmt: skip
     assert not inspect.isabstract(Pick) and inspect.isabstract(PerUse)
 

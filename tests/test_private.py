@@ -20,9 +20,8 @@ from dp_accounting import pld
 from oracles import assert_close, assert_same, compiled, plain, plain_errors
 
 import jbp
-from jbp import cli, losses
+from jbp import cli, losses, runs
 from jbp import private as privacy
-from jbp.cli import runs
 from jbp.private import MOST, OVERFLOW, SHARE, clipped_sum
 from jbp.train.batches import draw_poisson
 

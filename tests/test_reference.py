@@ -15,7 +15,7 @@ PAGE = (Path(__file__).parents[1] / "docs" / "reference.md").read_text()
 INSIDE = {
     f"jbp.checkpoint.{name}"
     for name in ("FORMAT", "write_atomically", "cannot_write", "outputs", "read_json", "params_dtype", "count")
-} | {"jbp.curvature.diagonal_over", "jbp.curvature.factors_over"}
+} | {"jbp.checkpoint.check_kept", "jbp.curvature.diagonal_over", "jbp.curvature.factors_over"}
 """Without an underscore because other modules of jbp use them, and not offered to users."""
 
 

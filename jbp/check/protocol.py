@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jbp.answers import described, no_pair
 from jbp.arguments import dtype_of, is_float
 from jbp.backprop import backward, forward
 from jbp.check.compare import explain, fact, problem
@@ -39,12 +40,12 @@ def _one_example(layer: Layer, params: Any, x: Any, out_shape: Any, key: Any, mo
     except Exception as error:
         return [problem("runs", f"forward{mode}", explain(error))]
     if not isinstance(answer, tuple) or len(answer) != 2:
-        return [problem("protocol", f"forward{mode}", f"must return (y, saved), but returned {_kind(answer)}")]
+        return [problem("protocol", f"forward{mode}", f"must return (y, saved), but returned {described(answer)}")]
     y, saved = answer
     if not isinstance(y, jax.ShapeDtypeStruct):
-        return [problem("protocol", f"forward{mode}", f"y must be one array, but is {_kind(y)}")]
+        return [problem("protocol", f"forward{mode}", f"y must be one array, but is {described(y)}")]
     if not jnp.issubdtype(y.dtype, jnp.floating):
-        return [problem("protocol", f"forward{mode}", f"y must be of real floats, but is {_kind(y)}")]
+        return [problem("protocol", f"forward{mode}", f"y must be of real floats, but is {described(y)}")]
     entries = [_announced(y.shape, out_shape, f"y{mode}")]
     try:
         answer = jax.eval_shape(layer.backward, params, saved, y)
@@ -52,11 +53,11 @@ def _one_example(layer: Layer, params: Any, x: Any, out_shape: Any, key: Any, mo
         guess = _runs_transposed(layer, params, saved, y, one)
         return [*entries, problem("runs", f"backward{mode}", explain(error), guess)]
     if not isinstance(answer, tuple) or len(answer) != 2:
-        what = f"must return (delta_x, pairs), but returned {_kind(answer)}"
+        what = f"must return (delta_x, pairs), but returned {described(answer)}"
         return [*entries, problem("protocol", f"backward{mode}", what)]
     delta_x, pairs = answer
     entries.append(_input(delta_x, x, one.shape, mode))
-    entries += _tree(pairs, params, mode)
+    entries += _tree(pairs, params, mode, 0)
     return entries
 
 
@@ -67,14 +68,14 @@ def _batch(layer: Layer, params: Any, x: Any, out_shape: Any, key: Any, mode: st
     except Exception as error:
         return [problem("runs", f"jbp.forward{mode}", explain(error))]
     if not isinstance(y, jax.ShapeDtypeStruct) or not jnp.issubdtype(y.dtype, jnp.floating):
-        return [problem("protocol", f"jbp.forward{mode}", f"y must be one array of real floats, but is {_kind(y)}")]
+        return [problem("protocol", f"jbp.forward{mode}", f"y must be one array of real floats, but is {described(y)}")]
     entries = [_announced(y.shape, (x.shape[0], *out_shape), f"y{mode}")]
     try:
         delta_x, pairs = jax.eval_shape(lambda p, s, d: backward(layer, p, s, d), params, saved, y)
     except Exception as error:
         return [*entries, problem("runs", f"jbp.backward{mode}", explain(error))]
     entries.append(_input(delta_x, x, x.shape, mode))
-    entries += (tree := _tree(pairs, params, mode))
+    entries += (tree := _tree(pairs, params, mode, 1))
     if any(entry.verdict == "fail" for entry in tree):
         return entries
     floats = [leaf.dtype for leaf in jax.tree.leaves((params, x)) if is_float(leaf)]
@@ -115,19 +116,19 @@ def _input(delta_x: Any, x: Any, shape: Any, mode: str) -> Entry:
     if not is_float(x):
         return fact("protocol", path, "protocol", delta_x is None, f"delta_x must be None for {x.dtype} input")
     if not isinstance(delta_x, jax.ShapeDtypeStruct):
-        return problem("protocol", path, f"delta_x must be one array for {x.dtype} input, but is {_kind(delta_x)}")
+        return problem("protocol", path, f"delta_x must be one array for {x.dtype} input, but is {described(delta_x)}")
     if delta_x.shape != shape:
         guess = "transposed" if delta_x.shape == shape[::-1] and len(shape) > 1 else None
         return problem("shapes", path, f"delta_x has shape {delta_x.shape}, x has {shape}", guess)
     return fact("shapes", path, "protocol", True, "")
 
 
-def _tree(pairs: Any, params: Any, mode: str) -> list[Entry]:
-    """Pairs have the tree of params, with a pair for every leaf."""
+def _tree(pairs: Any, params: Any, mode: str, axes: int) -> list[Entry]:
+    """Pairs have the tree of params, with a pair for every leaf that looks like one; `axes` as in `Pair.check`."""
     leaves = jax.tree.leaves(pairs, is_leaf=is_pair)
     names = paths(pairs, "pairs", is_pair)
     raw = [
-        problem("tree", f"{name}{mode}", f"must be a pair such as jbp.Outer(h, delta, shape), but is {_kind(leaf)}")
+        problem("tree", f"{name}{mode}", no_pair(leaf))
         for name, leaf in zip(names, leaves, strict=True)
         if not is_pair(leaf)
     ]
@@ -135,7 +136,14 @@ def _tree(pairs: Any, params: Any, mode: str) -> list[Entry]:
         return raw
     have, want = jax.tree.structure(pairs, is_leaf=is_pair), jax.tree.structure(params)
     if have == want:
-        return [fact("tree", f"pairs{mode}", "protocol", True, "")]
+        entries = [fact("tree", f"pairs{mode}", "protocol", True, "")]
+        for name, pair, leaf in zip(paths(params, "params"), leaves, jax.tree.leaves(params), strict=True):
+            try:
+                pair.check(jnp.shape(leaf), axes)
+            except ValueError as error:
+                turned = getattr(pair, "shape", None) == jnp.shape(leaf)[::-1] != jnp.shape(leaf)
+                entries.append(problem("tree", f"{name}{mode}", str(error), "transposed" if turned else None))
+        return entries
     known = {name.removeprefix("pairs") for name in names}
     wanted = set(paths(params))
     guess = f"no pair for params{sorted(wanted - known)[0]}" if wanted - known else None
@@ -156,11 +164,3 @@ def _runs_transposed(layer: Layer, params: Any, saved: Any, y: Any, x: Any) -> s
         if delta_x is not None and delta_x.shape == x.shape:
             return f"transposed: backward runs, with the right shape, on the transpose of {name}"
     return None
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, jax.ShapeDtypeStruct):
-        return f"an array {value.dtype}{list(value.shape)}"
-    if isinstance(value, tuple | list):
-        return f"a {type(value).__name__} of {len(value)}: ({', '.join(_kind(v) for v in value)})"
-    return "None" if value is None else f"a {type(value).__name__}"

@@ -1,6 +1,6 @@
 """The command line: `jbp train`, `predict`, `show`, `compare`, `trace`, `check`, `bench`; each also a frozen dataclass.
 
-Exit status: 0; 1 where the work failed (diverged, interrupted, a full disk); 2 where it was asked for wrongly. An
+Exit status: 0; 1 where the work failed (diverged, a full disk); 2 where it was asked for wrongly; 130 after Ctrl-C. An
 error is one line on standard error.
 """
 
@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 
+from jbp import _starting
+from jbp._version import __version__
 from jbp.arguments import check_choice
 from jbp.cli import parser as parsing
 from jbp.cli.bench import Bench as Bench
@@ -39,6 +40,7 @@ _ABOUT = "Train neural networks whose backward pass is written by hand."
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command line; answers with the exit status."""
     try:
+        _starting.over()
         _run(list(sys.argv[1:] if words is None else words))
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read us, such as head, has seen enough
@@ -46,7 +48,9 @@ def main(words: Sequence[str] | None = None) -> int:
         return 1
     except ValueError as error:
         return _failed(error, 2)
-    except (Failed, KeyboardInterrupt, OSError, MemoryError) as error:
+    except KeyboardInterrupt as error:
+        return _failed(error, _starting.INTERRUPTED)
+    except (Failed, OSError, MemoryError) as error:
         return _failed(error, 1)
     except ArithmeticError as error:
         if not isinstance(error, Diverged):
@@ -55,12 +59,14 @@ def main(words: Sequence[str] | None = None) -> int:
     except Exception as error:
         if "RESOURCE_EXHAUSTED" not in str(error):  # how XLA says it
             raise
-        return _failed(MemoryError("not enough memory: make the net or the batch smaller"), 1)
+        worded = MemoryError("not enough memory: make the net or the batch smaller")
+        worded.__notes__ = getattr(error, "__notes__", [])
+        return _failed(worded, 1)
     return 0
 
 
 def _run(words: list[str]) -> None:
-    top = parsing.build(COMMANDS, _ABOUT, version("jbp"))
+    top = parsing.build(COMMANDS, _ABOUT, __version__)
     if not words:
         top.print_help()
         return
@@ -77,7 +83,9 @@ def _run(words: list[str]) -> None:
 
 def _failed(error: BaseException, status: int) -> int:
     """Report an error in one line."""
-    words = [str(error) or ("interrupted" if isinstance(error, KeyboardInterrupt) else type(error).__name__)]
-    line = "; ".join(words + getattr(error, "__notes__", []))
+    words, notes = str(error) or type(error).__name__, getattr(error, "__notes__", [])
+    if isinstance(error, KeyboardInterrupt):
+        words, notes = str(error) or "interrupted", notes or ["nothing is kept"]
+    line = "; ".join([words, *notes])
     print(f"jbp: error: {' '.join(line.split())}", file=sys.stderr)
     return status

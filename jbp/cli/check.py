@@ -80,7 +80,7 @@ class Check(Command):
         ]
         rows: list[Row] = []
         began = time.perf_counter()
-        with console.JobsBar("checking", len(jobs)) as steps:
+        with console.JobsLine("checking", len(jobs)) as steps:
             for row in _run(jobs):
                 rows.append(row)
                 steps.see(f"{row.name}, {row.dtype}")

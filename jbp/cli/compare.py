@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from jbp.cli import console, runs
+from jbp import runs
+from jbp.cli import console
 from jbp.cli.parser import Command, argument
+from jbp.runs import SAVED
 
 _RESULTS = (
     "test_accuracy", "test_r2", "test_rmse", "test_loss", "validation_accuracy", "validation_loss",
@@ -31,20 +33,35 @@ class Compare(Command):
         if len(self.runs) < 2:
             raise ValueError(f"expected two runs or more to compare, got {len(self.runs)}; jbp show prints one")
         found = [runs.read(run) for run in self.runs]
-        configs = [config | _versions(summary) for _, config, summary in found]
+        configs = [config | _told(summary) for _, config, summary in found]
         settings = {
-            name: [config.get(name) for config in configs]
-            for name in dict.fromkeys(name for config in configs for name in config)
-            if any(config.get(name) != configs[0].get(name) for config in configs)
+            name: [_setting(config, name) for config in configs]
+            for name in dict.fromkeys(name for config in configs for name in config if name != SAVED)
+            if any(_setting(config, name) != _setting(configs[0], name) for config in configs)
         }
+        summaries = [_means(summary) for _, _, summary in found]
+        own = dict.fromkeys(name for summary in summaries for name in summary.get("figures", ()))
         results = {
-            name: [summary.get(name) for _, _, summary in found]
-            for name in _RESULTS
-            if any(name in summary for _, _, summary in found)
+            name: [summary.get(name) for summary in summaries]
+            for name in (*_RESULTS, *(name for name in own if name not in _RESULTS))
+            if any(name in summary for summary in summaries)
         }
         console.print_comparison([str(folder) for folder, _, _ in found], settings, results)
         return settings, results
 
 
-def _versions(summary: dict[str, Any]) -> dict[str, Any]:
-    return {f"{name} version": version for name, version in summary.get("versions", {}).items()}
+def _told(summary: dict[str, Any]) -> dict[str, Any]:
+    """What else a run hangs on: versions, and how many examples there were, for a file may have changed."""
+    versions = {f"{name} version": version for name, version in summary.get("versions", {}).items()}
+    parts = summary.get("examples")
+    return versions | ({} if parts is None else {"examples": ", ".join(f"{n} {part}" for part, n in parts.items())})
+
+
+def _setting(config: dict[str, Any], name: str) -> Any:
+    """What a run was told; None is the default, and of a run that `jbp.save` wrote what it does not say is unknown."""
+    return config.get(name, "–" if SAVED in config else None)
+
+
+def _means(summary: dict[str, Any]) -> dict[str, Any]:
+    """A summary; of a run of many seeds, with the means of its figures."""
+    return summary | {name: found["mean"] for name, found in summary.get("spread", {}).items()}

@@ -1,9 +1,8 @@
-"""What the terminal shows: a live progress bar on standard error, tables on standard output."""
+"""What the terminal shows: tables on standard output, and on standard error how a list of jobs goes."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,11 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, TextColumn
-from rich.progress import Progress as Bar
 from rich.table import Table
 
-from jbp.cli.runs import to_json
+from jbp.runs import to_json
 from jbp.tracing.result import HEADS, TITLES, Trace
-from jbp.train import Event
+from jbp.train.live import Line
 
 _STOPS = {
     "epochs": "all epochs done",
@@ -27,84 +24,18 @@ _STOPS = {
 }
 
 
-class ProgressLine:
-    """Tells how training goes: a bar in a terminal, a line per epoch elsewhere.
-
-    The loss is that of training in the epoch so far; the accuracy is that of the validation part after the last epoch.
-    Of a private run every epoch leaves a line, with ε.
-    """
-
-    def __init__(self, epochs: int):
-        self.epochs = epochs
-        self._first: Event | None = None
-        self._figures = ""
-        self._bar: Bar | None = None
-        console = Console(stderr=True)
-        if console.is_terminal:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=None),
-                TextColumn("{task.fields[figures]}"),
-            )
-            self._bar = Bar(*columns, console=console, expand=True, refresh_per_second=8)
-            self._task = self._bar.add_task("compiling", total=None, figures="")
-
-    def __enter__(self) -> ProgressLine:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def see(self, event: Event) -> None:
-        """Take in a chunk of steps."""
-        if event.row is not None:
-            accuracy = event.row.get("validation_accuracy")
-            self._figures = "" if accuracy is None else f"accuracy {accuracy:.4f}  "
-            if "epsilon" in event.row:
-                self._figures += f"ε {_figure('epsilon', event.row['epsilon'])}  "
-            self._figures += f"{event.row['examples_per_second']:,.0f} examples/s  "
-        epoch = f"epoch {event.epoch}/{self.epochs}"
-        figures = f"loss {event.loss:.4f}  {self._figures}{self._left(event)}"
-        if self._bar is not None:
-            self._bar.update(self._task, completed=event.step, total=event.steps, description=epoch, figures=figures)
-            if event.row is not None and "epsilon" in event.row:
-                self._bar.console.print(f"{epoch}  loss {event.loss:.4f}  {self._figures}".rstrip())
-        elif event.row is not None:
-            print(f"{epoch}  {figures}", file=sys.stderr)
-
-    def _left(self, event: Event) -> str:
-        """The time that the steps still take if all are needed, from those after the first chunk, which compiles."""
-        first = self._first = self._first or event
-        if event.step == first.step:
-            return ""
-        pace = (event.seconds - first.seconds) / (event.step - first.step)
-        minutes, seconds = divmod(round(pace * (event.steps - event.step)), 60)
-        return f"{minutes}:{seconds:02d} left"
-
-
-class JobsBar:
-    """Tells how a list of jobs goes: a bar in a terminal, nothing elsewhere."""
+class JobsLine(Line):
+    """Tells how a list of jobs goes."""
 
     def __init__(self, what: str, count: int):
-        console = Console(stderr=True)
-        self._bar = Bar(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
-                        TextColumn("{task.fields[last]}"), console=console, disable=not console.is_terminal,
-                        transient=True)  # fmt: skip
-        self._task = self._bar.add_task(what, total=count, last="")
-
-    def __enter__(self) -> JobsBar:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._bar.stop()
+        super().__init__(stays=False)
+        self._what, self._count, self._done = what, count, 0
+        self.show(f"{what} 0/{count}")
 
     def see(self, last: str) -> None:
         """One more job is done."""
-        self._bar.update(self._task, advance=1, last=last)
+        self._done += 1
+        self.show(f"{self._what} {self._done}/{self._count}", last)
 
 
 def form(json: bool, markdown: bool) -> str:
@@ -154,18 +85,24 @@ def print_result(folder: Path, summary: dict[str, Any]) -> None:
             if f"{part}_{name}" in summary:
                 words = {"r2": "R²", "rmse": "root mean squared error"}.get(name, name)
                 table.add_row(f"{part} {words}", _figure(f"{part}_{name}", summary[f"{part}_{name}"]))
+    for name in summary.get("figures", ()):
+        if f"{name}".partition("_")[0] not in ("test", "validation"):
+            table.add_row(escape(name), _figure(name, summary[name]))
     if not summary:
         table.add_row("none", "the run was cut short before it could write one")
     if "epochs" in summary:
         stopped, kept = summary["stop_reason"], summary["best_epoch"]
         table.add_row("epochs", f"{summary['epochs']} ({_STOPS.get(stopped, stopped)})")
         table.add_row("parameters kept", "those of the last step" if kept is None else f"those of epoch {kept}")
+    if "examples" in summary:
         table.add_row("examples", ", ".join(_parts(summary)))
+    if "net" in summary:
         table.add_row("network", escape(f"{summary['net']} ({summary['parameters']:,} parameters)"))
-        table.add_row("loss", summary["loss"])
-        if "epsilon" in summary:
-            spent = "∞" if summary["epsilon"] is None else _figure("epsilon", summary["epsilon"])
-            table.add_row("privacy", f"ε = {spent}, δ = {summary['delta']:g}, for one example more or less")
+        table.add_row("loss", escape(summary["loss"]))
+    if "epsilon" in summary:
+        spent = "∞" if summary["epsilon"] is None else _figure("epsilon", summary["epsilon"])
+        table.add_row("privacy", f"ε = {spent}, δ = {summary['delta']:g}, for one example more or less")
+    if "epochs" in summary:
         table.add_row("speed", f"{_figure('examples_per_second', summary['examples_per_second'])} examples/s")
         table.add_row("time", f"{_figure('seconds', summary['seconds'])} s")
     Console().print(table)
@@ -255,12 +192,14 @@ def print_comparison(names: list[str], settings: dict[str, list[Any]], results: 
     """Runs side by side."""
     table = _table("", *names)
     for name, values in settings.items():
-        table.add_row(name, *("default" if value is None else escape(str(value)) for value in values))
+        table.add_row(escape(name), *("default" if value is None else escape(str(value)) for value in values))
     if settings:
         table.add_section()
     for name, values in results.items():
-        table.add_row(name, *(_figure(name, value) for value in values))
+        table.add_row(escape(name), *(_figure(name, value) for value in values))
     Console().print(table)
+    if {"data", "target", "task", "examples"} & settings.keys():
+        print("the runs have different data: their figures are not of the same examples")
 
 
 def _table(*heads: str) -> Table:

@@ -8,14 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from typing import Any
 
-from jbp import layers
-from jbp.arguments import did_you_mean
+import jax
+import jax.numpy as jnp
+
+from jbp import layers, own
+from jbp.arguments import about, did_you_mean
+from jbp.backprop import backward, forward
 from jbp.check.cases import LAYERS
+from jbp.checkpoint import check_kept
 from jbp.combine import Serial, serial
 from jbp.layer import EXAMPLE, Layer, Shape
 from jbp.layers import Activation, initializers
 from jbp.layers.initializers import Initializer
+from jbp.sinks import total
 
 _KINDS = tuple(row.kind for row in LAYERS)
 _ACTIVATIONS = tuple(kind for kind in _KINDS if issubclass(kind, Activation))
@@ -56,6 +63,33 @@ def build(
     last = () if output_activation is None else (output_activation,)
     net = (*hidden, layers.Dense(outputs), *last)
     return serial(*(_initialized(layer, weight_init, bias_init) for layer in net))
+
+
+def fitting(net: Layer, name: str, shape: Shape, outputs: int) -> Layer:
+    """A net of the user's own, FILE.py:NAME, if it fits examples of `shape`, has so many outputs, and can be kept.
+
+    Raises: ValueError if not; before training, and not after it.
+    """
+    path, _ = own.parts(name)
+
+    def passes(key: Any, x: Any) -> Any:
+        """Forward and back, as a step of training does it."""
+        params, _ = net.init(key, shape)
+        output, saved = forward(net, params, x, None if net.uses_key is False else key)
+        return params, output, backward(net, params, saved, jnp.zeros_like(output), total)
+
+    x = jax.ShapeDtypeStruct((2, *shape), jax.dtypes.canonicalize_dtype(float))
+    with own.blamed(path, f"{name.rpartition(':')[2]} fails on examples of shape {shape}"):
+        params, output, _ = jax.eval_shape(passes, jax.random.key(0), x)
+    if output.shape[1:] != (outputs,):
+        first = "jbp.Flatten() first, and " if len(shape) > 1 and len(output.shape) > 2 else ""
+        raise ValueError(
+            f"{name}: expected a whole net, with outputs of shape {(outputs,)} for these data, got {output.shape[1:]} "
+            f"for examples of shape {shape}: put {first}jbp.Dense({outputs}) last"
+        )
+    with about(name):
+        check_kept(net, params)
+    return net
 
 
 def activation(word: str, what: str = "activation") -> Layer:

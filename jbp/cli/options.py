@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Self
 
-from jbp import losses, rules
+from jbp import losses, own, rules
 from jbp.arguments import about, as_count, check_scalar, did_you_mean
 from jbp.checkpoint import CONFIG, read_json
 from jbp.cli import netspec
@@ -18,6 +18,7 @@ from jbp.cli.parser import Command, option
 from jbp.data.dataset import TASKS
 from jbp.layers import initializers
 from jbp.private import MOST
+from jbp.runs import SAVED
 
 
 def _names(module: ModuleType, kind: type) -> tuple[str, ...]:
@@ -93,8 +94,8 @@ class TrainOptions(Command):
 
     net: str = option(
         "512 relu dropout:0.4 256 relu dropout:0.4",
-        f"hidden layers: widths of dense layers, and {netspec.known()}; the output layer follows from the data", _NET,
-        metavar="LAYERS",
+        f"hidden layers: widths of dense layers, and {netspec.known()}; the output layer follows from the data. Or a "
+        "whole net of yours, FILE.py:NAME: a layer, or a function that makes one", _NET, metavar="LAYERS",
     )  # fmt: skip
     output_activation: str | None = option(None, "activation of the output layer", _NET, metavar="NAME", shown="none")
     loss: str | None = option(
@@ -171,6 +172,11 @@ class TrainOptions(Command):
         if self.seed is None and not self.private:
             object.__setattr__(self, "seed", 0)
         self._check_private()
+        if own.is_named(self.net):
+            own.parts(self.net)
+            for name in ("output_activation", "init", "bias_init"):
+                if getattr(self, name) != getattr(TrainOptions, name):
+                    raise ValueError(f"{name} is for a line of layers: leave it out, for {self.net} is a whole net")
         usual = OPTIMIZERS[self.optimizer]
         rate, decay, beta = self.learning_rate, self.weight_decay, self.momentum
         if rate is not None:
@@ -251,11 +257,14 @@ class TrainOptions(Command):
 
     @property
     def config(self) -> dict[str, Any]:
-        """The options that make the run what it is, with data as an absolute path if it is a file."""
+        """The options that make the run what it is, with data and a net's file as absolute paths."""
         options = dataclasses.asdict(self)
         is_file = Path(self.data).suffix.lower() in (".csv", ".npz")
         options["data"] = str(Path(self.data).absolute() if is_file else self.data)
         options["bounds"] = None if self.bounds is None else str(Path(self.bounds).absolute())
+        if own.is_named(self.net):
+            path, name = own.parts(self.net)
+            options["net"] = f"{Path(path).absolute()}:{name}"
         return {name: value for name, value in options.items() if name not in self.not_in_config}
 
     @classmethod
@@ -267,6 +276,12 @@ class TrainOptions(Command):
         path = Path(path) / CONFIG if Path(path).is_dir() else Path(path)
         options = read_json(path)
         options.pop("jbp", None)
+        if SAVED in options:
+            raise ValueError(f"{path}: expected the options of a run of jbp train, found one of {options[SAVED]}, "
+                             "which does not say how it was trained")  # fmt: skip
+        if "net" not in others and own.is_named(str(options.get("net"))):
+            raise ValueError(f"{path}: the net is in a file, {options['net']}, which is only run when you name it "
+                             "yourself: give it once more as net")  # fmt: skip
         known = [f.name for f in dataclasses.fields(cls) if f.name not in cls.not_in_config]
         for name in options:
             if name not in known:

@@ -35,6 +35,11 @@ def argument(text: str, metavar: str = "", *, default: Any = MISSING) -> Any:
     return field(default=default, metadata=facts)
 
 
+def layers_option(group: str = "run") -> Any:
+    """The flag by which a command is told where the layers of a run are that are not jbp's."""
+    return option(None, "Python file with the layers of the run that are not jbp's; it is run", group, metavar="FILE")
+
+
 class Failed(Exception):
     """The command was asked for rightly and did its work, and the answer is no: exit status 1."""
 

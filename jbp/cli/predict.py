@@ -30,7 +30,7 @@ from jbp.arguments import (
     unknown_data,
 )
 from jbp.checkpoint import Run, load_run, write_atomically
-from jbp.cli.parser import Command, argument, option
+from jbp.cli.parser import Command, argument, layers_option, option
 from jbp.data.bounds import Bounds
 from jbp.data.builtin import NAMES, load
 
@@ -46,6 +46,7 @@ class Predict(Command):
         "a .csv file with the run's columns by name (others are ignored), a .npz file with an array x (else x_test, "
         "else x_train), or digits, mnist, fashion-mnist, of which the test part is taken", "DATA",
     )  # fmt: skip
+    layers: str | Path | None = layers_option()
     out: str | Path | None = option(None, "file to write, which must not exist", "output", metavar="FILE",
                                     shown="standard output")  # fmt: skip
     overwrite: bool = option(False, "replace FILE", "output")
@@ -71,7 +72,7 @@ example:
             raise ValueError(f"{out}: expected a file to write, found a folder; name a file in it")
         if out is not None:
             check_new(out, self.overwrite)
-        run = load_run(self.run)
+        run = load_run(self.run, self.layers)
         x = load_features(self.data, run)
         with about(self.data):
             predicted = run.predict(x)

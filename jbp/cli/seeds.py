@@ -5,21 +5,20 @@ from __future__ import annotations
 import math
 import sys
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from jbp import checkpoint
-from jbp.cli import console, netspec, runs
+from jbp import checkpoint, own, runs
+from jbp._version import __version__
+from jbp.cli import console, netspec
 from jbp.cli.options import TrainOptions
 from jbp.cli.parser import Failed
-from jbp.cli.training import Plan, fit_options, make_plan, tested, versions
-from jbp.train import Event, Fit, InterruptedMany, Many, fit_many
+from jbp.cli.training import Plan, announce, fit_options, make_plan, tested, versions
+from jbp.train import Fit, InterruptedMany, Many, fit_many
 
 FIGURES = ("accuracy", "r2", "rmse", "loss")
 
@@ -42,24 +41,19 @@ def train_seeds(options: TrainOptions) -> Spread:
     began = time.perf_counter()
     runs.check_out(options.out, options.overwrite)
     plan = make_plan(options)
+    announce(plan)
     folder = runs.create(options.out, options.overwrite, Path(options.data).stem)
-    folder.config({"jbp": version("jbp")} | options.config)
-    try:
-        many = _fit(plan, folder)
+    with folder.told():
+        folder.config({"jbp": __version__} | options.config)
+        try:
+            many = _fit(plan, folder)
+        except InterruptedMany as error:
+            folder.summary(_summary(plan, error.result, {}))
+            raise
         whole = [r for r, run in enumerate(many.runs) if run.diverged_at is None]
         summary = _summary(plan, many, {r: tested(plan, _single(many, r))[0] for r in whole})
         summary["seconds"] = time.perf_counter() - began
         folder.summary(summary)
-    except InterruptedMany as error:
-        folder.summary(_summary(plan, error.result, {}))
-        error.add_note(f"kept the metrics of the finished epochs in {folder.path}")
-        raise
-    except OSError as error:
-        error.add_note(f"what was written before is kept in {folder.path}")
-        raise
-    except BaseException:  # such as no memory for the first step
-        folder.discard_if_bare()
-        raise
     if many.diverged.all():
         raise Failed(
             f"all {len(many.runs)} runs diverged, the first at step {min(run.diverged_at or 0 for run in many.runs)}: "
@@ -75,20 +69,10 @@ def train_seeds(options: TrainOptions) -> Spread:
 
 
 def _fit(plan: Plan, folder: runs.RunFolder) -> Many:
-    options = plan.options
-    progress = None if options.quiet else console.ProgressLine(options.epochs)
-
-    def after_chunk(event: Event) -> None:
-        if event.row is not None:
-            folder.row(event.row)
-        if progress is not None:
-            progress.see(event)
-
-    with progress or nullcontext():
-        return fit_many(
-            plan.net, plan.loss, plan.optimizer, plan.data.train,
-            seeds=options.seed_range, rule=options.rule, callbacks=(after_chunk,), **fit_options(plan),
-        )  # fmt: skip
+    return fit_many(
+        plan.net, plan.loss, plan.optimizer, plan.data.train, seeds=plan.options.seed_range, rule=plan.options.rule,
+        callbacks=(folder.after_chunk,), **fit_options(plan),
+    )  # fmt: skip
 
 
 def _single(many: Many, r: int) -> Fit:
@@ -124,7 +108,7 @@ def _summary(plan: Plan, many: Many, test: dict[int, dict[str, Any]]) -> dict[st
         "parameters": checkpoint.count(many.params) // len(many.runs),
         "task": plan.data.dataset.task,
         "data": plan.data.dataset.name,
-        "net": netspec.spec(plan.net),
+        "net": plan.options.net if own.is_named(plan.options.net) else netspec.spec(plan.net),
         "loss": plan.loss_name,
         "versions": versions(),
     }

@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
 
+from jbp import runs
 from jbp.backprop import apply
-from jbp.checkpoint import PARAMS, Run, count, load_run, params_dtype
-from jbp.cli import console, runs
-from jbp.cli.parser import Command, argument
+from jbp.checkpoint import PARAMS, MissingLayers, Run, count, load_run, params_dtype
+from jbp.cli import console
+from jbp.cli.parser import Command, argument, layers_option
 from jbp.combine import Serial
 
 
@@ -21,6 +23,7 @@ class Show(Command):
     """Print a run; calling it gives the run's summary."""
 
     run: str | Path = argument("folder of a run, as jbp train left it", "RUN")
+    layers: str | Path | None = layers_option()
 
     summary: ClassVar[str] = "show a run's result, its confusion matrix or R², and its network"
     epilog: ClassVar[str] = "example:\n  jbp show runs/digits-2026-11-23-1\n"
@@ -31,15 +34,29 @@ class Show(Command):
         Raises: ValueError if the folder is no run, or one of its files is damaged.
         """
         folder, _, summary = runs.read(self.run)
+        try:
+            self._print(folder, summary)
+        except (KeyError, TypeError, AttributeError) as error:  # written by hand, or by another version
+            raise ValueError(
+                f"{folder / runs.SUMMARY}: expected the summary of a run, found one that cannot be read ({error!r}); "
+                "train again"
+            ) from error
+        return summary
+
+    def _print(self, folder: Path, summary: dict[str, Any]) -> None:
         if "spread" in summary:
             console.print_spread(folder, summary)
-            return summary
+            return
         console.print_result(folder, summary)
         if "confusion" in summary:
             console.print_confusion(summary["confusion"], summary["classes"])
         if (folder / PARAMS).exists():
-            console.print_layers(layer_table(load_run(folder)))
-        return summary
+            try:
+                console.print_layers(layer_table(load_run(folder, self.layers)))
+            except MissingLayers as error:
+                if self.layers is not None:
+                    raise
+                print(f"the layers are not shown: {error}", file=sys.stderr)
 
 
 def layer_table(run: Run) -> list[tuple[str, tuple[int, ...], int]]:

@@ -13,11 +13,12 @@ import jax
 import numpy as np
 
 from jbp import losses, tracing
-from jbp.checkpoint import CONFIG, PARAMS, load_run, params_dtype, read_json
+from jbp.checkpoint import Run, load_run, params_dtype
 from jbp.cli import console, netspec
 from jbp.cli.options import LOSSES, TrainOptions
-from jbp.cli.parser import Command, argument, option
+from jbp.cli.parser import Command, argument, layers_option, option
 from jbp.cli.training import make_plan, output_activation
+from jbp.runs import SAVED
 
 _OF_CLASSES = ("softmax_cross_entropy", "cross_entropy")
 _RUN, _NET, _OUT = "example of a run", "a net without a run", "output"
@@ -30,6 +31,7 @@ class Trace(Command):
     run: str | Path | None = argument("folder of a run, as jbp train left it", "RUN", default=None)
 
     example: int = option(0, "which example of the test part, counted from 0", _RUN, metavar="I")
+    layers: str | Path | None = layers_option(_RUN)
 
     net: str | None = option(None, 'hidden layers, as in jbp train, such as "2 tanh"', _NET, metavar="LAYERS")
     outputs: int = option(1, "width of the output layer", _NET, metavar="N")
@@ -69,12 +71,16 @@ class Trace(Command):
     def _of_run(self) -> tuple[Any, ...]:
         """Net, parameters, example, target and loss of a run."""
         assert self.run is not None
+        run = load_run(self.run, self.layers)
+        without_data = SAVED in run.config
         for f in dataclasses.fields(self):
-            if f.metadata["group"] == _NET and getattr(self, f.name) != f.default:
+            may = without_data and f.name in ("x", "y", "seed")
+            if f.metadata["group"] == _NET and getattr(self, f.name) != f.default and not may:
                 raise ValueError(f"{f.name} is for a net without a run: leave it out, or give --net instead of RUN")
-        self._of_one_seed(self.run)
-        run = load_run(self.run)
-        plan = make_plan(TrainOptions.from_config(self.run))
+        if without_data:
+            return self._of_saved(run)
+        # The net is the run's own; that of its options may be in a file, which nobody has named here.
+        plan = make_plan(TrainOptions.from_config(self.run, net=""))
         x, y = plan.data.test()
         if not 0 <= self.example < len(x):
             raise ValueError(f"example must be from 0 to {len(x) - 1}, for the test part has {len(x)} examples, "
@@ -83,17 +89,21 @@ class Trace(Command):
         x_one, y_one = (a.astype(dtype) if np.issubdtype(a.dtype, np.floating) else a for a in one)
         return run.net, run.params, x_one, y_one, plan.loss
 
-    def _of_one_seed(self, run: str | Path) -> None:
-        """Raise if `jbp train --seeds` left this run: what it trained is not kept."""
-        folder = Path(run)
-        if not (folder / CONFIG).is_file() or (folder / PARAMS).exists():
-            return
-        seeds = read_json(folder / CONFIG).get("seeds")
-        if seeds is not None:
+    def _of_saved(self, run: Run) -> tuple[Any, ...]:
+        """The same of a run of `jbp.save`, which knows of no data: the example is given, in their units, or drawn."""
+        if self.example:
             raise ValueError(
-                f"{folder}: expected a run of one seed, found one of the seeds {seeds}: a run of many seeds keeps no "
-                "parameters; train one with --seed"
+                f"{run.folder}: example is for a run of jbp train, but {run.config[SAVED]} wrote this one, which knows "
+                "of no data: give the example itself as --x and --y"
             )
+        random, dtype = np.random.default_rng(self.seed), params_dtype(run.params)
+        x = _example(self.x, run.input_shape, random)
+        y = _target(self.y, len(run.classes) or len(run.targets), repr(run.loss), random, dtype)
+        if self.x is not None:
+            x = run.preprocessing(x[None])[0]
+        if self.y is not None and run.y_scale is not None:
+            y = run.y_scale(y[None])[0]
+        return run.net, run.params, *(a if a.dtype.kind == "i" else a.astype(dtype) for a in (x, y)), run.loss
 
     def _of_net(self) -> tuple[Any, ...]:
         """Net, parameters, example, target and loss of the options."""
@@ -105,26 +115,33 @@ class Trace(Command):
         dtype, random = jax.dtypes.canonicalize_dtype(float), np.random.default_rng(self.seed)
         given = None if self.x is None else _numbers("x", self.x)
         shape = _shape(self.shape) if self.shape is not None else (2,) if given is None else (len(given),)
-        if given is not None and len(given) != np.prod(shape):
-            raise ValueError(f"x must be {np.prod(shape)} numbers for an example of shape {shape}, but is {self.x!r}")
-        x = (random.normal(size=shape) if given is None else np.array(given).reshape(shape)).astype(dtype)
+        x = _example(self.x, shape, random).astype(dtype)
         net = netspec.build(self.net, shape, self.outputs, output_activation(self.output_activation, self.loss))
         params, _ = net.init(jax.random.key(self.seed), shape)
-        return net, params, x, self._target(random, dtype), getattr(losses, self.loss)
+        y = _target(self.y, self.outputs, self.loss, random, dtype)
+        return net, params, x, y, getattr(losses, self.loss)
 
-    def _target(self, random: Any, dtype: Any) -> Any:
-        given = None if self.y is None else _numbers("y", self.y)
-        if self.loss in _OF_CLASSES and (given is None or len(given) < self.outputs):
-            label = int(random.integers(self.outputs)) if given is None else given[0]
-            if given is not None and (len(given) > 1 or label not in range(self.outputs)):
-                raise ValueError(f"y must be a class from 0 to {self.outputs - 1}, or a number for each, "
-                                 f"but is {self.y!r}")  # fmt: skip
-            return np.asarray(int(label), np.int32)
-        if given is not None and len(given) != self.outputs:
-            raise ValueError(f"y must be {self.outputs} numbers, one for each output, but is {self.y!r}")
-        if given is None:
-            given = random.uniform(size=self.outputs)
-        return np.asarray(given, dtype)
+
+def _example(text: str | None, shape: tuple[int, ...], random: Any) -> np.ndarray:
+    """The numbers of a text, or random ones, in the shape of an example."""
+    given = None if text is None else _numbers("x", text)
+    if given is not None and len(given) != np.prod(shape):
+        raise ValueError(f"x must be {np.prod(shape)} numbers for an example of shape {shape}, but is {text!r}")
+    return random.normal(size=shape) if given is None else np.array(given).reshape(shape)
+
+
+def _target(text: str | None, outputs: int, loss: str, random: Any, dtype: Any) -> np.ndarray:
+    """The target in a text, or a random one, in the form of the loss's targets; a loss of the user's own takes both."""
+    given = None if text is None else _numbers("y", text)
+    is_label = loss in _OF_CLASSES and (given is None or len(given) < outputs)
+    if is_label or (loss not in LOSSES and given is not None and len(given) == 1 < outputs):
+        label = int(random.integers(outputs)) if given is None else given[0]
+        if given is not None and (len(given) > 1 or label not in range(outputs)):
+            raise ValueError(f"y must be a class from 0 to {outputs - 1}, or a number for each, but is {text!r}")
+        return np.asarray(int(label), np.int32)
+    if given is not None and len(given) != outputs:
+        raise ValueError(f"y must be {outputs} numbers, one for each output, but is {text!r}")
+    return np.asarray(random.uniform(size=outputs) if given is None else given, dtype)
 
 
 def _numbers(name: str, text: str) -> list[float]:

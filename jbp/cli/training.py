@@ -6,7 +6,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import version
@@ -17,15 +16,15 @@ import jax
 import numpy as np
 import optax
 
-from jbp import checkpoint, layers, losses, optim
+from jbp import checkpoint, layers, losses, optim, own, runs
+from jbp._version import __version__
 from jbp.arguments import check_batch_size
-from jbp.cli import console, examples, netspec, runs
+from jbp.cli import console, examples, netspec
 from jbp.cli.curves import draw_curves
 from jbp.cli.declared import declared
 from jbp.cli.examples import Examples
 from jbp.cli.options import CLIP, DELTA, NOISE, OPTIMIZERS, TrainOptions
 from jbp.cli.parser import Failed
-from jbp.combine import Serial
 from jbp.data import Bounds, Standardizer, load_dataset
 from jbp.data.builtin import NAMES
 from jbp.layer import Layer
@@ -34,14 +33,12 @@ from jbp.losses import Loss
 from jbp.metrics import accuracy
 from jbp.private import Private, weak_delta
 from jbp.step import Transform, name_of_transform, transformed
-from jbp.train import Diverged, Event, Fit, Interrupted, fit
+from jbp.train import Diverged, Fit, Interrupted, fit
 
 _ONE_HOT = ("sigmoid_binary_cross_entropy", "squared_error", "l2_loss", "mean_squared_error")
 _FOR_VALUES = ("mean_squared_error", "squared_error", "l2_loss")
 CLASSES_RIGHT = accuracy.of(losses.softmax_cross_entropy)
 """Whatever the loss, `jbp predict` says the class of the largest output."""
-_INSIDE = {"softmax_cross_entropy": "softmax", "sigmoid_binary_cross_entropy": "sigmoid"}
-"""The activation that a loss on logits has inside."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,7 @@ class Plan:
 
     options: TrainOptions
     data: Examples
-    net: Serial
+    net: Layer
     loss: Loss
     optimizer: optax.GradientTransformation
     transform: Transform | None = None
@@ -98,49 +95,34 @@ def train(options: TrainOptions) -> Result:
     began = time.perf_counter()
     runs.check_out(options.out, options.overwrite)
     plan = make_plan(options)
-    _announce(plan)
+    announce(plan)
     folder = runs.create(options.out, options.overwrite, Path(options.data).stem)
-    folder.config({"jbp": version("jbp")} | options.config)
-    try:
-        fit = _fit(plan, folder)
+    with folder.told():
+        folder.config({"jbp": __version__} | options.config)
+        try:
+            fit = _fit(plan, folder)
+        except (Diverged, Interrupted) as error:
+            step = {"diverged_at_step": error.step} if isinstance(error, Diverged) else {}
+            _keep(plan, folder, error.result, _summary(plan, error.result) | step)
+            raise
         figures, test_examples = tested(plan, fit)
         summary = figures | _summary(plan, fit)
         summary["examples"]["test"] = test_examples
         summary["seconds"] = time.perf_counter() - began
         note = _keep(plan, folder, fit, summary)
-    except (Diverged, Interrupted) as error:
-        step = {"diverged_at_step": error.step} if isinstance(error, Diverged) else {}
-        _keep(plan, folder, error.result, _summary(plan, error.result) | step)
-        done = len(error.result.history)
-        error.add_note(f"kept the metrics of {done} finished epoch{'s' * (done != 1)} in {folder.path}")
-        raise
-    except OSError as error:
-        error.add_note(f"what was written before is kept in {folder.path}")
-        raise
-    except BaseException:  # such as no memory for the first step
-        folder.discard_if_bare()
-        raise
-    if note and not options.quiet:
-        print(note, file=sys.stderr)
-    if options.json:
-        print(runs.to_json(summary, indent=2))
-    elif not options.quiet:
-        console.print_result(folder.path, summary)
+        if note and not options.quiet:
+            print(note, file=sys.stderr)
+        if options.json:
+            print(runs.to_json(summary, indent=2))
+        elif not options.quiet:
+            console.print_result(folder.path, summary)
     return Result(folder.path, summary, fit)
 
 
 def _fit(plan: Plan, folder: runs.RunFolder) -> Fit:
     """Train, with a line of metrics for each epoch and a sign of life for each chunk of steps."""
     options = plan.options
-    progress = None if options.quiet else console.ProgressLine(options.epochs)
-
-    def after_chunk(event: Event) -> None:
-        if event.row is not None:
-            folder.row(event.row)
-        if progress is not None:
-            progress.see(event)
-
-    with progress or nullcontext(), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "delta = ")  # said already
         return fit(
             plan.net,
@@ -150,13 +132,13 @@ def _fit(plan: Plan, folder: runs.RunFolder) -> Fit:
             seed=options.seed,
             rule=options.rule,
             private=plan.private,
-            callbacks=(after_chunk,),
+            callbacks=(folder.after_chunk,),
             **fit_options(plan),
         )
 
 
-def _announce(plan: Plan) -> None:
-    """What to know of a private run before it starts.
+def announce(plan: Plan) -> None:
+    """What to know of a run with bounds, and of a private one, before it starts.
 
     Raises: Failed if there is nothing to do the account with.
     """
@@ -212,6 +194,7 @@ def fit_options(plan: Plan) -> dict[str, Any]:
         "weights": plan.data.weights,
         "metrics": {"accuracy": CLASSES_RIGHT} if plan.classification else None,
         "transform": plan.transform,
+        "progress": not options.quiet,
         "monitor": None if options.private else "validation_loss",
         "patience": None if options.private else options.patience or None,
     }
@@ -222,7 +205,9 @@ def make_plan(options: TrainOptions) -> Plan:
 
     Raises: ValueError if they are wrong or do not fit together.
     """
-    netspec.parse(options.net)  # before data that may have to be downloaded
+    mine = own.net(options.net) if own.is_named(options.net) else None
+    if mine is None:
+        netspec.parse(options.net)  # before data that may have to be downloaded
     dataset = load_dataset(options.data, target=options.target, task=options.task)
     name = options.loss or ("softmax_cross_entropy" if dataset.task == "classification" else "mean_squared_error")
     if dataset.task == "regression" and name not in _FOR_VALUES:
@@ -237,7 +222,8 @@ def make_plan(options: TrainOptions) -> Plan:
     data = examples.prepare(dataset, name in _ONE_HOT, standardize, not options.private, given)
     n = len(data.train[0])
     check_batch_size(options.batch_size, n)
-    net = netspec.build(
+    net = mine and netspec.fitting(mine, options.net, data.shape, data.outputs)
+    net = net or netspec.build(
         options.net,
         data.shape,
         data.outputs,
@@ -299,64 +285,37 @@ def output_activation(word: str | None, loss: str) -> Layer | None:
                 f"cross_entropy needs probabilities, so output_activation must be softmax, but is {word!r}"
             )
         return layers.softmax
-    if chosen is not None and repr(chosen) == _INSIDE.get(loss):
+    if chosen is not None and repr(chosen) == runs.INSIDE.get(loss):
         raise ValueError(f"{loss} has its {word} inside: leave output_activation out")
     return chosen
 
 
-def _stored(plan: Plan, params: Any) -> Any:
-    """The arrays a run keeps."""
-    scales = {"x": plan.data.x_scale, "y": plan.data.y_scale}
-    fields = {name: () if s is None else ("low", "high") if isinstance(s, Bounds) else ("mean", "scale")
-              for name, s in scales.items()}  # fmt: skip
-    kept = {name: {field: getattr(scales[name], field) for field in of} or None for name, of in fields.items()}
-    return {"params": params} | kept
-
-
 def _about(plan: Plan) -> dict[str, Any]:
     """What, beside the arrays, the use of a trained net needs."""
-    dataset, inside = plan.data.dataset, _INSIDE.get(plan.loss_name)
-    probable = inside is not None or repr(plan.net.layers[-1]) == "softmax"
-    return {
-        "net": checkpoint.describe(plan.net),
-        "input_shape": plan.data.shape,
-        "task": dataset.task,
-        "classes": dataset.classes,
-        "features": dataset.features,
-        "targets": _targets(plan),
-        "output_kind": "value" if not plan.classification else "probability" if probable else "score",
-        "activation": inside,
-        "transform": name_of_transform(plan.transform),
-    }
+    dataset = plan.data.dataset
+    return runs.facts_of(
+        plan.net, plan.loss, input_shape=plan.data.shape, classes=dataset.classes, features=dataset.features,
+        targets=_targets(plan), transform=name_of_transform(plan.transform),
+    )  # fmt: skip
 
 
-def _targets(plan: Plan) -> list[str]:
+def _targets(plan: Plan) -> tuple[str, ...]:
     """Names of what a regression predicts."""
     if plan.classification:
-        return []
-    if plan.options.target is not None:
-        return [plan.options.target]
-    return ["y"] if plan.data.outputs == 1 else [f"y_{i}" for i in range(plan.data.outputs)]
+        return ()
+    return runs.default_targets(plan.data.outputs) if plan.options.target is None else (plan.options.target,)
 
 
 def _summary(plan: Plan, fit: Fit) -> dict[str, Any]:
     """What is known of a run without its test part."""
-    dataset, rows = plan.data.dataset, fit.history
-    best = next((row for row in rows if row["epoch"] == fit.best_epoch), rows[-1] if rows else {})
-    speeds = [row["examples_per_second"] for row in rows]
+    dataset, private = plan.data.dataset, plan.private
     parts = {"train": plan.data.train, "validation": plan.data.validation}
-    private = plan.private
-    return {name: best[name] for name in best if name.startswith("validation_")} | {
-        "seconds": rows[-1]["seconds"] if rows else None,
-        "examples_per_second": float(np.median(speeds)) if speeds else None,
+    return runs.fit_figures(fit) | {
         "seed": plan.options.seed,
-        "epochs": len(rows),
-        "best_epoch": fit.best_epoch,
-        "stop_reason": fit.stop_reason,
         "parameters": checkpoint.count(fit.params),
         "task": dataset.task,
         "data": dataset.name,
-        "net": netspec.spec(plan.net),
+        "net": plan.options.net if own.is_named(plan.options.net) else netspec.spec(plan.net),
         "loss": plan.loss_name,
         "standardized": isinstance(plan.data.x_scale, Standardizer),
         "bounds": None if plan.options.bounds is None else str(plan.options.bounds),
@@ -392,12 +351,13 @@ def tested(plan: Plan, fit: Fit) -> tuple[dict[str, Any], int]:
 def _keep(plan: Plan, folder: runs.RunFolder, fit: Fit, summary: dict[str, Any]) -> str | None:
     """Write parameters (if they are sound), summary and curves; answers with a remark if there is one."""
     if all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(fit.params)):
-        checkpoint.save(folder.path / checkpoint.PARAMS, _stored(plan, fit.params), _about(plan))
+        scales = runs.scales(plan.data.x_scale, plan.data.y_scale)
+        folder.params({"params": fit.params} | scales, _about(plan))
     folder.summary(summary)
     return draw_curves(folder.path / runs.CURVES, fit.history, fit.best_epoch) if fit.history else None
 
 
 def versions() -> dict[str, str]:
     """Of everything that the figures of a run may hang on."""
-    found = {name: version(name) for name in ("jbp", "jax", "jaxlib", "numpy", "optax")}
-    return found | {"python": sys.version.split()[0]}
+    found = {name: version(name) for name in ("jax", "jaxlib", "numpy", "optax")}
+    return {"jbp": __version__} | found | {"python": sys.version.split()[0]}

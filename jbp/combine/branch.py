@@ -80,8 +80,8 @@ class Branch(Combinator):
             delta_x, f = visit((i,), layer, params[i], saved[i], part)
             deltas.append(delta_x)
             found.append(f)
-        known = [d for d in deltas if d is not None]
-        return sum_of(known) if known else None, tuple(found)
+        # A sum without one path's part is not δ_x: whoever needs it is told so (None, where x is of whole numbers).
+        return None if any(d is None for d in deltas) else sum_of(deltas), tuple(found)
 
     def walk_coupling(self, visit: Callable[[Place, Layer, bool], bool], coupled: bool) -> bool:
         """One arm does not couple the others, but what comes before the branch."""

@@ -52,7 +52,8 @@ class Residual(Combinator):
     def walk_backward(self, visit: Visit, params: Any, saved: Any, delta: Any) -> tuple[Any, Any]:
         """δ + (δ through f)."""
         delta_x, found = visit((), self.layer, params, saved, delta)
-        return delta if delta_x is None else delta + delta_x, found
+        # Without f's part it is not δ_x: whoever needs it is told so (None, where x is of whole numbers).
+        return None if delta_x is None else delta + delta_x, found
 
     def walk_coupling(self, visit: Callable[[Place, Layer, bool], bool], coupled: bool) -> bool:
         """What f couples is coupled below."""

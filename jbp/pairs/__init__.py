@@ -9,12 +9,14 @@ Axis letters: n example, t use of the parameter inside one example, i in, o out,
 Inside a layer there is no n; the spine's `vmap` puts it first. `Stack` puts l before it.
 """
 
+from jbp.pairs.contract import check_tree as check_tree
 from jbp.pairs.contract import contract as contract
 from jbp.pairs.contract import merge as merge
 from jbp.pairs.coupled import Coupled as Coupled
 from jbp.pairs.outer import Outer as Outer
 from jbp.pairs.pair import Pair as Pair
 from jbp.pairs.pair import Weights as Weights
+from jbp.pairs.pair import check_arrays as check_arrays
 from jbp.pairs.pair import is_pair as is_pair
 from jbp.pairs.pair import silence as silence
 from jbp.pairs.pair import weigh as weigh

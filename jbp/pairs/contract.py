@@ -11,6 +11,7 @@ from jbp.pairs.coupled import Coupled
 from jbp.pairs.pair import Pair, Weights, is_pair
 from jbp.pairs.stack import Stack
 from jbp.pairs.sum import Sum, folded
+from jbp.paths import shown
 
 
 def merge(*pairs: Pair) -> Pair:
@@ -38,6 +39,26 @@ def _shape(pair: Pair) -> str:
     return f"{total} of a stack" if isinstance(pair, Stack) else str(total)
 
 
+def check_tree(pairs: Any, who: str) -> list[tuple[Any, Pair]]:
+    """Each pair of a tree with its path, after refusing what is none or does not look like its class (`Pair.check`).
+
+    Raises:
+        ValueError: naming the first.
+    """
+    found = jax.tree_util.tree_flatten_with_path(pairs, is_leaf=is_pair)[0]
+    for path, leaf in found:
+        if not is_pair(leaf):
+            kind = type(leaf).__name__
+            raise ValueError(
+                f"{who} takes the pairs that jbp.backward returns, but found a {kind} at pairs{shown(path)}"
+            )
+        try:
+            leaf.check(None, 1)
+        except ValueError as error:
+            raise ValueError(f"pairs{shown(path)}: {error}") from None
+    return found
+
+
 def contract(pairs: Any, weights: Weights = None) -> Any:
     """Step 3: contract every pair over the batch, which makes the gradient.
 
@@ -49,13 +70,7 @@ def contract(pairs: Any, weights: Weights = None) -> Any:
     Raises:
         ValueError: if `weights` has not one finite entry per example.
     """
-    leaves = jax.tree.leaves(pairs, is_leaf=is_pair)
-    strangers = [leaf for leaf in leaves if not is_pair(leaf)]
-    if strangers:
-        raise ValueError(
-            f"contract takes the pairs that jbp.backward returns, but found a {type(strangers[0]).__name__} among them"
-        )
-    for n in {leaf.batch for leaf in leaves}:
+    for n in {leaf.batch for _, leaf in check_tree(pairs, "contract")}:
         check_weights(weights, n)
     if weights is None:
         return jax.tree.map(lambda pair: pair.total() / pair.batch, pairs, is_leaf=is_pair)

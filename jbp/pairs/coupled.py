@@ -28,6 +28,10 @@ class Coupled(Pair):
         """Of the pair that would be there without the layer at `path`."""
         return cls(pair, path)
 
+    def check(self, shape: tuple[int, ...] | None, axes: int) -> None:
+        """As the pair that it would be."""
+        self.pair.check(shape, axes)
+
     def total(self, weights: Weights = None) -> Array:
         """Σₙ gₙ; the weights went into the δ at the output, where alone they are right."""
         if weights is not None:

@@ -36,6 +36,15 @@ class Outer(PerUse):
             )
         return cls(last_axis(h), last_axis(delta), tuple(shape))
 
+    def widths(self, shape: tuple[int, ...]) -> dict[str, int]:
+        """i and o with i·o = the size of `shape`: the axes in front are h's and the rest δ's, where that can be."""
+        size, fronts = math.prod(shape), {math.prod(shape[:k]) for k in range(len(shape) + 1)}
+        found = self.h.shape[-1:] if hasattr(self.h, "dtype") else ()
+        i = found[0] if found else 0
+        if not i or size % i or (i not in fronts and size // i in fronts):  # in the last case h and δ are exchanged
+            i = math.prod(shape[:-1])
+        return {"h": i, "delta": size // i if i else 0}
+
     def total(self, weights: Weights = None) -> Array:
         """Σₙₜ wₙ h[n,t,i] δ[n,t,o]: one matrix product."""
         # n and t as one axis: with two contracted axes XLA's CPU compiler copies h transposed.

@@ -38,6 +38,17 @@ class Pair(ABC):
     def total(self, weights: Weights = None) -> Array:
         """Σₙ wₙ gₙ, in the parameter's own shape. None means wₙ = 1: the plain sum over the batch."""
 
+    @abstractmethod
+    def check(self, shape: tuple[int, ...] | None, axes: int) -> None:
+        """Refuse arrays that are not those of a parameter of this `shape` (None: of the shape that the pair names),
+        with so many `axes` in front of t: none inside a layer, one (n) in a batch, two (l, n) in a `Stack`.
+
+        The spine asks it of every pair that a layer makes, while it is traced; `check_arrays` serves most classes.
+
+        Raises:
+            ValueError: saying what was expected and what came.
+        """
+
     @property
     @abstractmethod
     def batch(self) -> int:
@@ -92,6 +103,15 @@ class PerUse(Pair):
     """A pair of arrays [n, t, width], `delta` among them, with a row for each use: what such pairs answer alike."""
 
     delta: Float[Array, "*n t o"]
+    shape: tuple[int, ...]
+
+    @abstractmethod
+    def widths(self, shape: tuple[int, ...]) -> dict[str, int]:
+        """How wide each array is for a parameter of this shape."""
+
+    def check(self, shape: tuple[int, ...] | None, axes: int) -> None:
+        """Refuse arrays that are not [*axes, t, width], with one t, or another parameter's shape."""
+        check_arrays(self, shape, axes, self.widths(self.shape if shape is None else shape))
 
     @property
     def batch(self) -> int:
@@ -121,6 +141,39 @@ class PerUse(Pair):
 def is_pair(node: Any) -> TypeGuard[Pair]:
     """Whether `node` is a pair: the `is_leaf` that walks a tree of pairs."""
     return isinstance(node, Pair)
+
+
+def check_arrays(pair: Any, shape: tuple[int, ...] | None, axes: int, widths: dict[str, int]) -> None:
+    """Refuse a pair whose arrays are not [*axes, t, width] with one t, by the names of its fields; whose h or δ is not
+    of floats; or whose `shape` is not the parameter's. `shape` and `axes` as in `Pair.check`.
+
+    Raises:
+        ValueError: saying so.
+    """
+    named, shape = pair.shape, pair.shape if shape is None else shape
+    arrays = {name: getattr(pair, name) for name in widths}
+    shapes = {name: tuple(a.shape) if hasattr(a, "dtype") else None for name, a in arrays.items()}
+    missing = [name for name, found in shapes.items() if found is not None and len(found) < axes + 2]
+    sound = all(
+        found is not None
+        and len(found) == axes + 2
+        and found[-1] == widths[name]
+        and (name not in ("h", "delta") or jnp.issubdtype(arrays[name].dtype, jnp.inexact))
+        for name, found in shapes.items()
+    )
+    if sound and len({found[:-1] for found in shapes.values() if found}) == 1 and named == shape:
+        return
+    kind, front = type(pair).__name__, "".join(f"{letter}, " for letter in ("l" * (axes - 1) + "n" * (axes > 0)))
+    wanted = " and ".join(f"{name} [{front}t, {width}]" for name, width in widths.items())
+    came = " and ".join(
+        f"{name} {arrays[name].dtype}{list(found)}" if found is not None else f"{name} a {type(arrays[name]).__name__}"
+        for name, found in shapes.items()
+    )
+    raise ValueError(
+        f"{kind} of a parameter of shape {shape} holds {wanted}, of floats, but got {came}"
+        + (f" and shape {named!r}" if named != shape else "")
+        + (f": {kind}.of(...) takes arrays without an axis t" if missing else "")
+    )
 
 
 def silence(weights: Array, a: Array) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import jax.numpy as jnp
@@ -32,6 +33,10 @@ class Scale(PerUse):
         if h.shape != delta.shape:
             raise ValueError(f"a gain takes h and δ of one shape, but got {h.shape} and {delta.shape}")
         return cls(own_axes("h", h, shape), own_axes("δ", delta, shape), tuple(shape))
+
+    def widths(self, shape: tuple[int, ...]) -> dict[str, int]:
+        """Both the parameter's size."""
+        return {"h": math.prod(shape), "delta": math.prod(shape)}
 
     def total(self, weights: Weights = None) -> Array:
         """Σₙₜ wₙ h[n,t,o] δ[n,t,o]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import jax.numpy as jnp
@@ -28,6 +29,10 @@ class Shift(PerUse):
             ValueError: if the last axes are not the parameter's.
         """
         return cls(own_axes("δ", delta, shape), tuple(shape))
+
+    def widths(self, shape: tuple[int, ...]) -> dict[str, int]:
+        """δ's is the parameter's size."""
+        return {"delta": math.prod(shape)}
 
     def total(self, weights: Weights = None) -> Array:
         """Σₙₜ wₙ δ[n,t,o]."""

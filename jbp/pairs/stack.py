@@ -28,6 +28,16 @@ class Stack(Pair):
         """Of a pair whose arrays have l in front."""
         return cls(pair)
 
+    def check(self, shape: tuple[int, ...] | None, axes: int) -> None:
+        """Refuse what is not one pair for each layer; and that a layer, which is given one example, makes one."""
+        if not isinstance(self.pair, Pair):
+            raise ValueError(f"Stack holds a pair, but got a {type(self.pair).__name__}")
+        if not axes:
+            raise ValueError("Stack is what repeat makes of its layer's pairs: a layer makes the pair of one example")
+        self.pair.check(None if shape is None else shape[1:], axes + 1)
+        if shape is not None and shape[:1] != (self.layers,):
+            raise ValueError(f"Stack of {self.layers} layers cannot be of a parameter of shape {shape}")
+
     @property
     def one(self) -> Pair:
         """The pair of a single layer, as shapes: without this stack's l, so that the inner pair's own rules apply."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 from jaxtyping import Array, Float
@@ -29,6 +30,15 @@ class Sum(Pair):
     def of(cls, *pairs: Pair) -> Sum:
         """Of pairs of one shape."""
         return cls(pairs)
+
+    def check(self, shape: tuple[int, ...] | None, axes: int) -> None:
+        """Refuse no members, or members that are not all of one parameter."""
+        if not self.pairs or not all(isinstance(pair, Pair) for pair in self.pairs):
+            raise ValueError(f"Sum holds pairs, at least one, but got {[type(pair).__name__ for pair in self.pairs]}")
+        for pair in self.pairs:
+            pair.check(shape, axes)
+            if shape is None:
+                shape = jax.eval_shape(lambda pair: pair.total(), self.pairs[0]).shape
 
     def total(self, weights: Weights = None) -> Array:
         """Σₙ wₙ gₙ, the members' totals added up."""

@@ -10,7 +10,7 @@ import jax
 from jaxtyping import Array, Float
 
 from jbp.arguments import check_weights
-from jbp.pairs import Pair, Weights, is_pair
+from jbp.pairs import Pair, Weights, check_tree, is_pair
 from jbp.paths import dotted, layer_of, shown
 
 Groups = Mapping[str, str | tuple[str, ...] | list[str]]
@@ -25,19 +25,13 @@ def leaves(pairs: Any, weights: Weights = None) -> dict[str, Pair]:
         NotImplementedError: if a pair lies below a layer that couples examples, naming both.
     """
     found: dict[str, Pair] = {}
-    for keys, leaf in jax.tree_util.tree_flatten_with_path(pairs, is_leaf=is_pair)[0]:
-        path = dotted(keys)
-        if not is_pair(leaf):
-            raise ValueError(
-                f"a statistic takes the pairs that jbp.backward returns, but found a {type(leaf).__name__} "
-                f"at pairs{shown(keys)}"
-            )
+    for keys, leaf in check_tree(pairs, "a statistic"):
         if leaf.coupled is not None:
             raise NotImplementedError(
                 f"params{shown(keys)} lies below the batch-coupled layer {leaf.coupled}: its gradient of one example "
                 "is not defined, only its total is"
             )
-        found[path] = leaf
+        found[dotted(keys)] = leaf
     sizes = {pair.batch for pair in found.values()}
     if len(sizes) != 1:
         what = f"batches of {sorted(sizes)} examples" if sizes else "no parameters at all"

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jbp.answers import delta_of, error_of
 from jbp.arguments import check_input, check_loss, check_net
 from jbp.backprop import backward_leaf, forward_leaf
 from jbp.combine import Branch, Combinator, Repeat, Residual, located
@@ -53,7 +54,7 @@ def trace(net: Layer, params: Any, x: Float[Array, "..."], y: Any, loss: Loss) -
     seen.comes(x, "the input")
     with jax.disable_jit():  # the scan of `repeat` becomes a loop, whose numbers are there to be read
         output, saved = _Forward(seen)((), net, params, x, None)
-        errors, delta = jax.vmap(loss.value)(output, target), jax.vmap(loss.delta)(output, target)
+        errors, delta = jax.vmap(error_of(loss))(output, target), jax.vmap(delta_of(loss))(output, target)
         seen.loss(loss, output, target, errors, delta)
         _Backward(seen)((), net, params, saved, delta)
     return Trace((*seen.rows, *seen.gradients))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -33,6 +34,7 @@ from jbp.step import Method, Metric, Problem, State, Transform, init_state
 from jbp.train.batches import Resident, ResidentSource, Sampling, Source, batch_sizes, of_mean_one
 from jbp.train.clocks import Chunks, Stopwatch
 from jbp.train.in_place import InPlace
+from jbp.train.live import training_line
 from jbp.train.program import copy, evaluation_program, ledger, steps_program
 from jbp.train.progress import Aim, EpochEnd, Progress, Row, Steps, StopReason, see
 from jbp.train.signals import ctrl_c
@@ -149,6 +151,7 @@ def fit(
     target: float | None = None,
     chunk_steps: int | None = None,
     callbacks: tuple[Callback, ...] = (),
+    progress: bool = False,
 ) -> Fit:
     """Train `net` on `train_data` = (x [n, ...], y [n, ...]).
 
@@ -184,16 +187,18 @@ def fit(
     Everything random (initial parameters, order, dropout, noise) follows from `seed`, by default 0, for a private run
     from the operating system: same arguments, same machine, same bits. `chunk_steps` (by default an epoch, or about a
     second's work if that is shorter) changes none of them. Each of the `callbacks` gets an `Event` after every chunk,
-    and ends the run by returning True.
+    and ends the run by returning True. `progress` tells on standard error how it goes: in a terminal or notebook a line
+    that is written anew, in a log a line now and then.
 
     Parameters of 16 bits train, with a warning: steps that are small beside a parameter are lost in its rounding.
 
     Raises:
         ValueError: for arguments that do not fit together, saying what to do.
         Diverged: when the loss is no longer finite.
-        Interrupted: on Ctrl-C, when the chunk ends; a second Ctrl-C does not wait.
+        Interrupted: on Ctrl-C, when the chunk ends; a second Ctrl-C does not wait. While the program is still being
+            compiled there is nothing to keep, and the first one raises a plain KeyboardInterrupt.
     """
-    batch_size = as_count(batch_size, "batch_size")
+    batch_size, line = as_count(batch_size, "batch_size"), training_line(progress, epochs)
     aims = {"monitor": monitor, "patience": patience, "target": target, "restore_best": restore_best}
     if private is not None:
         privacy.check_fit(private, net, sampling=sampling, weights=weights, **aims)
@@ -214,8 +219,9 @@ def fit(
     check_data("train_data", problem, state.params, data, train_data)
     check_data("validation_data", problem, state.params, validation, validation_data)
     warn_of_16_bits(problem, state.params)
-    progress = Progress(aim, tuple(names), tuple(source.sizes.tolist()))
-    return run(problem, state, source, progress, chunks, validation, callbacks)
+    blank = Progress(aim, tuple(names), tuple(source.sizes.tolist()))
+    with line or nullcontext():
+        return run(problem, state, source, blank, chunks, validation, (*callbacks, *([line] if line else [])))
 
 
 @dataclass(frozen=True)
@@ -266,11 +272,12 @@ class _Run:
 
         if validation is not None:  # how good the start is; also compiles the program before the first step
             progress = seen(EpochEnd(0, evaluate(state.params)))
-        with ctrl_c() as interrupted:
+        with ctrl_c() as interrupt:
             for epoch in range(1, self.epochs + 1):
                 for first, last in chunks:
                     began = time.perf_counter()
                     state, book = take(state, book, source.chunk(state.key, epoch, first, last), epoch, first, last)
+                    interrupt.waits = True
                     if last == steps:
                         source.ahead(state.key, epoch)  # while they run
                     jax.block_until_ready(book.losses)
@@ -287,7 +294,7 @@ class _Run:
                     row = progress.rows[-1] if len(progress.rows) > rows else None
                     event = Event(epoch, progress.taken, self.epochs * steps, progress.loss, watch.seconds, row, state)
                     wanted = [callback(event) for callback in callbacks]
-                    if interrupted.is_set():
+                    if interrupt.asked:
                         raise Interrupted(result("interrupted"))
                     if any(wanted):
                         return result("callback")

@@ -14,6 +14,7 @@ import math
 import operator
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
@@ -43,6 +44,7 @@ from jbp.train.fit import (
     validation_row,
     warn_of_16_bits,
 )
+from jbp.train.live import training_line
 from jbp.train.many_result import InterruptedMany, Many, One
 from jbp.train.program import Ledger, copy, evaluation_program, ledger, steps_function
 from jbp.train.progress import Aim, EpochEnd, Progress, Row, Steps, StopReason, see
@@ -78,6 +80,7 @@ def fit_many(
     target: float | None = None,
     chunk_steps: int | None = None,
     callbacks: tuple[Callback, ...] = (),
+    progress: bool = False,
 ) -> Many:
     """Train one net many times at once: with every seed, and with every learning rate if there are several.
 
@@ -133,7 +136,16 @@ def fit_many(
         example, params is None, max(100, BLOCK // len(runs)), weights is not None,
     )  # fmt: skip
     together = _Together(compiled, runs, aim.restores, every_seed, rates if swept else None)
-    return together(params, (*data, of_mean_one(weights, len(x))), validation, epochs, chunks, callbacks)
+    line = training_line(progress, epochs, len(runs))
+    with line or nullcontext():
+        return together(
+            params,
+            (*data, of_mean_one(weights, len(x))),
+            validation,
+            epochs,
+            chunks,
+            (*callbacks, *([line] if line else [])),
+        )
 
 
 @dataclass
@@ -180,12 +192,13 @@ class _Together:
 
         if validation is not None:
             end_epoch(0)
-        with ctrl_c() as interrupted:
+        with ctrl_c() as interrupt:
             for epoch in range(1, epochs + 1):
                 for first, last in chunks:
                     began = time.perf_counter()
                     rows = Rows(*data, None)
                     state, book = self.compiled.take(state, book, etas, rows, epoch, first, last)
+                    interrupt.waits = True
                     self.state = jax.block_until_ready(state)
                     chunks.took(last - first, time.perf_counter() - began)
                     figures = jax.tree.map(np.asarray, book)
@@ -196,7 +209,7 @@ class _Together:
                     step = (epoch - 1) * steps + last
                     event = Event(epoch, step, epochs * steps, loss_now, watch.seconds, row, state)
                     wanted = [callback(event) for callback in callbacks]
-                    if interrupted.is_set():
+                    if interrupt.asked:
                         raise InterruptedMany(self.result("interrupted"))
                     if any(wanted):
                         return self.result("callback")

@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from jbp.answers import error_of, one_number
 from jbp.backprop import forward
 from jbp.layer import Layer
 from jbp.losses import Loss
@@ -106,7 +107,8 @@ def evaluation_program(
             xs, ys = (lax.dynamic_slice_in_dim(a, begin, size) for a in (x, y))
             output, _ = forward(net, params, transformed(transform, xs, None))
             fresh = begin + jnp.arange(size) >= i * size
-            values = [jax.vmap(f)(output, ys).astype(total.dtype) for f in (loss.value, *metrics)]
+            figures = (error_of(loss), *(one_number(f, f"the metric {getattr(f, '__name__', f)}") for f in metrics))
+            values = [jax.vmap(f)(output, ys).astype(total.dtype) for f in figures]
             return total + jnp.where(fresh, jnp.stack(values), 0.0).sum(1)
 
         return lax.fori_loop(0, -(-n // size), step, jnp.zeros(1 + len(metrics))) / n
