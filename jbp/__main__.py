@@ -1,8 +1,6 @@
 """`python -m jbp`: the same program as `jbp`."""
 
-import sys
-
-from jbp.cli import main
+from jbp.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

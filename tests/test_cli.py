@@ -1,7 +1,9 @@
 """`jbp train` and what it leaves, mostly through the dataclasses, in this process."""
 
 import dataclasses
+import importlib.metadata
 import json
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -94,6 +96,24 @@ def test_without_matplotlib_the_run_goes_on_and_says_so(monkeypatch, capsys):
     assert not (result.folder / "curves.png").exists()
     assert "curves.png left out, for matplotlib is not installed" in capsys.readouterr().err
     assert (result.folder / "params.safetensors").exists()
+
+
+def test_a_source_tree_without_installed_metadata_trains(monkeypatch, capsys):
+    def none(name):
+        if name == "jbp":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return distribution(name)
+
+    distribution = importlib.metadata.distribution
+    monkeypatch.setattr(importlib.metadata, "distribution", none)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"jbp {jbp.__version__}\n"
+    assert cli.main(["train", "--net", "", "--epochs", "1", "--quiet", "--out", "run"]) == 0
+    assert json.loads(Path("run/config.json").read_text())["jbp"] == jbp.__version__
+    assert json.loads(Path("run/summary.json").read_text())["versions"]["jbp"] == jbp.__version__
+    assert cli.main(["train", "--net", "", "--epochs", "1", "--quiet", "--seeds", "0:2"]) == 0
 
 
 def test_config_repeats_a_run_to_the_bit(run):

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import io
 import json
 import pkgutil
 import re
@@ -17,12 +18,12 @@ import jbp
 from jbp import cli, combine, layers, losses, optim
 from jbp.check.cases import Gain
 from jbp.check.catalogue import catalogue
-from jbp.cli import console as cli_console
 from jbp.cli.check import Check
 from jbp.combine import Tied
 from jbp.combine.tied import Uses
 from jbp.layers import Activation
 from jbp.rules.rule import Way
+from jbp.train import live
 
 ROOT = Path(__file__).parents[1]
 
@@ -179,14 +180,18 @@ def test_the_seed_makes_the_check(capsys: pytest.CaptureFixture[str]):
     assert one == entries("1") != entries("2")
 
 
-def test_the_progress_bar_is_alive_on_a_terminal(monkeypatch: Any, capsys: Any):
-    monkeypatch.setenv("FORCE_COLOR", "1")  # what rich takes for a terminal
-    seen: list[str] = []
-    see = cli_console.JobsBar.see
-    monkeypatch.setattr(cli_console.JobsBar, "see", lambda self, what: (seen.append(what), see(self, what))[1])
+def test_the_progress_line_is_alive_on_a_terminal(monkeypatch: Any):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(live, "_ANEW", 0.0)
     Check(layer="sgd(0.1)")()
-    assert seen == ["sgd(0.1), float64", "sgd(0.1), float32"]
-    assert "checking" in capsys.readouterr().err
+    shown = [part.strip() for part in stream.getvalue().split("\r")]
+    assert shown[:4] == ["", "checking 0/2", "checking 1/2  sgd(0.1), float64", "checking 2/2  sgd(0.1), float32"]
+    assert not any(shown[4:])
 
 
 WRONG: dict[str, tuple[list[str], str]] = {

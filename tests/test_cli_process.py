@@ -66,13 +66,15 @@ def test_exit_status_and_streams(tmp_path, words, status, start_of_out, start_of
     assert err.startswith(start_of_err) and bool(err) == bool(start_of_err)
 
 
-def interrupted(process, reached):
+def interrupted(process, reached, times=1):
     """What a process says on Ctrl-C once a file is there, and its exit status."""
     deadline = time.monotonic() + 120
     while not reached.exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
+    for _ in range(times):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.2 if times > 1 else 0)  # two at once are one
+    out, err = process.communicate(timeout=60)
     assert "Traceback" not in err and out == ""
     return err.splitlines(), process.returncode
 
@@ -99,11 +101,11 @@ SLOW = """
 import time
 from pathlib import Path
 
-def wait():
+def wait(seconds=100):
     Path("reached").touch()
-    time.sleep(100)
+    time.sleep(seconds)
 """
-SCRIPT = "import sys\nfrom jbp.cli import main\nif __name__ == '__main__':\n    sys.exit(main())\n"
+SCRIPT = "import sys\nfrom jbp.cli import program\nif __name__ == '__main__':\n    sys.exit(program())\n"
 
 
 @pytest.mark.parametrize("how", ["python -m jbp", "jbp"])
@@ -120,52 +122,52 @@ def test_ctrl_c_while_jax_is_imported_is_one_line(tmp_path, how):
     assert status == 130
 
 
-NET = (
-    SLOW
-    + """
+NET = """
 from dataclasses import dataclass
 import jbp
 
+traced = []
+
 @dataclass(frozen=True)
 class Slow(jbp.Dense):
-    \"\"\"Waits where training compiles it, which is when the folder is there.\"\"\"
+    '''Takes its time where training compiles it, which is when the folder is there.'''
     uses_key = True
 
     def forward(self, params, x, key):
         if {when}:
-            wait()
+            wait({seconds})
         return super().forward(params, x, key)
 
 net = jbp.serial(jbp.Flatten(), Slow(10))
 """
-)
+TRAIN = ("train", "--net", "slow.py:net", "--quiet", "--out", "run")
 
 
 def test_ctrl_c_while_a_file_of_the_users_is_imported_is_one_line(tmp_path):
     (tmp_path / "slow.py").write_text(SLOW + "wait()")
-    lines, status = interrupted(start("train", "--net", "slow.py:net", cwd=tmp_path), tmp_path / "reached")
-    assert (lines, status) == (["jbp: error: interrupted; nothing is kept"], 130)
-    assert not (tmp_path / "runs").exists()
-
-
-@pytest.mark.parametrize("traces", ["of the validation part", "of the steps"])
-def test_ctrl_c_while_training_compiles_is_one_line_and_leaves_no_folder(tmp_path, traces):
-    when = "Path('run').exists()" + (" and key is not None" if traces == "of the steps" else "")
-    (tmp_path / "slow.py").write_text(NET.format(when=when))
-    words = ("train", "--net", "slow.py:net", "--quiet", "--out", "run")
-    lines, status = interrupted(start(*words, cwd=tmp_path), tmp_path / "reached")
+    lines, status = interrupted(start(*TRAIN, cwd=tmp_path), tmp_path / "reached")
     assert (lines, status) == (["jbp: error: interrupted; nothing is kept"], 130)
     assert not (tmp_path / "run").exists()
 
 
-def test_ctrl_c_before_there_is_anything_to_keep_leaves_the_run_that_was_to_be_replaced(tmp_path):
+@pytest.mark.parametrize("traced", ["for the validation part", "for the steps"])
+def test_ctrl_c_while_training_compiles_is_one_line_and_leaves_no_folder(tmp_path, traced):
+    """The first one lets JAX finish what it compiles, for else it crashes in the end."""
+    when = "Path('run').exists()" + (" and key is not None" if traced == "for the steps" else "")
+    (tmp_path / "slow.py").write_text(SLOW + NET.format(when=when, seconds=0.5))
+    lines, status = interrupted(start(*TRAIN, cwd=tmp_path), tmp_path / "reached")
+    assert (lines, status) == (["jbp: error: interrupted; nothing is kept"], 130)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_second_ctrl_c_does_not_wait_and_leaves_the_run_that_was_to_be_replaced(tmp_path):
     old = tmp_path / "run"
     old.mkdir()
     (old / "config.json").write_text('{"jbp": "0.1.0", "net": "old"}')
     (old / "params.safetensors").write_bytes(b"days of work")
-    (tmp_path / "slow.py").write_text(NET.format(when="wait.__globals__.setdefault('n', []).append(1) or len(n) > 1"))
-    words = ("train", "--net", "slow.py:net", "--quiet", "--out", "run", "--overwrite")
-    lines, status = interrupted(start(*words, cwd=tmp_path), tmp_path / "reached")
+    (tmp_path / "slow.py").write_text(SLOW + NET.format(when="traced.append(1) or len(traced) > 1", seconds=100))
+    process = start(*TRAIN, "--overwrite", cwd=tmp_path)
+    lines, status = interrupted(process, tmp_path / "reached", times=2)
     assert lines == ["jbp: error: interrupted; nothing is kept; the run that was in run is as it was"]
     assert status == 130
     assert (old / "params.safetensors").read_bytes() == b"days of work" and "old" in (old / "config.json").read_text()

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import NoReturn
 
 from jbp import _starting
 from jbp._version import __version__
@@ -35,6 +37,18 @@ COMMANDS: dict[str, type[Command]] = {
     "bench": Bench,
 }
 _ABOUT = "Train neural networks whose backward pass is written by hand."
+
+
+def program() -> NoReturn:
+    """What the shell runs: `main` on the words of the command line, then the end of the process."""
+    status = main()
+    if status == _starting.INTERRUPTED:
+        # At once: JAX crashes in Python's own way out when Ctrl-C has cut a compilation short.
+        with suppress(OSError, ValueError):  # nobody may be listening any more
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def main(words: Sequence[str] | None = None) -> int:

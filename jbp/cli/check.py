@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import concurrent.futures
-import importlib.util
 import os
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
 
-from jbp.arguments import did_you_mean, existing_file
+from jbp import own
+from jbp.arguments import did_you_mean
 from jbp.check import Report
 from jbp.check.catalogue import Item, catalogue, of_layer
 from jbp.check.compiled import hurried
@@ -110,12 +108,11 @@ def _run(jobs: list[tuple[Any, ...]]) -> Iterator[Row]:
     """The rows in order; two at a time, because compiling, which is most of the work, runs beside Python."""
     # None of it needs an optimised program. XLA reads this when JAX starts.
     os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-    with concurrent.futures.ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
-        try:
-            yield from pool.map(_one, jobs)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    pool = concurrent.futures.ThreadPoolExecutor(min(2, os.cpu_count() or 1))
+    try:
+        yield from pool.map(_one, jobs)
+    finally:  # after Ctrl-C nobody waits for the checks that still run
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _one(job: tuple[Any, ...]) -> Row:
@@ -152,22 +149,7 @@ def _own(file: str, shape: str | None) -> tuple[Layer, tuple[int, ...]]:
     path, _, name = file.rpartition(":")
     if not path or not name.isidentifier():
         raise ValueError(f"expected path/to/file.py:NAME, got {file!r}")
-    source = existing_file(Path(path))
-    # Under a name of its own: the file may be called as a module that others need.
-    spec = importlib.util.spec_from_file_location(f"jbp_check_of_{source.stem}", source)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"{path}: expected a Python file, a name that ends in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    folder = str(source.resolve().parent)
-    sys.path.insert(0, folder)  # as `python FILE` does, for the modules beside it
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        raise ValueError(f"{path}: could not be imported: {type(error).__name__}: {error}") from error
-    finally:
-        if folder in sys.path:
-            sys.path.remove(folder)
+    module = own.imported(path)
     if not hasattr(module, name):
         layers = [n for n, v in vars(module).items() if isinstance(v, Layer) or _is_layer_class(v)]
         raise ValueError(f"{path}: there is no {name!r} in it; its layers are {', '.join(layers) or 'none'}")

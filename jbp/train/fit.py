@@ -196,7 +196,7 @@ def fit(
         ValueError: for arguments that do not fit together, saying what to do.
         Diverged: when the loss is no longer finite.
         Interrupted: on Ctrl-C, when the chunk ends; a second Ctrl-C does not wait. While the program is still being
-            compiled there is nothing to keep, and the first one raises a plain KeyboardInterrupt.
+            compiled there is nothing to keep, and it is a plain KeyboardInterrupt, once that is done.
     """
     batch_size, line = as_count(batch_size, "batch_size"), training_line(progress, epochs)
     aims = {"monitor": monitor, "patience": patience, "target": target, "restore_best": restore_best}
@@ -270,17 +270,19 @@ class _Run:
             kept, epoch = (best, progress.best_epoch) if restored else (state.params, None)
             return Fit(kept, state, progress.rows, epoch, reason, progress.all_losses(), self._spent(progress.taken))
 
-        if validation is not None:  # how good the start is; also compiles the program before the first step
-            progress = seen(EpochEnd(0, evaluate(state.params)))
         with ctrl_c() as interrupt:
+            if validation is not None:  # how good the start is; also compiles the program before the first step
+                progress = seen(EpochEnd(0, evaluate(state.params)))
+                interrupt.check_begun()
             for epoch in range(1, self.epochs + 1):
                 for first, last in chunks:
                     began = time.perf_counter()
                     state, book = take(state, book, source.chunk(state.key, epoch, first, last), epoch, first, last)
-                    interrupt.waits = True
+                    interrupt.begun = True
                     if last == steps:
                         source.ahead(state.key, epoch)  # while they run
                     jax.block_until_ready(book.losses)
+                    interrupt.check_begun()
                     chunks.took(last - first, time.perf_counter() - began)
                     rows, figures = len(progress.rows), book.first(last)
                     progress = seen(Steps(epoch, *figures, sound=self._sound(state, figures[0])))

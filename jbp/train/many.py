@@ -190,16 +190,18 @@ class _Together:
             self.kept = _choose([run.keeps for run in runs], self.state.params, self.kept)
             return _mean_row([run.progress.rows[-1] for run in going]) if epoch and going else None
 
-        if validation is not None:
-            end_epoch(0)
         with ctrl_c() as interrupt:
+            if validation is not None:
+                end_epoch(0)
+                interrupt.check_begun()
             for epoch in range(1, epochs + 1):
                 for first, last in chunks:
                     began = time.perf_counter()
                     rows = Rows(*data, None)
                     state, book = self.compiled.take(state, book, etas, rows, epoch, first, last)
-                    interrupt.waits = True
+                    interrupt.begun = True
                     self.state = jax.block_until_ready(state)
+                    interrupt.check_begun()
                     chunks.took(last - first, time.perf_counter() - began)
                     figures = jax.tree.map(np.asarray, book)
                     for r, run in enumerate(runs):

@@ -1,4 +1,4 @@
-"""Ctrl-C, taken at the end of a chunk of steps."""
+"""Ctrl-C, taken at the end of a chunk of steps, or of what is compiled before the first."""
 
 from __future__ import annotations
 
@@ -16,14 +16,22 @@ class Interrupt:
 
     asked: bool = False
     """It was pressed."""
-    waits: bool = False
-    """There is something to keep: the first Ctrl-C from now on is taken at the end of the chunk."""
+    begun: bool = False
+    """The program is compiled and steps are taken: there is something to keep."""
+    early: bool = False
+    """It was pressed before that."""
+
+    def check_begun(self) -> None:
+        """Raise KeyboardInterrupt if Ctrl-C came before there was anything to keep."""
+        if self.early:
+            raise KeyboardInterrupt
 
 
 @contextmanager
 def ctrl_c() -> Iterator[Interrupt]:
-    """Ctrl-C is noted in what this yields, if that `waits`; before, and when pressed a second time, it raises at once.
+    """Ctrl-C is noted in what this yields, and a second one raises at once.
 
+    Noted while the program is compiled too: an exception in the midst of that makes JAX crash when the process ends.
     Outside the main thread signals are not ours to take.
     """
     interrupt = Interrupt()
@@ -32,9 +40,9 @@ def ctrl_c() -> Iterator[Interrupt]:
         return
 
     def handle(number: int, frame: Any) -> None:
-        if interrupt.asked or not interrupt.waits:
+        if interrupt.asked:
             raise KeyboardInterrupt
-        interrupt.asked = True
+        interrupt.asked, interrupt.early = True, not interrupt.begun
 
     before = signal.signal(signal.SIGINT, handle)
     try:
