@@ -152,8 +152,8 @@ def blamed(path: str, what: str) -> Iterator[None]:
         yield
     except (Exception, SystemExit) as error:
         line, words = _line(error, path), error.msg if isinstance(error, SyntaxError) else str(error)
-        where = "" if line is None else f" (line {line})"
-        raise ValueError(f"{path}: {what}{where}: {type(error).__name__}{': ' if words else ''}{words}") from error
+        found = f"{type(error).__name__}{': ' if words else ''}{words}{'' if line is None else f' (line {line})'}"
+        raise ValueError(f"{path}: {what}: {found}") from error
 
 
 def _line(error: BaseException, path: str) -> int | None:

@@ -105,9 +105,9 @@ def activation(word: str, what: str = "activation") -> Layer:
     return found
 
 
-def spec(net: Serial) -> str:
+def spec(net: Layer) -> str:
     """The line that describes the layers of `net`, the output layer included."""
-    return " ".join(layer.as_word() for layer in net.layers)
+    return " ".join(layer.as_word() for layer in (net.layers if isinstance(net, Serial) else (net,)))
 
 
 def _layer(word: str) -> Layer:

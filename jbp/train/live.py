@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import Any, TextIO
+from typing import Any, Self, TextIO
 
 from jbp.arguments import as_bool
 
@@ -27,7 +27,7 @@ class Line:
         self._waiting: tuple[str, ...] = ()
         self._width = 0
 
-    def __enter__(self) -> Line:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: Any) -> None:
