@@ -472,3 +472,15 @@ def test_runs_on_other_data_are_compared_with_a_word_about_it(trained, tmp_path,
     (other / "summary.json").write_text(json.dumps(summary))
     assert cli.main(["compare", str(folder), str(other)]) == 0
     assert "the runs have different data: their figures are not of the same examples" in capsys.readouterr().out
+    del summary["examples"], summary["test_accuracy"]  # as a run of many seeds, whose means are compared
+    (other / "summary.json").write_text(json.dumps(summary | {"spread": {"test_accuracy": {"mean": 0.25}}}))
+    _, results = cli.Compare(runs=(str(folder), str(other)))()
+    assert results["test_accuracy"][1] == 0.25 and "different data" not in capsys.readouterr().out
+
+
+def test_a_run_of_before_losses_were_kept_is_read(trained):
+    tree, about = checkpoint.load(trained[0] / "params.safetensors")
+    del about["loss"]
+    shutil.copytree(trained[0], "old")
+    checkpoint.save("old/params.safetensors", tree, about)
+    assert jbp.load("old", layers=trained[1]).loss is None

@@ -33,7 +33,8 @@ class Compare(Command):
         if len(self.runs) < 2:
             raise ValueError(f"expected two runs or more to compare, got {len(self.runs)}; jbp show prints one")
         found = [runs.read(run) for run in self.runs]
-        configs = [config | _told(summary) for _, config, summary in found]
+        counted = all("examples" in summary for _, _, summary in found)
+        configs = [config | _told(summary, counted) for _, config, summary in found]
         settings = {
             name: [_setting(config, name) for config in configs]
             for name in dict.fromkeys(name for config in configs for name in config if name != SAVED)
@@ -50,11 +51,11 @@ class Compare(Command):
         return settings, results
 
 
-def _told(summary: dict[str, Any]) -> dict[str, Any]:
-    """What else a run hangs on: versions, and how many examples there were, for a file may have changed."""
+def _told(summary: dict[str, Any], counted: bool) -> dict[str, Any]:
+    """What else a run hangs on: versions, and if all runs `counted` them how many examples, for a file may change."""
+    parts = summary["examples"] if counted else {}
     versions = {f"{name} version": version for name, version in summary.get("versions", {}).items()}
-    parts = summary.get("examples")
-    return versions | ({} if parts is None else {"examples": ", ".join(f"{n} {part}" for part, n in parts.items())})
+    return versions | ({"examples": ", ".join(f"{n} {part}" for part, n in parts.items())} if counted else {})
 
 
 def _setting(config: dict[str, Any], name: str) -> Any:
