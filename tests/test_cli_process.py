@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from jbp import cli
+
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("JAX")}
 
@@ -183,3 +185,14 @@ def test_ctrl_c_while_a_run_is_saved_names_what_is_there(tmp_path):
         "epoch), params.safetensors (the parameters), summary.json (what came out)"
     ]
     assert status == 130
+
+
+def test_after_ctrl_c_the_process_ends_at_once_for_jax_crashes_in_pythons_way_out(monkeypatch):
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    for status in (130, 0, 1):
+        monkeypatch.setattr(cli, "main", lambda status=status: status)
+        with pytest.raises(SystemExit) as left:
+            cli.program()
+        assert left.value.code == status
+    assert ended == [130]
