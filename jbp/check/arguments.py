@@ -28,7 +28,8 @@ class Arguments:
     """The arguments that are Python values and whose cotangent is None."""
     floats: Leaves
     names: list[str]
-    other_names: list[str]
+    others: dict[str, Any]
+    """The leaves that are integers or keys, by path."""
     _rebuild: Callable[[Any], tuple[Any, ...]]
 
     @staticmethod
@@ -36,9 +37,9 @@ class Arguments:
         """The arguments sorted.
 
         Raises:
-            ValueError: nothing to differentiate, NaN, an empty array, an argument JAX cannot trace, a wrong number.
+            ValueError: nothing to differentiate, NaN, no number at all, an argument JAX cannot trace, a wrong argnum.
         """
-        args, n = tuple(args), len(args)
+        args, n = list(args), len(args)
         for what, numbers in (("nondiff_argnums", nondiff), ("static_argnums", static)):
             check_numbers(what, numbers)
             if any(not -n <= i < n for i in numbers):
@@ -52,12 +53,15 @@ class Arguments:
                     raise ValueError(
                         f"{path} is a {type(leaf).__name__}, which JAX does not trace: name it in static_argnums"
                     )
-            refuse_empty(f"args[{i}]", args[i])
             refuse_complex(f"args[{i}]", args[i])
+            args[i] = jax.tree.map(_as_traced, args[i])
         tree = tuple(args[i] for i in active)
         floats, rebuild = split(tree)
         if not floats:
             raise ValueError("none of the arguments is of floats: there would be nothing to check")
+        if not any(leaf.size for leaf in floats):
+            for i in active:
+                refuse_empty(f"args[{i}]", args[i])
         for i in active:
             check_finite(f"args[{i}]", args[i])
         named = [
@@ -73,12 +77,12 @@ class Arguments:
             return tuple(full)
 
         return Arguments(
-            args,
+            tuple(args),
             nondiff,
             static,
             floats,
             [p for p, leaf in named if is_float(leaf)],
-            [p for p, leaf in named if not is_float(leaf)],
+            {p: leaf for p, leaf in named if not is_float(leaf)},
             whole,
         )
 
@@ -96,17 +100,14 @@ class Arguments:
         return normal(key, [leaf for leaf in jax.tree.leaves(out) if jnp.issubdtype(leaf.dtype, jnp.floating)])
 
     def pairs(self, cotangents: Any) -> list[tuple[str, Any, Any]]:
-        """(path, argument leaf, its cotangent leaf), where None stands for zeros of a whole argument or a leaf."""
+        """(path, argument leaf, its cotangent leaf), where None stands for zeros."""
         found = []
         for i, cotangent in zip(self.expected, tuple(cotangents), strict=True):
             if i in self.static:
                 continue
             leaves = jax.tree.leaves(self.args[i])
             names = paths(self.args[i], f"args[{i}]")
-            given = (
-                [None] * len(leaves) if cotangent is None else jax.tree.leaves(cotangent, is_leaf=lambda c: c is None)
-            )
-            found += list(zip(names, leaves, given, strict=True))
+            found += list(zip(names, leaves, in_tree_of(self.args[i], cotangent), strict=True))
         return found
 
     def of_floats(self, cotangents: Any) -> Leaves:
@@ -138,6 +139,33 @@ class Arguments:
         return tuple(whole)
 
 
+def _as_traced(leaf: Any) -> Any:
+    """A leaf in the dtype that JAX traces it in: numpy's float64 is narrower there, unless x64 is enabled."""
+    if not isinstance(leaf, np.ndarray | np.generic):
+        return leaf
+    return leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype))
+
+
+def in_tree_of(argument: Any, cotangent: Any) -> Leaves:
+    """A cotangent, or None for zeros, for each leaf of the argument, where None may stand for a leaf or for a subtree.
+
+    Raises:
+        ValueError: the trees do not fit.
+    """
+    found: Leaves = []
+
+    def one(c: Any, a: Any) -> None:
+        if c is None:
+            found.extend([None] * len(jax.tree.leaves(a)))
+        elif jax.tree_util.all_leaves([a]):
+            found.append(c)
+        else:
+            raise ValueError("a leaf where the argument has none")
+
+    jax.tree.map(one, cotangent, argument, is_leaf=lambda c: c is None)
+    return found
+
+
 def check_numbers(what: str, numbers: Any) -> None:
     """Refuse argument numbers that are no tuple of whole numbers.
 
@@ -153,9 +181,9 @@ def cotangent_like(out: Any, delta: Leaves) -> Any:
     given = iter(delta)
 
     def one(leaf: Any) -> Any:
-        if jnp.issubdtype(leaf.dtype, jnp.floating):
+        if jnp.issubdtype(dtype_of(leaf), jnp.floating):
             return next(given)
-        return np.zeros(leaf.shape, jax.dtypes.float0)
+        return np.zeros(jnp.shape(leaf), jax.dtypes.float0)
 
     return jax.tree.map(one, out)
 
@@ -177,9 +205,10 @@ def find_cotangent_problems(cotangents: Any, arguments: Arguments) -> list[Entry
             continue
         if cotangent is None:
             continue
-        have = jax.tree.structure(cotangent, is_leaf=lambda c: c is None)
-        want = jax.tree.structure(arguments.args[i])
-        if have != want:
+        try:
+            in_tree_of(arguments.args[i], cotangent)
+        except ValueError:
+            have, want = jax.tree.structure(cotangent), jax.tree.structure(arguments.args[i])
             entries.append(problem(law, path, f"its tree is {have}, where the argument's is {want}"))
     if entries:
         return entries

@@ -52,7 +52,7 @@ def clues_for(run: LawRun, leaf: int | None) -> Callable[[], Mapping[str, Any]]:
 
     def clues() -> Mapping[str, Any]:
         found: dict[str, Any] = {}
-        makers = (_wrong_input, _wrong_delta) if leaf is None else (_wrong_delta, _left_out)
+        makers = (_forgotten, _wrong_input, _wrong_delta) if leaf is None else (_forgotten, _wrong_delta, _left_out)
         for maker in makers:
             try:
                 found |= maker(run, leaf)
@@ -61,6 +61,26 @@ def clues_for(run: LawRun, leaf: int | None) -> Callable[[], Mapping[str, Any]]:
         return found
 
     return clues
+
+
+def _forgotten(run: LawRun, leaf: int | None) -> dict[str, Any]:
+    """The gradients where x, or a parameter, is all ones, which is what forgetting to multiply by it does."""
+    if isinstance(run.layer, Combinator):
+        return {}
+    leaves, structure = jax.tree.flatten(run.params)
+    ones = lambda a: as_array(np.ones(a.shape, a.dtype))  # noqa: E731
+    tried = {} if leaf is None or not is_float(run.x) else {"x": (run.params, ones(run.x))}
+    for i, name in enumerate(paths(run.params, "params")):
+        if i != leaf and is_float(leaves[i]):
+            others = [ones(a) if j == i else a for j, a in enumerate(leaves)]
+            tried[name] = (jax.tree.unflatten(structure, others), run.x)
+    at = -1 if leaf is None else leaf
+    program = compiled(lambda params, x: _gradients(run, params, x, run.delta[None])[at][0])
+    found = {
+        f"a factor forgotten: found is right where {name} is all ones": np.asarray(program(*there))
+        for name, there in tried.items()
+    }
+    return {words: each.sum(0) for words, each in found.items()} if leaf is None else _both(found)
 
 
 def _wrong_delta(run: LawRun, leaf: int | None) -> dict[str, Any]:

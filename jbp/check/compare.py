@@ -36,6 +36,7 @@ def compare(
     twins: Twins | None = None,
     sizes: Mapping[str, int] | None = None,
     clues: Clues | None = None,
+    factors: Clues | None = None,
     note: str = "",
 ) -> Entry:
     """error = max |found − expected| / (eps · max(|expected|, terms)): passes if at most `level`.
@@ -43,7 +44,8 @@ def compare(
     `terms` is the largest term of the sum that `expected` is, if it is one. A leaf that is zero but for rounding,
     at most 16 eps · `source`, is held to ELEMENTWISE on the scale of `source`: the δ that it came from. Not so where
     it is small and known all the same, because its `twins` agree with it to the level. Where the magnitude is 0 all
-    the same, found must be exactly 0. NaN or inf on either side fails. `sizes` and `clues` serve the diagnosis.
+    the same, found must be exactly 0. NaN or inf on either side fails. `sizes`, `clues` and `factors` serve the
+    diagnosis.
     """
     dtype = dtype or expected.dtype
     device = _device(found)
@@ -73,7 +75,8 @@ def compare(
             base["note"] = f"the oracle's own value is not finite; {note}".rstrip("; ")
         else:
             words = {k.strip(): _float64(v) for k, v in (clues() if clues else {}).items() if np.shape(v) == a.shape}
-            guess = diagnose(a, e, level.units * eps(dtype) * magnitude, sizes, words)
+            products = {k: _float64(v) for k, v in (factors() if factors else {}).items()}
+            guess = diagnose(a, e, level.units * eps(dtype) * magnitude, sizes, words, products)
     return Entry(
         law,
         path,

@@ -6,6 +6,7 @@ that a diagnosis is an identity that was seen to hold and not a resemblance.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Mapping
@@ -22,11 +23,13 @@ def diagnose(
     room: float,
     sizes: Mapping[str, int] | None = None,
     clues: Arrays | None = None,
+    factors: Arrays | None = None,
 ) -> str | None:
     """The first hypothesis that fits, or None.
 
     `room` is how far two equal entries may lie apart. `sizes` names numbers that a missing or a doubled mean would
-    show as a factor. `clues` are arrays that found may be instead, under the words to say so.
+    show as a factor. `clues` are arrays that found may be instead, under the words to say so. `factors` are arrays
+    that the right answer may be a product with, by name.
     """
     if found.shape != expected.shape:
         return _by_shape(found, expected)
@@ -46,6 +49,8 @@ def diagnose(
 
     if fits(-expected):
         return "sign: found = −expected"
+    if forgotten := _product(found, expected, room, factors or {}):
+        return forgotten
     named = [words for words, candidate in (clues or {}).items() if fits(candidate)]
     if named:
         return named[0]
@@ -84,6 +89,8 @@ def _factor(found: np.ndarray, expected: np.ndarray, room: float, sizes: Mapping
     if misfit > 0.05:
         return None
     slack = max(1e-9, 3 * misfit)
+    if abs(c - 1) < slack:
+        return None
     sign = "a sign and " if c < 0 else ""
     for name, n in sizes.items():
         if n > 1 and abs(abs(c) / n - 1) < slack:
@@ -91,6 +98,28 @@ def _factor(found: np.ndarray, expected: np.ndarray, room: float, sizes: Mapping
         if n > 1 and abs(abs(c) * n - 1) < slack:
             return f"{sign}a constant factor 1/{n}, and {n} is {name}: divided by it, a mean too many"
     return f"off by a constant factor {_number(c, slack)}"
+
+
+def _product(found: np.ndarray, expected: np.ndarray, room: float, factors: Arrays) -> str | None:
+    """One factor is forgotten, is there once too often, or stands where another belongs."""
+    known: dict[str, np.ndarray] = {}
+    for name, factor in factors.items():
+        with contextlib.suppress(ValueError):  # one that has not the shape for it is no factor
+            known[name] = np.broadcast_to(factor, found.shape)
+
+    def same(a: np.ndarray, b: np.ndarray, *weights: np.ndarray) -> bool:
+        return bool((np.abs(a - b) <= room * sum(map(np.abs, weights), 1.0)).all()) and bool(np.isfinite(a).all())
+
+    with np.errstate(over="ignore", invalid="ignore"):
+        for name, factor in known.items():
+            if np.ptp(factor) and same(found * factor, expected, factor):
+                return f"a factor forgotten: found times {name} is right"
+            if np.ptp(factor) and same(found, expected * factor, factor):
+                return f"a factor too many: found is right times {name}"
+        for (one, a), (two, b) in itertools.permutations(known.items(), 2):
+            if np.ptp(a) and np.ptp(b) and same(found * b, expected * a, a, b):
+                return f"a factor forgotten: {one} stands where {two} belongs"
+    return None
 
 
 def _transposed(found: np.ndarray, expected: np.ndarray, fits) -> str | None:

@@ -32,6 +32,8 @@ _DECIDED_BESIDE = {
     "= vjp",
     "= vjp, each example",
     "= jax.grad",
+    "= derivative",
+    "squares to the Hessian",
     "adjoint",
     "derivative",
     "jit = eager",
@@ -77,8 +79,13 @@ def moved(point: Leaves, seed: Any) -> Leaves:
 
 def after_moving(report: Report, path: str, kept: Iterable[Entry] = ()) -> Report:
     """The report of the moved point, which says so, with what no kink excuses at the given one."""
+    return Report(report.subject, (at_point(path), *kept, *report.entries))
+
+
+def at_point(path: str) -> Entry:
+    """The entry that says that the given point was left."""
     why = "the given point lies on a kink, where the one-sided slopes disagree: checked 1 % beside it"
-    return Report(report.subject, (skipped("point", path, "finite differences", why), *kept, *report.entries))
+    return skipped("point", path, "finite differences", why)
 
 
 def no_excuse(entries: Iterable[Entry]) -> list[Entry]:

@@ -25,6 +25,7 @@ from jbp.backprop import backward, forward
 from jbp.check.clues import LawRun, clues_for
 from jbp.check.compare import PRECISION, compare, explain, largest, problem, skipped
 from jbp.check.compiled import compiled
+from jbp.check.linear import linear_in_delta, mixed
 from jbp.check.report import Entry
 from jbp.check.sides import by_hand, couples, output_of
 from jbp.check.tolerance import EXACT, Level
@@ -35,8 +36,6 @@ from jbp.pairs import is_pair, weigh
 from jbp.paths import paths
 
 DIRECTIONS = 3
-A, B = 0.75, -1.5
-"""The factors of the linear law: exact in every float type."""
 SCALES = (8.0, 1000.0)
 """What the inputs are multiplied by besides: normals alone never reach where a function saturates or overflows."""
 
@@ -56,7 +55,7 @@ def laws(
     def program(params: Any, x: Any, key: Any, deltas: Any, v: Any) -> dict[str, Any]:
         y, saved = forward(layer, params, x, key)
         answers = lax.map(lambda delta: by_hand(layer, params, x, saved, delta), deltas)
-        found, more, mixed = (jax.tree.map(lambda a, i=i: a[i], answers) for i in range(3))
+        found, more, mix = (jax.tree.map(lambda a, i=i: a[i], answers) for i in range(3))
         delta = deltas[0]
         leaves, output = output_of(layer, params, x, key)
         _, pull = jax.vjp(output, leaves)
@@ -68,12 +67,12 @@ def laws(
             "autodiff_each": lax.map(lambda row: pull(row)[0], rows),
             "tangent": lax.map(lambda v: jax.jvp(output, (leaves,), (v,))[1], v),
             "other": more,
-            "mixed": mixed,
+            "mixed": mix,
             **({"loop": _loop(layer, params, x, key, delta)} if loops else {}),
         }
 
     a, b = np.asarray(delta), np.asarray(other)
-    deltas = as_array(np.stack([a, b, (A * a + B * b).astype(a.dtype)]))
+    deltas = as_array(np.stack([a, b, mixed(a, b).astype(a.dtype)]))
     try:
         with jax.default_matmul_precision(PRECISION):
             run = compiled(program)
@@ -273,12 +272,8 @@ class _Verdicts:
         rows = [(n, r["mixed"][kind][i], r[kind][i], r["other"][kind][i]) for i, n in enumerate(self.names)]
         if is_float(self.x):
             rows.append(("delta_x", r["mixed"]["delta_x"], r["delta_x"], r["other"]["delta_x"]))
-        for name, mixed, one, two in rows:
-            one, two = (np.asarray(a).astype(np.float64) for a in (one, two))
-            terms = max(abs(A) * largest(one), abs(B) * largest(two))
-            entries.append(
-                self.compare("linear in δ", name, "itself", mixed, A * one + B * two, dtype=mixed.dtype, terms=terms)
-            )
+        for name, mix, one, two in rows:
+            entries.append(linear_in_delta(name + self.mode, mix, one, two, self.level, self.source))
         return entries
 
     def sums(self) -> list[Entry]:

@@ -232,7 +232,7 @@ def _slopes(layer: Layer, params: Any, x: Any, key: Any, seed: Any, mode: str) -
     names = [name + mode for name in [*names, *(["delta_x"] if is_float(x) else [])]]
     entries = finite_differences(function, gradient, leaves, extra, names, seed)
     if mode == "":
-        entries += complex_step(function, gradient, leaves, extra, names, seed)
+        entries += complex_step(function, gradient, leaves, extra, names, seed, largest(extra[0]))
     return entries
 
 

@@ -16,6 +16,7 @@ from jbp.check.compare import PRECISION, called, compare, explain, fact, largest
 from jbp.check.compiled import compiled
 from jbp.check.complex_step import complex_step
 from jbp.check.finite_differences import finite_differences
+from jbp.check.kinks import at_kink, at_point, moved, no_excuse, outside, spans
 from jbp.check.report import Entry, Report
 from jbp.check.tolerance import ELEMENTWISE, MATMUL, Level, check_level
 from jbp.check.trees import as_array, cast, entropy, normal, times
@@ -96,6 +97,11 @@ def loss(
             p = cast(as_array(output), dtype) if output is not None and not isinstance(output, str) else p
             mode = f" ({kind})"
             found = _laws(run, p, y, level, mode)
+            if _failed_at_kink(loss, found, p, y, entropy(seed, 2)):
+                allowed = spans(lambda leaves, y: [jax.vmap(jax.grad(loss.value))(leaves[0], y)], [p], y, seed)
+                kept = [*no_excuse(found), *outside([f"delta{mode}"], [run.batch["delta"](p, y)], allowed, source=1.0)]
+                p = moved([p], seed)[0]
+                found = [at_point(f"output{mode}"), *kept, *_laws(run, p, y, level, mode)]
             entries += found
             if isinstance(loss, _Masked):
                 entries += loss.cut(p, y, level, mode)
@@ -232,18 +238,31 @@ def _check_classes(y: Any, values: Any, k: int) -> None:
         refuse_classes("target", np.asarray(y)[wrong], k)
 
 
-def _slopes(loss: Loss, p: Any, y: Any, mode: str, seed: Any) -> list[Entry]:
-    """Finite differences and the complex step of Σₙ value."""
+def _sum_of(loss: Loss) -> Any:
+    """Σₙ value, as a function of the outputs."""
 
     def function(leaves: Any, y: Any) -> tuple[Any, Any]:
         values = jax.vmap(loss.value)(leaves[0], y)
         return values.sum(), values
 
+    return function
+
+
+def _failed_at_kink(loss: Loss, entries: list[Entry], p: Any, y: Any, seed: Any) -> bool:
+    """Whether δ failed and the outputs lie on a kink, as those of an absolute error do where they are the target."""
+    failed = any(entry.law == "= derivative" and entry.verdict == "fail" for entry in entries)
+    return failed and at_kink(_sum_of(loss), [p], y, seed)
+
+
+def _slopes(loss: Loss, p: Any, y: Any, mode: str, seed: Any) -> list[Entry]:
+    """Finite differences and the complex step of Σₙ value."""
+    function = _sum_of(loss)
+
     def gradient(leaves: Any, y: Any) -> Any:
         return [jax.vmap(loss.delta)(leaves[0], y)]
 
     entries = finite_differences(function, gradient, [p], y, [f"delta{mode}"], seed)
-    return entries + complex_step(function, gradient, [p], y, [f"delta{mode}"], seed)
+    return entries + complex_step(function, gradient, [p], y, [f"delta{mode}"], seed, source=1.0)
 
 
 def _hessian(run: _Programs, p: Any, y: Any, mode: str, sizes: Any) -> Entry:

@@ -1,4 +1,4 @@
-"""What a check found: one entry a leaf and law, as a table, as JSON and as Markdown."""
+"""What a check found: one entry a leaf and law; shown with what failed first and what passed in a line for each law."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Verdict = Literal["pass", "fail", "skip"]
 
 
 class CheckFailed(AssertionError):
-    """A check that did not pass; its text is the report's table."""
+    """A check that did not pass; its text is the report's."""
 
 
 @dataclass(frozen=True)
@@ -84,20 +84,26 @@ class Report:
         """Itself if it passed.
 
         Raises:
-            CheckFailed: with the table.
+            CheckFailed: with the report's text.
         """
         if not self.passed:
             raise CheckFailed(str(self))
         return self
 
     def __str__(self) -> str:
-        """The table, with the details of what failed below it."""
+        """What failed, with details; what was not compared, and why; and a line for each law that held."""
+        return self.text()
+
+    def text(self, full: bool = False) -> str:
+        """The same; or with `full` a line for every comparison, in place of one for each law."""
         lines = [f"{self.subject}: {self._headline()}"]
-        rows = [_COLUMNS, *(_row(entry) for entry in self.entries)]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
-        lines += ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
         for entry in self.failures:
             lines.append(f"FAIL {entry.law} at {entry.path} against {entry.oracle}: {_detail(entry)}")
+        rows = [row for row in self._rows(full) if full or row[0] != "fail"]
+        if len(rows) == 1:
+            return "\n".join(lines)
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines += ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
@@ -109,14 +115,27 @@ class Report:
         """The report as JSON."""
         return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
 
-    def to_markdown(self) -> str:
-        """The report as a Markdown table."""
-        rows = [_COLUMNS, ("---",) * len(_COLUMNS), *(_row(entry) for entry in self.entries)]
+    def to_markdown(self, full: bool = False) -> str:
+        """The report as a Markdown table, what failed first; with `full` every comparison has a row."""
+        heads, *rows = self._rows(full)
         lines = [f"**{_cell(self.subject)}**: {self._headline()}", ""]
-        lines += ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows]
         if self.failures:
-            lines += ["", *(f"- `{e.path}`, {_cell(e.law)}: {_cell(_detail(e))}" for e in self.failures)]
+            lines += [*(f"- `{e.path}`, {_cell(e.law)}: {_cell(_detail(e))}" for e in self.failures), ""]
+        lines += [
+            "| " + " | ".join(_cell(cell) for cell in row) + " |" for row in (heads, ("---",) * len(heads), *rows)
+        ]
         return "\n".join(lines)
+
+    def _rows(self, full: bool) -> list[tuple[str, ...]]:
+        """The heads and a row for each comparison, or for those that agree in law, oracle and verdict; failed ones first."""
+        entries = sorted(self.entries, key=lambda entry: ("fail", "skip", "pass").index(entry.verdict))
+        if full:
+            return [_COLUMNS, *map(_row, entries)]
+        groups: dict[Any, list[Entry]] = {}
+        for entry in entries:
+            reason = "" if entry.verdict == "pass" else _remark(entry)
+            groups.setdefault((entry.verdict, entry.law, entry.oracle, reason), []).append(entry)
+        return [_FOLDED, *map(_fold, groups.values())]
 
     def _headline(self) -> str:
         if self.failures:
@@ -137,15 +156,33 @@ def joined(subject: str, reports: Iterable[Report]) -> Report:
     return Report(subject, tuple(entries))
 
 
-_COLUMNS = ("law", "leaf", "oracle", "error", "allowed", "dtype", "device", "precision", "verdict", "remark")
+_COLUMNS = ("verdict", "law", "leaf", "oracle", "error", "allowed", "dtype", "device", "precision", "remark")
+_FOLDED = ("verdict", "law", "leaves", "oracle", "worst error", "allowed", "remark")
 
 
 def _row(entry: Entry) -> tuple[str, ...]:
-    numbers = ("", "") if not entry.compared else (f"{entry.error:.3g}", f"{entry.allowed:.4g} {entry.level}".rstrip())
-    head = (entry.law, entry.path, entry.oracle, *numbers)
-    remark = entry.diagnosis or entry.note
-    remark = remark if len(remark) <= 100 else remark[:97] + "..."
-    return (*head, entry.dtype, entry.device, entry.precision, entry.verdict, remark.replace("\n", " "))
+    head = (entry.verdict, entry.law, entry.path, entry.oracle, *_numbers(entry))
+    return (*head, entry.dtype, entry.device, entry.precision, _remark(entry))
+
+
+def _fold(entries: list[Entry]) -> tuple[str, ...]:
+    """One row for entries that agree in law, oracle, verdict and, but where they passed, in the remark."""
+    worst = max(entries, key=_severity)
+    paths = list(dict.fromkeys(entry.path for entry in entries))
+    leaves = ", ".join(paths) if len(", ".join(paths)) <= 32 else f"{len(paths)} leaves"
+    remark = "" if worst.verdict == "pass" else _remark(worst)
+    return (worst.verdict, worst.law, leaves, worst.oracle, *_numbers(worst), remark)
+
+
+def _numbers(entry: Entry) -> tuple[str, str]:
+    if not entry.compared:
+        return "", ""
+    return f"{entry.error:.3g}", f"{entry.allowed:.4g} {entry.level}".rstrip()
+
+
+def _remark(entry: Entry) -> str:
+    remark = (entry.diagnosis or entry.note).replace("\n", " ")
+    return remark if len(remark) <= 100 else remark[:97] + "..."
 
 
 def _detail(entry: Entry) -> str:

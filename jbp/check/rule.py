@@ -19,13 +19,11 @@ from jbp.check.compiled import compiled
 from jbp.check.complex_step import complex_step
 from jbp.check.finite_differences import finite_differences
 from jbp.check.kinks import after_moving, at_kink, moved, no_excuse, outside, spans
+from jbp.check.linear import linear_in_delta, mixed
 from jbp.check.report import Entry, Report
 from jbp.check.tolerance import EXACT, Level
 from jbp.check.trees import Leaves, as_array, cast, entropy, nudged
 from jbp.paths import paths
-
-A, B = 0.75, -1.5
-"""The factors of the linear law."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,9 +51,9 @@ def check_rule(
     except Exception as error:
         return Report(subject, (problem("runs", "f", f"does not trace: {explain(error)}"),))
     refuse_complex("f's output", out)
-    refuse_empty("f's output", out)
     deltas = [arguments.random_delta(entropy(seed, i), out) for i in (0, 1)]
-    if not deltas[0]:
+    if not any(delta.size for delta in deltas[0]):
+        refuse_empty("f's output", out)
         raise ValueError("f returns nothing that can be differentiated: there would be nothing to check")
     try:
         hand_out, cotangents = jax.eval_shape(by_hand, floats, deltas[0])
@@ -70,37 +68,34 @@ def check_rule(
     def program(floats: Any, delta: Any, other: Any) -> Any:
         out, cotangents = by_hand(floats, delta)
         _, more = by_hand(floats, other)
-        _, mixed = by_hand(floats, [A * a + B * b for a, b in zip(delta, other, strict=True)])
+        _, mix = by_hand(floats, [mixed(a, b) for a, b in zip(delta, other, strict=True)])
         keep = arguments.of_floats
-        return out, keep(cotangents), keep(more), keep(mixed), arguments.of_others(cotangents)
+        return out, keep(cotangents), keep(more), keep(mix), arguments.of_others(cotangents)
 
     with jax.default_matmul_precision(PRECISION):
         try:
-            out_found, found, more, mixed, rest = compiled(program)(floats, *deltas)
+            out_found, found, more, mix, rest = compiled(program)(floats, *deltas)
             out_value = compiled(lambda p: primal(*arguments.rebuilt(p)))(floats)
         except Exception as error:
             return Report(subject, (*entries, problem("runs", "under jit", explain(error))))
         entries += _outputs(out_found, out_value, "f", level)
-        for name, value in zip(arguments.other_names, rest, strict=True):
-            entries.append(
-                compare(
-                    "no cotangent for integers and keys",
-                    name,
-                    "definition",
-                    value,
-                    np.zeros(value.shape),
-                    EXACT,
-                    dtype=np.float32,
-                )
-            )
-        for name, m, a, b in zip(arguments.names, mixed, found, more, strict=True):
-            a, b = (np.asarray(v).astype(np.float64) for v in (a, b))
-            terms = max(abs(A) * largest(a), abs(B) * largest(b))
-            entries.append(compare("linear in δ", name, "itself", m, A * a + B * b, level, dtype=m.dtype, terms=terms))
+        for (name, leaf), value in zip(arguments.others.items(), rest, strict=True):
+            law, zero = "no cotangent for integers and keys", np.zeros(value.shape)
+            note = "" if type(leaf) is not int else f"it is {leaf!r}: for a number to differentiate give {leaf:.1f}"
+            entries.append(compare(law, name, "definition", value, zero, EXACT, dtype=np.float32, note=note))
+        for name, m, a, b in zip(arguments.names, mix, found, more, strict=True):
+            entries.append(linear_in_delta(name, m, a, b, level))
         derivative = _autodiff(
             primal if claim.autodiff else None, reference, arguments, deltas[0], found, out_found, level
         )
     entries += derivative
+    entries += [
+        skipped(
+            "point", name, "itself", "its cotangent is zero here, so no factor in it was tried: check elsewhere too"
+        )
+        for name, a in zip(arguments.names, found, strict=True)
+        if a.size and not np.asarray(a).astype(np.float64).any()
+    ]
     plain = reference or primal
     if not differences:
         entries += _trusted(plain, arguments)
@@ -152,7 +147,9 @@ def _autodiff(
     twins = _twins(run, arguments.floats, floats, delta, stacked)
     for i, (name, mine, leaf) in enumerate(zip(arguments.names, found, arguments.floats, strict=True)):
         right = gradients[i][0]
-        clues = _clues(names, gradients[i], delta, leaf, out)
+        clues = _clues(
+            names, gradients[i], delta, leaf, out, lambda i=i: _forgotten(run, i, arguments, floats, stacked)
+        )
         sizes = {
             f"the size of axis {axis} of {n}": s
             for n, a in zip(arguments.names, arguments.floats, strict=True)
@@ -171,6 +168,7 @@ def _autodiff(
                 twins=lambda i=i: [np.asarray(gradients[i])[0] for gradients in twins()],
                 sizes=sizes,
                 clues=clues,
+                factors=lambda: dict(zip(arguments.names, arguments.floats, strict=True)),
             )
         )
     return entries
@@ -242,9 +240,20 @@ def _candidates(delta: Any) -> tuple[list[str], list[Any]]:
     return list(rows), made
 
 
-def _clues(names: list[str], gradients: Any, delta: Any, leaf: Any, out: Any) -> Any:
+def _forgotten(run: Any, i: int, arguments: Arguments, floats: Leaves, deltas: Leaves) -> dict[str, Any]:
+    """What the oracle gives for argument i where another is all ones: what comes of forgetting to multiply by it."""
+    found = {}
+    for j, (name, leaf) in enumerate(zip(arguments.names, floats, strict=True)):
+        if j != i:
+            ones = [as_array(np.ones(leaf.shape, leaf.dtype)) if k == j else a for k, a in enumerate(floats)]
+            with contextlib.suppress(Exception):  # where that is outside the function's domain it is no clue
+                found[f"a factor forgotten: found is right where {name} is all ones"] = run(ones, deltas)[1][i][0]
+    return found
+
+
+def _clues(names: list[str], gradients: Any, delta: Any, leaf: Any, out: Any, forgotten: Any) -> Any:
     def clues() -> dict[str, Any]:
-        found = dict(zip(names[1:], gradients[1:], strict=True))
+        found = forgotten() | dict(zip(names[1:], gradients[1:], strict=True))
         outs = [o for o in jax.tree.leaves(out) if is_float(o)]
         for d, o in zip(delta, outs, strict=True):
             if d.shape == leaf.shape:
@@ -261,7 +270,8 @@ def _slope_of(plain: Any, arguments: Arguments) -> Any:
     """⟨f, δ⟩ as a function of the differentiable leaves."""
 
     def function(floats: Any, delta: Any) -> tuple[Any, Any]:
-        out = [o for o in jax.tree.leaves(plain(*arguments.rebuilt(floats))) if jnp.issubdtype(o.dtype, jnp.inexact)]
+        out = map(jnp.asarray, jax.tree.leaves(plain(*arguments.rebuilt(floats))))
+        out = [o for o in out if jnp.issubdtype(o.dtype, jnp.inexact)]
         terms = jnp.concatenate([(o * d.astype(o.dtype)).reshape(-1) for o, d in zip(out, delta, strict=True)])
         return terms.sum(), terms
 
@@ -279,7 +289,8 @@ def _slopes(plain: Any, by_hand: Any, arguments: Arguments, delta: Any, seed: An
         return arguments.of_floats(cotangents)
 
     entries = finite_differences(function, gradient, arguments.floats, delta, arguments.names, seed)
-    return entries + complex_step(function, gradient, arguments.floats, delta, arguments.names, seed)
+    source = max(largest(d) for d in delta)
+    return entries + complex_step(function, gradient, arguments.floats, delta, arguments.names, seed, source)
 
 
 def _outside(plain: Any, arguments: Arguments, found: Any, delta: Any, seed: Any) -> list[Entry]:

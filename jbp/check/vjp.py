@@ -8,6 +8,7 @@ differentiated. Source: the conventions are those of `jax.custom_vjp`.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -45,7 +46,8 @@ def vjp(
         f: the primal function, without a custom rule.
         f_fwd: forward, as for `jax.custom_vjp.defvjp`.
         f_bwd: backward.
-        args: where to check; pytrees of arrays, integers and keys among them.
+        args: where to check; pytrees of arrays, integers and keys among them. numpy's float64 are checked in the dtype
+            that JAX traces them in.
         reference: a plain function that autodiff can differentiate, for an `f` that it cannot, or to check `f` itself.
         nondiff_argnums: as for `jax.custom_vjp`: these come first in f_bwd and get no cotangent.
         static_argnums: arguments that are Python values (a string, a size): passed as they are, never traced; their
@@ -55,7 +57,7 @@ def vjp(
         differences: whether to run finite differences; they always run where autodiff cannot.
 
     Raises:
-        ValueError: nothing to differentiate, an empty argument, NaN, argument numbers out of range.
+        ValueError: nothing to differentiate, no argument that holds a number, NaN, argument numbers out of range.
     """
     for name, function in (("f", f), ("f_fwd", f_fwd), ("f_bwd", f_bwd)):
         check_function(function, name)
@@ -102,7 +104,7 @@ def custom_vjp(
     if isinstance(f, jax.custom_vjp):
         if f.fwd is None or f.bwd is None:
             raise ValueError(f"{f.__name__} has no rule to check: call {f.__name__}.defvjp(fwd, bwd) first")
-        nondiff = tuple(f.nondiff_argnums)
+        args, nondiff = _with_defaults(f.fun, args), tuple(f.nondiff_argnums)
         if nondiff_argnums and tuple(nondiff_argnums) != nondiff:
             raise ValueError(f"nondiff_argnums are {nondiff} in the jax.custom_vjp, but {nondiff_argnums} were given")
         if not f.symbolic_zeros:
@@ -157,6 +159,16 @@ def _through_jax(f: Any, arguments: Arguments, key: Any, level: Level) -> list[E
         compare(law, name, "itself", a, b, level, dtype=leaf.dtype, source=source)
         for name, a, b, leaf in zip(names, direct, pulled, arguments.floats, strict=True)
     ]
+
+
+def _with_defaults(f: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments that a `jax.custom_vjp` hands to its rule: the defaults of those not given among them."""
+    try:
+        bound = inspect.signature(f).bind(*args)
+    except (TypeError, ValueError):  # without a signature, or called wrongly: what comes of that is told by the call
+        return args
+    bound.apply_defaults()
+    return args if bound.kwargs else bound.args
 
 
 def _beneath(f: Any) -> Any:
