@@ -37,7 +37,17 @@ from jbp.combine import Combinator, Place, located
 from jbp.combine.tied import Uses, unless_shared, unmarked
 from jbp.layer import ArrayLike, Layer
 from jbp.losses import Loss
-from jbp.pairs import Coupled, Weights, is_pair, silence, weigh
+from jbp.pairs import (
+    Coupled,
+    Weights,
+    as_floats,
+    at_least_float32,
+    is_pair,
+    power_of_2,
+    silence,
+    weigh,
+    widened,
+)
 from jbp.paths import shown
 from jbp.sinks import Sink, keep, total
 
@@ -268,15 +278,18 @@ def _compiled(net: Layer, loss: Loss, trainable: Trainable) -> Callable[..., tup
         training: bool | None = None,
     ) -> Any:
         batch = Batch(x, y, weights, mask, rows)
-        return value_grad_output(net, loss, params, batch, key, trainable, training)[:2]
+        value, grads, _ = value_grad_output(net, loss, params, batch, key, trainable, training)
+        return value, jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
 
     check = batch_check(net, loss)
 
     @wraps(value_and_gradient)
     def checked(params: Any, x: Any, y: Any, key: Any = None, *others: Any, **named: Any) -> Any:
-        given = dict(zip(("weights", "mask"), others, strict=False)) | named
+        given = dict(zip(("weights", "mask", "rows", "training"), others, strict=False)) | named
         check(params, Batch(x, y, given.get("weights"), given.get("mask")))
-        return value_and_gradient(params, x, y, key, *others, **named)
+        if given.get("weights") is not None:  # here, for `jit` would cut whole numbers to their lowest 32 bits
+            given["weights"] = as_floats(given["weights"])
+        return value_and_gradient(params, x, y, key, **given)
 
     return checked
 
@@ -394,16 +407,17 @@ def value_grad_output(
     trainable: Trainable,
     training: bool | None = None,
 ) -> tuple[Array, Any, Any]:
-    """Σₙ wₙ eₙ, Σₙ wₙ gₙ and the net's outputs: forward, the loss's δ, backward."""
-    value, output, saved, delta = value_output_delta(net, loss, params, batch, key, training)
+    """Σₙ wₙ eₙ, Σₙ wₙ gₙ and the net's outputs: forward, the loss's δ, backward. Both sums in at least float32."""
+    value, output, saved, delta, scale = value_output_delta(net, loss, params, batch, key, training)
     _, grads = backward(net, params, saved, delta, total)
-    return value, trainable(grads), output
+    return value, trainable(scaled(grads, scale)), output
 
 
 def value_output_delta(
     net: Layer, loss: Loss, params: Any, batch: Batch, key: Any, training: bool | None = None
-) -> tuple[Array, Any, Any, Any]:
-    """Step 1 and the loss: Σₙ wₙ eₙ, the outputs, what was saved, and wₙ δₙ at the output."""
+) -> tuple[Array, Any, Any, Any, Any]:
+    """Step 1 and the loss: Σₙ wₙ eₙ, the outputs, what was saved, wₙ δₙ at the output as `fold` makes it, and the
+    factor that is left."""
     x, y, weights, mask, rows = batch[:5]
     n = batch_size(x, y)
     check_weights(weights, n)
@@ -413,14 +427,32 @@ def value_output_delta(
         x = jax.tree.map(lambda a: silence(weights, a), x)
     output, saved = forward(net, params, x, key, weights, training=training, mask=mask, rows=rows)
     targets = (output, y, *mask_at(net, output, mask))
-    errors = jax.vmap(error_of(loss))(*targets)
-    delta = jax.vmap(delta_of(loss))(*targets)
-    if weights is None:
-        value, delta = errors.mean(), delta / n
-    else:
-        value, delta = weigh(weights, errors).sum(), weigh(weights, delta)
+    errors = widened(jax.vmap(error_of(loss))(*targets))
+    value = errors.mean() if weights is None else weigh(weights, errors).sum()
+    delta, scale = fold(weights, jax.vmap(delta_of(loss))(*targets), params)
     # δ is stored here: without the barrier XLA computes it anew for each of its uses, and stores more.
-    return value, output, saved, lax.optimization_barrier(delta)
+    return value, output, saved, lax.optimization_barrier(delta), scale
+
+
+def fold(weights: Weights, delta: Any, params: Any) -> tuple[Any, Any]:
+    """(wₙ δₙ, None), by default wₙ = 1/N: where the weights enter, at the output.
+
+    Where parameters or δ are of 16 bits, (wₙ/s δₙ, s) with s the largest weight, and (δₙ, 1/N): δ keeps its size on
+    the way back, where 1/N of it would fall out of float16, and the sums, made in float32, are multiplied by s.
+    """
+    floats = [a.dtype for a in (delta, *jax.tree.leaves(params)) if jnp.issubdtype(a.dtype, jnp.floating)]
+    if all(at_least_float32(dtype) == dtype for dtype in floats):
+        return (delta / len(delta) if weights is None else weigh(weights, delta)), None
+    if weights is None:
+        return delta, 1 / len(delta)
+    weights = as_floats(weights)
+    scale = power_of_2(jnp.abs(weights).max())
+    return weigh(weights / scale, delta).astype(delta.dtype), scale
+
+
+def scaled(sums: Any, scale: Any) -> Any:
+    """The sums of a walk back whose δ had the weights `fold` in, times the factor that is left."""
+    return sums if scale is None else jax.tree.map(lambda a: a * jnp.asarray(scale, a.dtype), sums)
 
 
 @lru_cache(maxsize=256)

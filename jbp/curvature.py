@@ -1,7 +1,8 @@
 """Second order with the same recursion: Gauss-Newton, Fisher, Hessian. All of the mean error 1/N Σₙ eₙ.
 
 With `weights` [n] they are of Σₙ wₙ eₙ, with the weights as given, not renormalised: wₙ stands for 1/N. A row of
-weight 0 takes no part, whatever its x and y hold.
+weight 0 takes no part, whatever its x and y hold. Of nets of 16 bits everything here is float32: what goes
+back is of 16 bits, what is made of it is squared, added up and divided in 32.
 
 The backward pass is linear in δ. Run over the columns s of a square root of the loss's Hessian instead of the loss's
 δ, it gives Gauss-Newton quantities: Jᵀ(Σᵥ sᵥsᵥᵀ)J = Σᵥ (Jᵀsᵥ)(Jᵀsᵥ)ᵀ. Products take forward tangents through the
@@ -29,10 +30,10 @@ from scipy.sparse.linalg import LinearOperator
 
 from jbp.answers import columns_of, delta_of
 from jbp.arguments import as_count, check_one_of, leaf_shapes
-from jbp.backprop import Batch, backward, check_call, forward
+from jbp.backprop import Batch, backward, check_call, fold, forward, scaled
 from jbp.layer import Layer
 from jbp.losses import Loss
-from jbp.pairs import Pair, Weights, is_pair, silence, weigh
+from jbp.pairs import Pair, Weights, as_shares, is_pair, silence, weigh, widened
 from jbp.sinks import total
 from jbp.stats.kronecker import Factors, Sharing, kronecker
 from jbp.stats.moments import squared, squares
@@ -90,7 +91,7 @@ def diagonal_over(columns: Array, back: Callable[[Array], Any], weights: Weights
     first = jax.eval_shape(summed, columns[0])
     sums, _ = lax.scan(add, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), first), columns)
     # What came in, h, is the same for every column. Of this pass only h is used, so no more of it is computed.
-    pairs, structure = jax.tree.flatten(back(columns[0]), is_leaf=is_pair)
+    pairs, structure = jax.tree.flatten(widened(back(columns[0])), is_leaf=is_pair)
     finished = partial(_finished, weights=weights, per_example=per_example)
     parts = zip(pairs, structure.flatten_up_to(sums), strict=True)
     return structure.unflatten([pair.over_stack(finished, s, axis=int(per_example)) for pair, s in parts])
@@ -134,8 +135,7 @@ def factors_over(columns: Array, back: Callable[[Array], Any], sharing: Sharing,
 
     start = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(g, columns[0]))
     sums, _ = lax.scan(add, start, columns)
-    proportions = None if weights is None else weights / weights.sum()
-    once = kronecker(back(columns[0]), sharing, proportions)
+    once = kronecker(back(columns[0]), sharing, None if weights is None else as_shares(weights))
     return jax.tree.map(lambda f, g: Factors(f.a, g), once, sums, is_leaf=_is_factors)
 
 
@@ -237,13 +237,15 @@ def hessian_diagonal(
     samples = as_count(samples, "samples")
     flat, unravel = ravel_pytree(params)
 
+    unravel_wide = ravel_pytree(widened(params))[1]
+
     def draw(k: Array) -> Array:
         z = jax.random.rademacher(k, flat.shape, flat.dtype)
-        return z * ravel_pytree(_hessian_product(net, loss, params, x, y, unravel(z), weights))[0]
+        return widened(z) * ravel_pytree(_hessian_product(net, loss, params, x, y, unravel(z), weights))[0]
 
     draws = lax.map(draw, jax.random.split(key, samples))
-    spread = draws.std(0, ddof=1) if samples > 1 else jnp.full_like(flat, jnp.nan)
-    return Diagonal(unravel(draws.mean(0)), unravel(spread / samples**0.5), False)
+    spread = draws.std(0, ddof=1) if samples > 1 else jnp.full_like(draws[0], jnp.nan)
+    return Diagonal(unravel_wide(draws.mean(0)), unravel_wide(spread / samples**0.5), False)
 
 
 def operator(product: Product, params: Any) -> LinearOperator:
@@ -282,16 +284,17 @@ class _Sent:
 def _gauss_newton_product(net: Layer, loss: Loss, params: Any, x: Any, y: Any, v: Any, weights: Weights) -> Any:
     output, tangent, saved = _tangent(net, params, x, v, weights)
     _, delta = jax.jvp(lambda o: jax.vmap(delta_of(loss))(o, y), (output,), (tangent,))
-    return backward(net, params, saved, _shares(weights, delta), total)[1]
+    return _total_back(net, params, saved, delta, weights)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _fisher_product(net: Layer, loss: Loss, params: Any, x: Any, y: Any, v: Any, sent: _Sent, weights: Weights) -> Any:
     output, tangent, saved = _tangent(net, params, x, v, weights)
     columns = _columns_at(loss, output, y, sent)
+    columns, tangent = widened((columns, tangent))
     along = jnp.einsum("vn...,n...->vn", columns, tangent)
-    back = jnp.einsum("vn,vn...->n...", along, columns)
-    return backward(net, params, saved, _shares(weights, back), total)[1]
+    back = jnp.einsum("vn,vn...->n...", along, columns).astype(output.dtype)
+    return _total_back(net, params, saved, back, weights)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -299,7 +302,7 @@ def _hessian_product(net: Layer, loss: Loss, params: Any, x: Any, y: Any, v: Any
     def gradient(p: Any) -> Any:
         output, saved = forward(net, p, x, None, weights)
         delta = jax.vmap(delta_of(loss))(output, y)
-        return backward(net, p, saved, _shares(weights, delta), total)[1]
+        return _total_back(net, p, saved, delta, weights)
 
     return jax.jvp(gradient, (params,), (v,))[1]
 
@@ -309,9 +312,10 @@ def _tangent(net: Layer, params: Any, x: Any, v: Any, weights: Weights) -> tuple
     return jax.jvp(lambda p: forward(net, p, x, None, weights), (params,), (v,), has_aux=True)
 
 
-def _shares(weights: Weights, delta: Array) -> Array:
-    """wₙ δₙ, without weights δₙ/N."""
-    return delta / len(delta) if weights is None else weigh(weights, delta)
+def _total_back(net: Layer, params: Any, saved: Any, delta: Any, weights: Weights) -> Any:
+    """Σₙ wₙ gₙ of these δ, without weights 1/N Σₙ gₙ; in at least float32."""
+    delta, scale = fold(weights, delta, params)
+    return scaled(backward(net, params, saved, delta, total)[1], scale)
 
 
 def _columns(
@@ -329,8 +333,9 @@ def _columns_at(loss: Loss, output: Array, y: Any, sent: _Sent) -> Float[Array, 
     columns = jnp.moveaxis(jax.vmap(columns_of(loss))(output, y), 1, 0)
     if sent.delta == "exact":
         return columns
-    signs = jax.random.rademacher(sent.key, (sent.samples, *columns.shape[:2]), columns.dtype)
-    return jnp.einsum("svn,vn...->sn...", signs, columns) / sent.samples**0.5
+    wide = widened(columns)
+    signs = jax.random.rademacher(sent.key, (sent.samples, *columns.shape[:2]), wide.dtype)
+    return (jnp.einsum("svn,vn...->sn...", signs, wide) / sent.samples**0.5).astype(columns.dtype)
 
 
 def _silenced(net: Layer, loss: Loss, params: Any, batch: Batch) -> Any:

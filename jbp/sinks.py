@@ -17,7 +17,7 @@ from typing import Any
 import jax
 from jax.tree_util import register_dataclass
 
-from jbp.pairs import is_pair
+from jbp.pairs import is_pair, widened
 
 Sink = Callable[[Any], Any]
 
@@ -28,8 +28,8 @@ def keep(pairs: Any) -> Any:
 
 
 def total(pairs: Any) -> Any:
-    """The sink that contracts at once: Σₙ gₙ for each parameter."""
-    return jax.tree.map(lambda pair: pair.total(), pairs, is_leaf=is_pair)
+    """The sink that contracts at once: Σₙ gₙ for each parameter, of pairs of 16 bits in float32."""
+    return jax.tree.map(lambda pair: widened(pair).total(), pairs, is_leaf=is_pair)
 
 
 total.linear = True  # type: ignore[attr-defined]

@@ -33,7 +33,7 @@ from jbp.backprop import Trainable, batch_check, forward, mask_at, value_grad_ou
 from jbp.layer import Layer
 from jbp.losses import Loss
 from jbp.metrics import OfLoss
-from jbp.pairs import Weights
+from jbp.pairs import Weights, as_floats, as_shares
 
 Metric = Callable[..., Array]
 """(output, target) of one example -> a scalar; its mean is reported, and higher is better. With a third argument `mask`
@@ -217,12 +217,15 @@ def measured(problem: Problem, output: Array, batch: Batch) -> tuple[Array, ...]
 def optimised(problem: Problem, state: State, found: Sums, value_fn: Callable[[Any], Array] | None) -> tuple[Any, Any]:
     """The optimiser's updates and its next state; one that asks for `value`, `grad` or `value_fn` is told them.
 
+    Here alone a gradient becomes what the parameters are, of 16 bits perhaps; the sums are of at least 32.
+
     Raises:
         ValueError: if it asks and `value_fn` is None, when they are not to be known.
     """
-    given, told = (found.grads, state.opt_state, state.params), {}
+    grads = jax.tree.map(lambda g, p: g.astype(p.dtype), found.grads, state.params)
+    given, told = (grads, state.opt_state, state.params), {}
     if value_fn is not None:
-        told = {"value": found.value, "grad": found.grads, "value_fn": value_fn}
+        told = {"value": found.value, "grad": grads, "value_fn": value_fn}
     try:
         return optax.with_extra_args_support(problem.optimizer).update(*given, **told)
     except AttributeError as error:
@@ -323,7 +326,8 @@ def make_step(problem: Problem) -> Callable[[State, Batch], tuple[State, Figures
         check_input(batch.x)
         check_weights(batch.weights, batch_size(batch.x, batch.y), least=0.0)
         check(state.params, batch)
-        return compiled(state, batch)
+        weights = None if batch.weights is None else as_floats(batch.weights)
+        return compiled(state, batch._replace(weights=weights))
 
     return checked
 
@@ -360,11 +364,10 @@ def shares(weights: Any, divisor: Any = None) -> Weights:
     """wₙ/Σw, or over another divisor; 0 where all are 0, None where there are none."""
     if weights is None:
         return None
-    weights = jnp.asarray(weights).astype(jnp.zeros(()).dtype)
+    weights = as_floats(weights).astype(jnp.zeros(()).dtype)
     if divisor is not None:
         return weights / jnp.asarray(divisor, weights.dtype)
-    total = weights.sum()
-    return weights / jnp.where(total == 0, jnp.ones_like(total), total)
+    return jnp.where((weights == 0).all(), jnp.zeros_like(weights), as_shares(weights))
 
 
 def epoch_keys(key: Array, epoch: Any) -> tuple[Array, Array]:

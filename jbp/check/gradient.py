@@ -180,7 +180,8 @@ def _by_hand(net: Layer, loss: Loss, key: Any, trainable: Any, only: Trainable) 
             return errors.mean(), only(contract(backward(net, params, saved, delta)[1]))
         w = jnp.asarray(weights, errors.dtype)
         if net.couples_batch:  # there the weights belong into δ
-            return weigh(w, errors).sum(), only(backward(net, params, saved, weigh(w, delta), total)[1])
+            sums = backward(net, params, saved, weigh(w, delta).astype(delta.dtype), total)[1]
+            return weigh(w, errors).sum(), only(jax.tree.map(lambda g, p: g.astype(p.dtype), sums, params))
         return weigh(w, errors).sum(), only(contract(backward(net, params, saved, delta)[1], w))
 
     return evaluation

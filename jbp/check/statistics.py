@@ -101,7 +101,7 @@ def _probe(pair: Pair, seed: Any) -> Any:
     """A random u [*l, i, o] for a parameter's factors."""
     factors = jax.eval_shape(stats.kronecker, pair)
     shape = (*factors.a.shape[:-1], factors.g.shape[-1])
-    return normal(seed, jax.ShapeDtypeStruct(shape, pair.dtype))
+    return normal(seed, jax.ShapeDtypeStruct(shape, factors.g.dtype))
 
 
 def _ours(pair: Any, u: Any) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def _ours(pair: Any, u: Any) -> dict[str, Any]:
         "gauss_newton": diagonal_over(columns, back, None, False),
     }
     if u is not None:
-        one = jnp.zeros(first.batch, pair.dtype).at[0].set(1)
+        one = jnp.zeros(first.batch, u.dtype).at[0].set(1)
         factors = factors_over(columns, back, "expand", one)
         found["kronecker"] = jnp.matmul(jnp.matmul(factors.a, u), factors.g)
     return found
@@ -131,7 +131,7 @@ def _kronecker(each: Any, u: Any) -> Any:
     """Σᵥ gᵥ ⟨gᵥ, u⟩ of the first example, and its largest term."""
     if u is None:
         return None
-    g = each[:, 0].reshape(-1, *u.shape)
+    g = each[:, 0].astype(u.dtype).reshape(-1, *u.shape)
     along = jnp.einsum("v...io,...io->v...", g, u)
     size = jnp.abs(g).max() * jnp.abs(g * u[None]).sum((-2, -1)).max()
     return jnp.einsum("v...,v...io->...io", along, g), size
@@ -140,8 +140,9 @@ def _kronecker(each: Any, u: Any) -> Any:
 def _verdicts(name: str, result: Any, source: float, level: Level, why_not: str) -> list[list[Entry]]:
     """The entries of one parameter, law by law. What is small beside its δ is rounding, and so is its square."""
     ours, each, kronecker = result
+    dtype = each.dtype  # of the layer: what statistics make of 16 bits is float32, and no nearer to autodiff for that
     each = np.asarray(each).astype(np.float64)
-    dtype, first = ours["per_example"].dtype, each[0]
+    first = each[0]
     least = eps(dtype) * source**2
     squares = np.square(first).sum(tuple(range(1, first.ndim)))
     norms = np.asarray(ours["norms"]).astype(np.float64)
@@ -157,7 +158,7 @@ def _verdicts(name: str, result: Any, source: float, level: Level, why_not: str)
     if kronecker is None:
         return [*entries, [skipped("kronecker", name, "autodiff", why_not)]]
     terms = max(float(kronecker[1]), least)
-    return [*entries, [compare("kronecker", name, "autodiff", ours["kronecker"], kronecker[0], level, terms=terms)]]
+    return [*entries, [compare("kronecker", name, "autodiff", ours["kronecker"], kronecker[0], level, dtype=dtype, terms=terms)]]
 
 
 def _depth(ours: Any) -> int:

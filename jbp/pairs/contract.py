@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+from jaxtyping import Array
 
 from jbp.arguments import check_weights
 from jbp.pairs.coupled import Coupled
-from jbp.pairs.pair import Pair, Weights, is_pair
+from jbp.pairs.pair import Pair, Weights, is_pair, widened
 from jbp.pairs.stack import Stack
 from jbp.pairs.sum import Sum, folded
 from jbp.paths import shown
@@ -63,7 +64,8 @@ def contract(pairs: Any, weights: Weights = None) -> Any:
     """Step 3: contract every pair over the batch, which makes the gradient.
 
     `pairs` is the tree that `jbp.backward` returns; the result is the tree of the parameters.
-    With `weights` [n] it is Σₙ wₙ gₙ, not renormalised; without, the mean 1/N Σₙ gₙ.
+    With `weights` [n] it is Σₙ wₙ gₙ, not renormalised; without, the mean 1/N Σₙ gₙ. Pairs of 16 bits are weighed and
+    added up in float32, and the result is rounded to their dtype once.
     A row of weight 0 takes no part, whatever its δ holds; its h must be finite, as 0·NaN is NaN: give the weights to
     `jbp.value_and_pairs` too, which sees to it.
 
@@ -72,6 +74,9 @@ def contract(pairs: Any, weights: Weights = None) -> Any:
     """
     for n in {leaf.batch for _, leaf in check_tree(pairs, "contract")}:
         check_weights(weights, n)
-    if weights is None:
-        return jax.tree.map(lambda pair: pair.total() / pair.batch, pairs, is_leaf=is_pair)
-    return jax.tree.map(lambda pair: pair.total(weights), pairs, is_leaf=is_pair)
+
+    def contracted(pair: Pair) -> Array:
+        wide = widened(pair)
+        return (wide.total() / pair.batch if weights is None else wide.total(weights)).astype(pair.dtype)
+
+    return jax.tree.map(contracted, pairs, is_leaf=is_pair)

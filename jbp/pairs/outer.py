@@ -9,7 +9,7 @@ from jax import lax
 from jax.tree_util import register_dataclass
 from jaxtyping import Array, Float
 
-from jbp.pairs.pair import PerUse, Weights, last_axis, lengths, weighed_rows
+from jbp.pairs.pair import PerUse, Weights, last_axis, lengths, weighed_rows, widened
 
 
 @register_dataclass
@@ -48,8 +48,9 @@ class Outer(PerUse):
     def total(self, weights: Weights = None) -> Array:
         """Σₙₜ wₙ h[n,t,i] δ[n,t,o]: one matrix product."""
         # n and t as one axis: with two contracted axes XLA's CPU compiler copies h transposed.
-        h = self.h.reshape(-1, self.h.shape[-1])
-        return lax.dot_general(h, weighed_rows(weights, self.delta), (((0,), (0,)), ((), ()))).reshape(self.shape)
+        h = widened(self.h).reshape(-1, self.h.shape[-1])
+        delta = weighed_rows(weights, widened(self.delta))
+        return lax.dot_general(h, delta, (((0,), (0,)), ((), ()))).reshape(self.shape).astype(self.dtype)
 
     def reach(self) -> Float[Array, " n"]:
         """Σₜ ‖hₜ‖‖δₜ‖."""

@@ -9,6 +9,8 @@ from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 from jaxtyping import Array, Float
 
 Weights = Float[Array, " n"] | None
@@ -183,22 +185,68 @@ def silence(weights: Array, a: Array) -> Array:
 
 
 def weigh(weights: Weights, delta: Array) -> Array:
-    """wₙ δₙ, where a row of weight 0 becomes exactly 0 whatever it holds: 0·NaN would be NaN."""
+    """wₙ δₙ, where a row of weight 0 becomes exactly 0 whatever it holds: 0·NaN would be NaN. In at least float32, in
+    which a weight of 1/100,000 is not 0 and one of 100,000 not infinite."""
     if weights is None:
         return delta
-    w = jnp.asarray(weights, delta.dtype)
+    delta = widened(delta)
+    w = as_floats(weights).astype(delta.dtype)
     return silence(w, w.reshape((-1,) + (1,) * (delta.ndim - 1)) * delta)
+
+
+def as_shares(weights: Array) -> Array:
+    """wₙ/Σw of weights of any size and type, in at least float32; NaN if they add up to 0."""
+    w = as_floats(weights)
+    # By a power of 2, which changes no bit, so that neither the sum overflows nor what it is of falls below all numbers.
+    w = w * (1 / power_of_2(jnp.abs(w).max(initial=0)))
+    return w / w.sum()
+
+
+def as_floats(weights: Array) -> Array:
+    """Weights in at least float32, whole numbers too."""
+    if isinstance(weights, np.ndarray) and not jnp.issubdtype(weights.dtype, jnp.inexact):
+        weights = weights.astype(np.float64)  # JAX would cut integers of 64 bits to their lowest 32
+    w = jnp.asarray(weights)
+    return widened(w) if jnp.issubdtype(w.dtype, jnp.inexact) else w.astype(jnp.zeros(()).dtype)
+
+
+def power_of_2(a: Array) -> Array:
+    """The power of 2 next to each number, so that to multiply or to divide by it rounds nothing; 1 for 0, inf, NaN."""
+    dtype = jnp.finfo(a.dtype)
+    near = lax.reduce_precision(jnp.minimum(a, 2.0 ** (dtype.maxexp - 2)), dtype.nexp, 0)
+    return jnp.where((a > 0) & (a < jnp.inf), near, jnp.ones_like(near))
+
+
+def at_least_float32(dtype: Any) -> Any:
+    """In what numbers of this dtype are squared, added up and divided: float32 in place of 16 bits, else the same.
+
+    float16 ends at 65504 and, downwards, at 6e-8, so that a norm of 300 has no square in it; bfloat16 has 8 bits, and
+    a sum of ones in it ends at 256.
+    """
+    narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
+    return jnp.dtype(jnp.float32) if narrow else jnp.dtype(dtype)
+
+
+def widened(tree: Any) -> Any:
+    """A tree of arrays, such as a pair, with all that is floating-point in at least float32."""
+
+    def wide(a: Array) -> Array:
+        dtype = at_least_float32(a.dtype)
+        # Behind a barrier: XLA may otherwise leave out that a number was rounded, in one place and not in another.
+        return a if dtype == a.dtype else lax.optimization_barrier(a).astype(dtype)
+
+    return jax.tree.map(wide, tree)
 
 
 def weighed_rows(weights: Weights, delta: Float[Array, "n t o"]) -> Float[Array, "n*t o"]:
     """wₙ δ[n,t,o] with n and t as one axis; in the same words for a weight and its bias, so that XLA does it once."""
     rows = delta.reshape(-1, delta.shape[-1])
-    return weigh(None if weights is None else jnp.repeat(weights, delta.shape[1]), rows)
+    return weigh(None if weights is None else jnp.repeat(as_floats(weights), delta.shape[1]), rows)
 
 
 def lengths(a: Float[Array, "n t i"]) -> Float[Array, "n t"]:
-    """The norm of each use's row."""
-    return jnp.sqrt(jnp.square(a).sum(2))
+    """The norm of each use's row, in at least float32."""
+    return jnp.sqrt(jnp.square(widened(a)).sum(2))
 
 
 def last_axis(a: Array) -> Float[Array, "t i"]:

@@ -10,7 +10,7 @@ from jax.tree_util import register_dataclass
 from jaxtyping import Array, Float
 
 from jbp.pairs.outer import Outer
-from jbp.pairs.pair import PerUse, Weights, lengths, own_axes, weigh
+from jbp.pairs.pair import PerUse, Weights, lengths, own_axes, weigh, widened
 from jbp.pairs.shift import Shift
 
 
@@ -40,11 +40,13 @@ class Scale(PerUse):
 
     def total(self, weights: Weights = None) -> Array:
         """Σₙₜ wₙ h[n,t,o] δ[n,t,o]."""
-        return jnp.einsum("nto,nto->o", self.h, weigh(weights, self.delta)).reshape(self.shape)
+        h, delta = widened((self.h, self.delta))
+        return jnp.einsum("nto,nto->o", h, weigh(weights, delta)).reshape(self.shape).astype(self.dtype)
 
     def reach(self) -> Float[Array, " n"]:
         """Σₜ ‖hₜ∘δₜ‖."""
-        return lengths(self.h * self.delta).sum(1)
+        h, delta = widened((self.h, self.delta))
+        return lengths(h * delta).sum(1)
 
     def rows(self) -> tuple[Outer, ...]:
         """One block, in which h = 1 and δ = h∘δ."""

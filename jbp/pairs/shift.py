@@ -10,7 +10,7 @@ from jax.tree_util import register_dataclass
 from jaxtyping import Array, Float
 
 from jbp.pairs.outer import Outer
-from jbp.pairs.pair import PerUse, Weights, lengths, own_axes, weighed_rows
+from jbp.pairs.pair import PerUse, Weights, lengths, own_axes, weighed_rows, widened
 
 
 @register_dataclass
@@ -36,7 +36,7 @@ class Shift(PerUse):
 
     def total(self, weights: Weights = None) -> Array:
         """Σₙₜ wₙ δ[n,t,o]."""
-        return weighed_rows(weights, self.delta).sum(0).reshape(self.shape)
+        return weighed_rows(weights, widened(self.delta)).sum(0).reshape(self.shape).astype(self.dtype)
 
     def reach(self) -> Float[Array, " n"]:
         """Σₜ ‖δₜ‖."""

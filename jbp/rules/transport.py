@@ -18,6 +18,7 @@ from jbp.arguments import as_number, check_one_of
 from jbp.backprop import Trainable
 from jbp.combine import Visit
 from jbp.layer import Layer
+from jbp.pairs import widened
 from jbp.rules.rule import Bound, Rule, chosen, depths_of, replaced
 
 
@@ -190,7 +191,8 @@ class SignSymmetry(Transport):
 
 def root_mean_square(weight: Array) -> Array:
     """√(mean of the squares), over the layers of a stack too."""
-    return jnp.sqrt(jnp.square(weight).mean())
+    square = jnp.square(widened(weight)).mean()
+    return jnp.sqrt(square).astype(weight.dtype)
 
 
 def draw(one: Callable[[Array, Array], Array], key: Array, weights: Any) -> Any:

@@ -4,7 +4,7 @@ Take the pairs from `jbp.value_and_pairs`, whose δ belong to one example's erro
 number of statistics in one jitted function: what is not asked for is not computed.
 
 Each file holds, beside what is public, a function with a rule for each class of pair (`functools.singledispatch`):
-`each`, `normed`, `squares`, `squared`, `product`, `factors`, `held`, `told`. Its default reads `pair.rows()`, so a
+`each`, `normed`, `squares`, `squared`, `central`, `scatter`, `product`, `factors`, `held`, `told`. Its default reads `pair.rows()`, so a
 class of pair that it has never seen is served too, and registers a rule only where it knows better. A rule is given
 the pair of one layer: what goes through a `Stack` is `pair.over_stack`.
 """
@@ -20,16 +20,16 @@ from jbp.stats.explain import explain as explain
 from jbp.stats.gram import gram as gram
 from jbp.stats.kronecker import Factors as Factors
 from jbp.stats.kronecker import kronecker as kronecker
-from jbp.stats.moments import noise_and_signal as noise_and_signal
-from jbp.stats.moments import noise_scale as noise_scale
 from jbp.stats.moments import second_moment as second_moment
-from jbp.stats.moments import snr as snr
-from jbp.stats.moments import variance as variance
 from jbp.stats.norms import norms as norms
 from jbp.stats.norms import squared_norms as squared_norms
 from jbp.stats.per_example import per_example as per_example
 from jbp.stats.records import Record as Record
 from jbp.stats.records import records as records
+from jbp.stats.spread import noise_and_signal as noise_and_signal
+from jbp.stats.spread import noise_scale as noise_scale
+from jbp.stats.spread import snr as snr
+from jbp.stats.spread import variance as variance
 
 
 def __getattr__(name: str) -> Any:

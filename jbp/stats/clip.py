@@ -58,7 +58,8 @@ def clipped(
     gamma: float = 0.01,
     weights: Weights = None,
 ) -> Any:
-    """Σₙ wₙ cₙ gₙ with the cₙ of `clip_weights`, in the tree of the parameters: a sum over the batch, not a mean.
+    """Σₙ wₙ cₙ gₙ with the cₙ of `clip_weights`, in the tree of the parameters: a sum over the batch, not a mean. Of
+    pairs of 16 bits in float32, in which alone the bound holds: round it when noise has been added, not before.
 
     Sensitivity: adding or taking away one example changes it by at most C in norm (times its wₙ, by default 1); with
     bounds Cᵢ per group by √(Σ Cᵢ²). Up to rounding: a factor 1 + (i + o)·eps, i and o the widths of the largest layer,
@@ -69,13 +70,12 @@ def clipped(
     Raises:
         ValueError, NotImplementedError: as `clip_weights`.
     """
-    leaves(pairs, weights)
+    found = leaves(pairs, weights)
     c = clip_weights(pairs, max_norm, per, automatic, gamma)
     factors = {"network": c} if per == "network" else c
     owner = {path: name for name, members in groups_of(pairs, per).items() for path in members}
-    flat, structure = jax.tree.flatten(pairs, is_leaf=is_pair)
-    totals = [pair.total(weigh(weights, factors[owner[path]])) for path, pair in zip(leaves(pairs), flat, strict=True)]
-    return structure.unflatten(totals)
+    totals = [pair.total(weigh(weights, factors[owner[path]])) for path, pair in found.items()]
+    return jax.tree.unflatten(jax.tree.structure(pairs, is_leaf=is_pair), totals)
 
 
 def clip_factor(

@@ -11,7 +11,7 @@ from jbp.pairs import Outer, Pair, Scale, Shift, Stack, Sum
 from jbp.stats._rows import in_rows
 from jbp.stats.moments import squares
 from jbp.stats.norms import by_gram, normed
-from jbp.stats.trees import leaves
+from jbp.stats.trees import checked_leaves
 
 
 class Explanation(NamedTuple):
@@ -31,7 +31,7 @@ def explain(pairs: Any) -> tuple[Explanation, ...]:
         ValueError: if these are not the pairs of one backward pass.
         NotImplementedError: below a layer that couples examples, where there is none.
     """
-    return tuple(Explanation(path, *told(pair)) for path, pair in leaves(pairs).items())
+    return tuple(Explanation(path, *told(pair)) for path, pair in checked_leaves(pairs).items())
 
 
 @singledispatch

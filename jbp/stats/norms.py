@@ -115,7 +115,7 @@ def _(pair: Outer) -> tuple[Array, float]:
         return jnp.square(pair.h).sum((1, 2)) * jnp.square(pair.delta).sum((1, 2)), 0.0
     with jax.default_matmul_precision("highest"):  # accelerators otherwise take fewer bits than `most` counts on
         if not by_gram(pair):
-            return lax.map(lambda row: _sum_of_squares(row[0].T @ row[1]), (pair.h, pair.delta)), 0.0
+            return lax.map(lambda row: sum_of_squares(row[0].T @ row[1]), (pair.h, pair.delta)), 0.0
         hs, deltas = (jnp.einsum("nti,nsi->nts", a, a) for a in (pair.h, pair.delta))
         # Over s and then over t, which XLA would make one sum of T² terms and round as such. Never below 0: a
         # difference of squares may come out so. `maximum` keeps NaN.
@@ -138,12 +138,12 @@ def _(pair: Sum) -> tuple[Array, float]:
     # Not ‖a‖² + ‖b‖² + 2⟨a, b⟩, a difference of squares where members cancel.
     def one(row: Sum) -> Array:
         g = each(jax.tree.map(lambda a: a[None], row))
-        return _sum_of_squares(g.reshape(-1, g.shape[-1]))
+        return sum_of_squares(g.reshape(-1, g.shape[-1]))
 
     with jax.default_matmul_precision("highest"):
         return lax.map(one, pair), 0.0
 
 
-def _sum_of_squares(g: Float[Array, "i o"]) -> Float[Array, ""]:
+def sum_of_squares(g: Float[Array, "i o"]) -> Float[Array, ""]:
     """‖g‖², by rows and then over them: i + o roundings and not i·o."""
     return lax.optimization_barrier(jnp.square(g).sum(1)).sum()

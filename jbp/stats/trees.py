@@ -7,10 +7,11 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import jax
+from jax.custom_batching import sequential_vmap
 from jaxtyping import Array, Float
 
 from jbp.arguments import check_weights
-from jbp.pairs import Pair, Weights, check_tree, is_pair
+from jbp.pairs import Pair, Weights, check_tree, is_pair, widened
 from jbp.paths import dotted, layer_of, shown
 
 Groups = Mapping[str, str | tuple[str, ...] | list[str]]
@@ -18,7 +19,15 @@ Per = str | Groups
 
 
 def leaves(pairs: Any, weights: Weights = None) -> dict[str, Pair]:
-    """Each parameter's dotted path ("1.0.weight") and pair.
+    """Each parameter's dotted path ("1.0.weight") and pair, in at least float32: so is all that is made of it.
+
+    Raises: as `checked_leaves`.
+    """
+    return {path: widened(pair) for path, pair in checked_leaves(pairs, weights).items()}
+
+
+def checked_leaves(pairs: Any, weights: Weights = None) -> dict[str, Pair]:
+    """Each parameter's dotted path and pair, as they came.
 
     Raises:
         ValueError: if something is no pair, the batch is empty, batches differ, or weights do not fit.
@@ -44,13 +53,19 @@ def leaves(pairs: Any, weights: Weights = None) -> dict[str, Pair]:
 
 def batch(pairs: Any) -> int:
     """N, the number of examples."""
-    return next(iter(leaves(pairs).values())).batch
+    return next(iter(checked_leaves(pairs).values())).batch
 
 
 def map_pairs(function: Callable[[Pair], Any], pairs: Any, weights: Weights = None) -> Any:
-    """`function` of each pair, in the tree of the parameters, after `leaves` has accepted them."""
-    leaves(pairs, weights)
-    return jax.tree.map(function, pairs, is_leaf=is_pair)
+    """`function` of each pair, in at least float32, in the tree of the parameters, after `checked_leaves`."""
+    checked_leaves(pairs, weights)
+    return jax.tree.map(lambda pair: function(widened(pair)), pairs, is_leaf=is_pair)
+
+
+def layer_by_layer(function: Callable[[Pair, Array], Any], pair: Pair, p: Array) -> Any:
+    """`function(pair, p)`; of a stack, of each layer's in turn, so that what one of them takes is there only once."""
+    in_turn = sequential_vmap(function)
+    return pair.over_stack(lambda layer: in_turn(layer, p))
 
 
 def groups_of(pairs: Any, per: Per, disjoint: bool = False) -> dict[str, list[str]]:
@@ -60,7 +75,7 @@ def groups_of(pairs: Any, per: Per, disjoint: bool = False) -> dict[str, list[st
         ValueError: for an unknown `per`, a group that matches no parameter, or, if they must be `disjoint` and cover
             all, a parameter in two groups or in none.
     """
-    paths = list(leaves(pairs))
+    paths = list(checked_leaves(pairs))
     if per == "network":
         return {"network": paths}
     if per == "layer":

@@ -18,7 +18,7 @@ from jax import lax
 from jax.tree_util import register_dataclass
 from jaxtyping import Array
 
-from jbp.backprop import backward_leaf, coupling_of, value_output_delta
+from jbp.backprop import backward_leaf, coupling_of, scaled, value_output_delta
 from jbp.combine import Combinator, Repeat, located
 from jbp.combine.tied import Uses, is_shared, unmarked
 from jbp.layer import Layer
@@ -38,11 +38,17 @@ class _Held:
 
 
 def backward_update(
-    net: Layer, params: Any, state: Any, saved: Any, delta: Any, optimizer: optax.GradientTransformation
+    net: Layer,
+    params: Any,
+    state: Any,
+    saved: Any,
+    delta: Any,
+    optimizer: optax.GradientTransformation,
+    scale: Any = None,
 ) -> tuple[Any, Any, Any]:
     """Step 2 and the optimiser's step in one walk: δ at the input, the new parameters, the new state.
 
-    `delta` [n, ...] carries the weights of the examples, 1/N for a mean. The δ that goes on is made with the
+    `delta` [n, ...] carries the weights of the examples, 1/N for a mean, but for a factor `scale` (`fold`). The δ that goes on is made with the
     parameters as they were. For `jbp.optim.sgd`, `heavy_ball` and `nesterov`, which look at each parameter by itself;
     what looks at all gradients first, such as clipping by their global norm, cannot work this way. A parameter shared
     by `tied` changes when the gradients of all its uses are added up, every other one at once.
@@ -63,7 +69,8 @@ def backward_update(
         own = [i for i, node in enumerate(nodes) if not is_shared(node.param)]
         params, velocity = ([getattr(nodes[i], part) for i in own] for part in ("param", "velocity"))
         at = MomentumState(state.steps, velocity) if has_velocity else state
-        updates, after = optimizer.update([answers[i] for i in own], at, params)
+        grads = [a.astype(p.dtype) for a, p in zip(scaled([answers[i] for i in own], scale), params, strict=True)]
+        updates, after = optimizer.update(grads, at, params)
         new: Any = optax.apply_updates(params, updates)
         after: Any = after.velocity if has_velocity else velocity  # type: ignore[attr-defined]
         for i, *node in zip(own, new, after, strict=True):
@@ -101,8 +108,8 @@ class InPlace(Method):
 
     def sums(self, problem: Problem, state: State, batch: Batch, key: Array) -> Sums:
         """Σₙ wₙ eₙ, and what one walk back made of the parameters and the optimiser's state."""
-        value, output, saved, delta = value_output_delta(problem.net, problem.loss, state.params, batch, key)
-        _, *new = backward_update(problem.net, state.params, state.opt_state, saved, delta, problem.optimizer)
+        value, output, saved, delta, scale = value_output_delta(problem.net, problem.loss, state.params, batch, key)
+        _, *new = backward_update(problem.net, state.params, state.opt_state, saved, delta, problem.optimizer, scale)
         return Sums(value, (), measured(problem, output, batch), tuple(new))
 
     def update(self, problem: Problem, state: State, found: Sums, value_fn: Any) -> State:
