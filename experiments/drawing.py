@@ -18,10 +18,10 @@ def number(value: float, digits: int = 2) -> str:
 
 def unit(axis: Any, at: Place, inside: str, below: str = "", colour: str = FORWARD, second: str = BACKWARD) -> None:
     """A circle with one number in it, and another below it."""
-    axis.plot(*at, "o", ms=37, mfc="white", mec=colour, mew=1.4, zorder=3)
+    axis.plot(*at, "o", ms=41, mfc="white", mec=colour, mew=1.4, zorder=3)
     axis.text(*at, inside, color=colour, ha="center", va="center", fontsize=9.5, zorder=4)
     if below:
-        axis.annotate(below, at, xytext=(0, -21), textcoords="offset points", color=second, ha="center", va="top",
+        axis.annotate(below, at, xytext=(0, -23), textcoords="offset points", color=second, ha="center", va="top",
                       fontsize=9.5, zorder=4, bbox=PAPER)  # fmt: skip
 
 

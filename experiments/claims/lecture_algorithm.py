@@ -268,8 +268,8 @@ def draw_step(axis: Any, one: dict[str, Any]) -> None:
 
     places = drawing.layered(axis, units, one["w"], label)
     for layer in places[:-1]:
-        axis.annotate("x₀", layer[0], xytext=(0, 23), textcoords="offset points", ha="center", fontsize=9, color="0.4")
-    axis.annotate("y = 1", places[-1][0], xytext=(0, 23), textcoords="offset points", ha="center", fontsize=9)
+        axis.annotate("x₀", layer[0], xytext=(0, 25), textcoords="offset points", ha="center", fontsize=9, color="0.4")
+    axis.annotate("y = 1", places[-1][0], xytext=(0, 25), textcoords="offset points", ha="center", fontsize=9)
     axis.set_title(
         "one step: x in the circles, δ below them; on each line w − η x δ\n"
         f"the error (x − y)² goes from {one['error']:.3f} to {one['error after the step']:.3f}", fontsize=11,
