@@ -174,7 +174,7 @@ def added(folder: Path) -> None:
     for name in ("jbp", "tests"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", Path(__file__).name))
     for name in (
-        "pyproject.toml", "README.md", "docs/reference.md", "experiments/common.py", "experiments/results/check.json",
+        "pyproject.toml", "README.md", "docs/reference.md", "docs/check.md", "experiments/common.py", "experiments/results/check.json",
     ):  # fmt: skip
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
@@ -193,7 +193,7 @@ HELD_BY = (
     "test_enrolled", "test_gradients", "test_layers", "test_combine", "test_trace", "test_statistics",
     "test_cli_check", "test_check_catalogue", "test_architecture", "test_properties",
 )  # fmt: skip
-SEEN = "toy or every_layer or every_public_name or names_of_the_catalogue or readme or reach_everything"
+SEEN = "toy or every_layer or every_public_name or names_of_the_catalogue or table_of_the_page or reach_everything"
 """The toys' own rows, and the tests that look over all layers."""
 
 

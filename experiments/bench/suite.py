@@ -164,8 +164,8 @@ def summary() -> str:
         f"- Norms of 128 examples' gradients: {norms['vmap(grad) over jbp, time']} times faster and "
         f"{norms['vmap(grad) over jbp, bytes']} times leaner than `vmap(grad)`; clipping takes "
         f"{clipped['jbp, in plain steps']} plain steps.",
-        "- An epoch of training (on MNIST of the first 25,600 examples, in the largest net 10,240) takes the others so "
-        "many times jbp's; ! marks a missed target:",
+        "- An epoch of training (on MNIST of the first 25,600 examples, in the largest net 10,240) of the others, "
+        "as a multiple of jbp's time: above 1, jbp is the faster; ! marks a missed target:",
     ]
     lines = [textwrap.fill(text, 118, subsequent_indent="  ") for text in texts]
     lines += ["", "| net | " + " | ".join(names) + " |", "| --- |" + " ---: |" * len(names)]

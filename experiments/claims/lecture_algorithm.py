@@ -31,6 +31,7 @@ from itertools import pairwise
 from typing import Any
 
 import claim
+import drawing
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,12 +45,14 @@ ALLOWED = 64  # eps, of a sum of 65 products
 
 @dataclass(frozen=True)
 class Config:
-    """`runs` holds the task, the K of a mini-batch and η; `loss` is jbp's for y = ±1."""
+    """`runs` holds the task, the K of a mini-batch and η; `drawn` the sizes of a small network, and the η of its one
+    step; `loss` is jbp's for y = ±1."""
 
     runs: tuple[tuple[str, int, float], ...] = (
         ("±1", 1, 0.02), ("±1", 8, 0.005), ("four classes", 1, 0.05), ("four classes", 12, 0.01),
     )  # fmt: skip
     hidden: tuple[int, ...] = (16, 8)
+    drawn: tuple[tuple[int, ...], float] = ((2, 2, 1), 0.5)
     loss: str = "squared_error"
     stop_below: float = 0.02
     look_every: int = 50
@@ -117,6 +120,12 @@ def library(net: jbp.Layer, loss: Any, params: Any, x: jax.Array, y: jax.Array) 
     return [pair.h for pair in outer], [pair.delta for pair in outer], summed, gradient(params, x, y)[1]
 
 
+def as_parameters(w: list[np.ndarray]) -> Any:
+    """The lecture's weights as jbp holds them: those of x₀ are biases, and () stands for each activation."""
+    layers = [{"weight": jnp.asarray(weights[1:]), "bias": jnp.asarray(weights[0])} for weights in w]
+    return tuple(part for layer in layers for part in (layer, ()))
+
+
 class Errors:
     """The largest differences of named arrays, in eps × the largest entry that array had in the whole run."""
 
@@ -155,8 +164,7 @@ def train(config: Config, task: str, batch: int, eta: float) -> dict[str, Any]:
         xs, deltas = ([np.stack(layer) for layer in zip(*(f[k] for f in found), strict=True)] for k in (0, 1))
         gradients: Any = [sum(np.outer(f[0][k], f[1][k]) for f in found) for k in range(len(w))]
 
-        layers = [{"weight": jnp.asarray(weights[1:]), "bias": jnp.asarray(weights[0])} for weights in w]
-        params: Any = tuple(part for layer in layers for part in (layer, ()))  # () for each activation
+        params = as_parameters(w)
         target = y[n][:, None].astype(np.float64) if task == "±1" else y[n]
         h, delta, summed, mean = library(net, loss, params, jnp.asarray(x[n]), jnp.asarray(target))
         updates: Any = sgd.update(summed, sgd.init(params))[0]
@@ -179,11 +187,33 @@ def train(config: Config, task: str, batch: int, eta: float) -> dict[str, Any]:
 def run(config: Config) -> dict[str, Any]:
     with jax.enable_x64(True):
         runs = [train(config, *one) for one in config.runs]
-    return {"runs": runs}
+        return {"runs": runs, "drawn": one_step(config)}
+
+
+def one_step(config: Config) -> dict[str, Any]:
+    """Lines 4 to 6 for one example and a network of few units: every number of it, beside jbp's."""
+    (sizes, eta), draw = config.drawn, np.random.default_rng(config.seed)
+    w = [draw.uniform(-1, 1, (i + 1, j)) for i, j in pairwise(sizes)]
+    x, y = draw.uniform(-1, 1, sizes[0]), np.ones(sizes[-1])
+    xs, deltas, error = one_tanh(w, x, y)
+    updates = [-eta * np.outer(*both) for both in zip(xs, deltas, strict=False)]
+    layers = [layer for width in sizes[1:] for layer in (jbp.Dense(width), jbp.tanh)]
+    loss = getattr(jbp.losses, config.loss)
+    h, delta, gradient, _ = library(jbp.serial(*layers), loss, as_parameters(w), jnp.asarray([x]), jnp.asarray([y]))
+    errors = Errors()
+    errors.see("x", [one[1:] for one in xs[:-1]], h)
+    errors.see("δ", deltas, delta)
+    errors.see("update of weights", [u[1:] for u in updates], [-eta * g["weight"] for g in gradient[::2]])
+    errors.see("update of biases", [u[0] for u in updates], [-eta * g["bias"] for g in gradient[::2]])
+    after = one_tanh([a + b for a, b in zip(w, updates, strict=True)], x, y)[2]
+    numbers = {"x": xs, "δ": deltas, "w": w, "update": updates}
+    return {name: [array.tolist() for array in arrays] for name, arrays in numbers.items()} | {
+        "error": error, "error after the step": after, "errors in eps": errors.worst(),
+    }  # fmt: skip
 
 
 def worst(result: dict[str, Any]) -> float:
-    return max(max(one["errors in eps"].values()) for one in result["runs"])
+    return max(max(one["errors in eps"].values()) for one in [*result["runs"], result["drawn"]])
 
 
 def check(result: dict[str, Any]) -> None:
@@ -191,6 +221,7 @@ def check(result: dict[str, Any]) -> None:
     claim.require(
         worst(result) <= ALLOWED, f"a number of jbp's is {worst(result):.3g} eps from the lecture's, allowed {ALLOWED}"
     )
+    claim.require(result["drawn"]["error after the step"] < result["drawn"]["error"], "the drawn step goes uphill")
     for one in result["runs"]:
         what = f"{one['task']}, K = {one['K']}"
         stopped = one["mean error"][-1] < result["config"]["stop_below"]
@@ -202,7 +233,10 @@ def check(result: dict[str, Any]) -> None:
 def plot(result: dict[str, Any]) -> Any:
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.8), layout="constrained")
+    figure = plt.figure(figsize=(11, 8.5), layout="constrained")
+    grid = figure.add_gridspec(2, 2, height_ratios=(1.25, 1))
+    draw_step(figure.add_subplot(grid[0, :]), result["drawn"])
+    left, right = figure.add_subplot(grid[1, 0]), figure.add_subplot(grid[1, 1])
     every, below = result["config"]["look_every"], result["config"]["stop_below"]
     quantities = list(result["runs"][0]["errors in eps"])
     for i, one in enumerate(result["runs"]):
@@ -217,6 +251,29 @@ def plot(result: dict[str, Any]) -> Any:
     right.set_yticklabels(quantities)
     right.invert_yaxis()
     return figure
+
+
+def draw_step(axis: Any, one: dict[str, Any]) -> None:
+    """The small network: x in the circles, δ below them, and on each line w and what the step adds to it."""
+    deltas = [[""] * len(one["x"][0])] + [[f"δ {drawing.number(d, 3)}" for d in layer] for layer in one["δ"]]
+    deltas = [[""] * (len(x) - len(delta)) + delta for x, delta in zip(one["x"], deltas, strict=True)]
+    units = [
+        [(drawing.number(value), delta) for value, delta in zip(*both, strict=True)]
+        for both in zip(one["x"], deltas, strict=True)
+    ]
+
+    def label(layer: int, i: int, j: int) -> str:
+        w, update = one["w"][layer][i][j], one["update"][layer][i][j]
+        return f"{drawing.number(w)} {'+' if update >= 0 else '−'} {drawing.number(abs(update), 3)}"
+
+    places = drawing.layered(axis, units, one["w"], label)
+    for layer in places[:-1]:
+        axis.annotate("x₀", layer[0], xytext=(0, 25), textcoords="offset points", ha="center", fontsize=9, color="0.4")
+    axis.annotate("y = 1", places[-1][0], xytext=(0, 25), textcoords="offset points", ha="center", fontsize=9)
+    axis.set_title(
+        "one step: x in the circles, δ below them; on each line w − η x δ\n"
+        f"the error (x − y)² goes from {one['error']:.3f} to {one['error after the step']:.3f}", fontsize=11,
+    )  # fmt: skip
 
 
 def summary(result: dict[str, Any]) -> tuple[str, str]:

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import claim
+import drawing
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,10 +38,12 @@ EPS = 2.0**-52
 
 @dataclass(frozen=True)
 class Config:
-    """Depths at which the paths are summed and at which FLOPs are counted; `left_out` forgets one branch on the way."""
+    """Depths at which the paths are summed, at which FLOPs are counted, and of the network in the picture; `left_out`
+    forgets one branch on the way."""
 
     depths: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11)
     counted: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    drawn: int = 3
     left_out: int | None = None
     seed: int = 0
 
@@ -50,15 +53,21 @@ QUICK = Config(depths=(1, 2, 3, 4, 5), counted=(1, 2, 4))
 CONTROL = Config(depths=(3,), counted=(1, 2, 4), left_out=1)
 
 
-def by_paths(weights: np.ndarray, x: float, y: float, left_out: int | None) -> tuple[np.ndarray, np.ndarray, int, int]:
-    """Of e = (p − y)²: ∂e/∂w of both weights of every stage [l, 2] as a sum over paths, the same sum of absolute
-    values, the number of paths from a weight of the first stage, and the multiplications it all took."""
+def derivatives(weights: np.ndarray, x: float) -> tuple[float, list[Any], list[Any]]:
+    """The output; and of each stage's output the derivatives by its input, along each branch, and by its weights."""
     h, passed, local = x, [], []
     for direct, inner in weights:
         s, t = 1 / (1 + np.exp(-h)), 1 / (1 + np.exp(-inner * h))
-        passed.append((direct, s * (1 - s), inner * t * (1 - t)))  # ∂(output of the stage)/∂h along each branch
-        local.append((h, h * t * (1 - t)))  # ∂(output of the stage)/∂w for its two weights
+        passed.append((direct, s * (1 - s), inner * t * (1 - t)))
+        local.append((h, h * t * (1 - t)))
         h = direct * h + s + t
+    return h, passed, local
+
+
+def by_paths(weights: np.ndarray, x: float, y: float, left_out: int | None) -> tuple[np.ndarray, np.ndarray, int, int]:
+    """Of e = (p − y)²: ∂e/∂w of both weights of every stage [l, 2] as a sum over paths, the same sum of absolute
+    values, the number of paths from a weight of the first stage, and the multiplications it all took."""
+    h, passed, local = derivatives(weights, x)
     found, sizes, paths, products = np.zeros_like(weights), np.zeros_like(weights), 0, 0
     for place, _ in np.ndenumerate(weights):
         above = passed[place[0] + 1 :]
@@ -118,7 +127,32 @@ def run(config: Config) -> dict[str, Any]:
         return {
             "compared": [compare(config, depth) for depth in claim.progress(config.depths, "summing over paths")],
             "counted": [count(config, depth) for depth in claim.progress(config.counted, "counting")],
+            "drawn": small(config),
         }
+
+
+def small(config: Config) -> dict[str, Any]:
+    """Every number of a network of few stages: h and δ where the branches meet, by jbp; the derivative along each
+    branch and the product along each path from the first weight, by hand."""
+    rng = np.random.default_rng(config.seed)
+    x, y, weights = rng.uniform(), -1.0, rng.uniform(0.5, 1.5, size=(config.drawn, 2))
+    net, params = stages(config.drawn, False), tree(weights, False)
+    output, saved = jbp.forward(net, params, jnp.full((1, 1), x))
+    delta = jbp.losses.squared_error.delta(output, jnp.full((1, 1), y))
+    at_input, pairs = jbp.backward(net, params, saved, delta)
+    met = [pair[0]["weight"] for pair in pairs]
+    _, passed, _ = derivatives(weights, x)
+    ways = list(itertools.product(range(3), repeat=config.drawn - 1))
+    products = [math.prod(stage[way] for stage, way in zip(passed[1:], path, strict=True)) for path in ways]
+    return {
+        "h": [float(pair.h.squeeze()) for pair in met] + [float(output.squeeze())],
+        "δ": [float(at_input.squeeze())] + [float(pair.delta.squeeze()) for pair in met],
+        "along": [[float(one) for one in stage] for stage in passed],
+        "paths": [{"ways": path, "product": float(product)} for path, product in zip(ways, products, strict=True)],
+        "first weight": float(weights[0, 0]),
+        "by paths": float(by_paths(weights, x, y, config.left_out)[0][0, 0]),
+        "by jbp": float(jbp.contract(pairs)[0][0]["weight"].squeeze()),
+    }  # fmt: skip
 
 
 def per_stage(result: dict[str, Any]) -> list[float]:
@@ -134,6 +168,9 @@ def check(result: dict[str, Any]) -> None:
             row["error"] <= 4 * (row["depth"] + 2), f"the sum over paths differs by {row['error']:.3g} eps: {row}"
         )
         claim.require(row["paths"] == 3 ** (row["depth"] - 1), f"there are {row['paths']} paths: {row}")
+    drawn = result["drawn"]
+    off = abs(drawn["by paths"] - drawn["by jbp"]) / (EPS * abs(drawn["by jbp"]))
+    claim.require(off <= 4 * (result["config"]["drawn"] + 2), f"in the drawn network the sum differs by {off:.3g} eps")
     steps = per_stage(result)
     claim.require(max(steps) < 1.05 * min(steps), f"a further stage does not always cost the same: {steps} FLOPs")
 
@@ -141,7 +178,10 @@ def check(result: dict[str, Any]) -> None:
 def plot(result: dict[str, Any]) -> Any:
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.8), layout="constrained")
+    figure = plt.figure(figsize=(11, 8), layout="constrained")
+    grid = figure.add_gridspec(2, 2, height_ratios=(1.15, 1))
+    draw_paths(figure.add_subplot(grid[0, :]), result["drawn"])
+    left, right = figure.add_subplot(grid[1, 0]), figure.add_subplot(grid[1, 1])
     summed, counted = result["compared"], result["counted"]
     depths, back = (np.array([row[key] for row in counted]) for key in ("depth", "flops"))
     below, paths, error = (np.array([row[key] for row in summed]) for key in ("depth", "multiplications", "error"))
@@ -159,6 +199,40 @@ def plot(result: dict[str, Any]) -> Any:
     for axis in (left, right):
         axis.set_xlabel("L, number of stages")
     return figure
+
+
+def draw_paths(axis: Any, one: dict[str, Any]) -> None:
+    """The small network: three branches from circle to circle, h in them and δ below; beside it the products."""
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path
+
+    apart, names = 2.0, ("w", "θ′", "vθ′")
+    for i, (h, delta) in enumerate(zip(one["h"], one["δ"], strict=True)):
+        drawing.unit(axis, (apart * i, 0), drawing.number(h), f"δ {drawing.number(delta)}")
+    for i, stage in enumerate(one["along"]):
+        for up, name, slope in zip((1, 0, -1), names, stage, strict=True):
+            ends, colour = (apart * i, apart * (i + 1)), "C1" if i == 0 and up == 1 else "0.7"
+            curve = Path([(ends[0], 0), (ends[0] + 0.7, 1.6 * up), (ends[1] - 0.7, 1.6 * up), (ends[1], 0)],
+                         [Path.MOVETO, Path.CURVE4, Path.CURVE4, Path.CURVE4])  # fmt: skip
+            axis.add_patch(PathPatch(curve, fc="none", ec=colour, lw=0.5 + 2 * slope, zorder=1))
+            axis.text(sum(ends) / 2, 1.2 * up, f"{name} = {drawing.number(slope)}", ha="center", va="center",
+                      fontsize=9, zorder=2, bbox=drawing.PAPER)  # fmt: skip
+    products = [" · ".join(names[way] for way in path["ways"]) for path in one["paths"]]
+    lines = [
+        f"{text} = {drawing.number(path['product'], 3)}" for text, path in zip(products, one["paths"], strict=True)
+    ]
+    total = sum(path["product"] for path in one["paths"])
+    last = one["δ"][-1]
+    text = "\n".join([
+        "The 9 paths from the first w (orange) on:", *lines, f"sum = {total:.3f}",
+        f"h · sum · δ = {one['h'][0]:.2f} · {total:.3f} · {last:.2f} = {one['by paths']:.3f}",
+        f"jbp's gradient: {one['by jbp']:.3f}",
+    ])  # fmt: skip
+    right = apart * (len(one["h"]) - 1) + 0.7
+    axis.text(right, 0, text, ha="left", va="center", fontsize=9.5, linespacing=1.35)
+    axis.set(xlim=(-0.5, right + 2.6), ylim=(-1.7, 1.7))
+    axis.set_title("h in the circles, δ below them; on each branch the derivative along it", fontsize=11)
+    axis.axis("off")
 
 
 def summary(result: dict[str, Any]) -> tuple[str, str]:

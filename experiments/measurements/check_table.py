@@ -1,7 +1,7 @@
-"""Run `jbp check` whole, save its rows, and put its table into the README.
+"""Run `jbp check` whole, save its rows, and put its table into docs/check.md.
 
 python experiments/measurements/check_table.py               about a minute on two free cores
-writes experiments/results/check.json and, in README.md, what stands between the comments «jbp check»
+writes experiments/results/check.json and, in docs/check.md, what stands between the comments «jbp check»
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import jax
 
 from jbp.cli.check import Check
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+PAGE, README = ROOT / "docs" / "check.md", ROOT / "README.md"
 
 
 def main() -> int:
@@ -56,16 +57,14 @@ def main() -> int:
     }
     common.write(common.RESULTS / "check.json", result)
     table = "\n".join(line for line in printed.getvalue().splitlines() if line.startswith("|"))
-    page = README.read_text()
+    page = PAGE.read_text()
     page = re.sub(
         r"(<!-- jbp check -->\n).*?(<!-- end of jbp check -->)", lambda m: f"{m[1]}{table}\n{m[2]}", page, flags=re.S
     )
-    page = re.sub(
-        r"[\d,]+ numbers are compared", f"{sum(row['compared'] for row in kept):,} numbers are compared", page
-    )
-    page = re.sub(r"took \d+ s of processor time", f"took {cpu:.0f} s of processor time", page)
-    page = re.sub(r"<summary>\d+ items", f"<summary>{len({row['name'] for row in kept})} items", page)
-    common.save(README, page)
+    page = re.sub(r"in \d+ s of processor time", f"in {cpu:.0f} s of processor time", page)
+    count = f"{len({row['name'] for row in kept})} items, {sum(row['compared'] for row in kept):,} numbers"
+    for path, words in ((PAGE, page), (README, README.read_text())):
+        common.save(path, re.sub(r"\d+ items, [\d,]+ numbers", count, words))
     print(f"{len(rows)} checks passed in {seconds:.0f} s, {cpu:.0f} s of processor time")
     return 0
 
