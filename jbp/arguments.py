@@ -43,6 +43,26 @@ def as_count(value: Any, what: str, low: int = 1) -> int:
     return count
 
 
+def as_seed(value: Any, what: str = "seed") -> int:
+    """`value` as an int that JAX makes a key of its own from: one of 0 to 2**32 − 1.
+
+    Of a larger one JAX takes the low 32 bits, without x64: the runs of 3 and of 3 + 2**32 would be one.
+
+    Raises:
+        ValueError: naming `what`, if it is not one.
+    """
+    try:
+        seed = -1 if isinstance(value, bool | np.bool_) else operator.index(value)
+    except TypeError as error:
+        raise ValueError(f"{what} must be a whole number from 0 to 2**32 - 1, but is {value!r}") from error
+    if not 0 <= seed < 2**32:
+        raise ValueError(
+            f"{what} must be a whole number from 0 to 2**32 - 1, but is {value!r}: of others only the low 32 bits would "
+            "count, so that two of them could be the same run"
+        )
+    return seed
+
+
 def as_number(value: Any, what: str, low: float = -math.inf, high: float = math.inf) -> float:
     """`value` as a finite float in [low, high).
 
@@ -266,7 +286,7 @@ def as_key(key: int | jax.Array) -> jax.Array:
         ValueError: if it is neither.
     """
     if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
-        return jax.random.key(key)
+        return jax.random.key(as_seed(key))
     given: Any = key
     shape = jnp.shape(given) if hasattr(given, "dtype") else None
     raw = shape is not None and not is_key(given) and jnp.issubdtype(given.dtype, jnp.unsignedinteger)

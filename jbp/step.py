@@ -27,7 +27,7 @@ from jax.tree_util import register_dataclass
 from jaxtyping import Array, Int
 
 from jbp.answers import one_number
-from jbp.arguments import as_shape, batch_size, check_input, check_loss, check_net, check_weights
+from jbp.arguments import as_seed, as_shape, batch_size, check_input, check_loss, check_net, check_weights
 from jbp.backprop import Batch as Batch
 from jbp.backprop import Trainable, batch_check, forward, mask_at, value_grad_output, value_output_delta
 from jbp.layer import Layer
@@ -256,8 +256,7 @@ def init_state(problem: Problem, example: Any, *, seed: int | None = None, param
         ValueError: if the shape, the parameters, the method or the optimiser do not fit the net.
     """
     _check_problem(problem)
-    if seed is not None and (isinstance(seed, bool) or not hasattr(seed, "__index__")):
-        raise ValueError(f"seed must be a whole number, but is {seed!r}")
+    seed = None if seed is None else as_seed(seed)
     seen = problem.seen(as_example(example))
     init_key, run_key = jax.random.split(problem.method.root_key(seed))
     if params is None:

@@ -65,7 +65,7 @@ def test_a_run_of_many_seeds_says_that_it_keeps_no_parameters(tmp_path, capsys):
         ("--net 2 --x nan,1", "x must be finite numbers"),
         ("--net 2 --x 1,2,3 --shape 2", "x must be 2 numbers for an example of shape (2,)"),
         ("--net 2 --shape 0", "shape must be whole numbers of at least 1"),
-        ("--net 2 --outputs 0", "outputs must be at least 1"),
+        ("--net 2 --outputs 0", "outputs must be a whole number of at least 1"),
         ("--net 2 --y 1,2", "y must be 1 numbers, one for each output"),
         ("--net 2 --outputs 3 --loss cross_entropy --y 7", "y must be a class from 0 to 2"),
         ("--net 2 --outputs 3 --loss cross_entropy --y 0.5", "y must be a class from 0 to 2"),

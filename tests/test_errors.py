@@ -283,3 +283,23 @@ def test_a_layer_that_lacks_a_method_says_so():
         Unhashable().init(KEY, (2,))
     with pytest.raises(NotImplementedError, match="no sqrt_hessian"):
         losses.Loss().sqrt_hessian(X[0], X[0])
+
+
+SEEDED = {
+    "fit": lambda seed: jbp.fit(jbp.Dense(1), losses.l2_loss, jbp.optim.sgd(0.1), (X, Y[:, :1]), batch_size=4, seed=seed),
+    "fit_many": lambda seed: jbp.fit_many(
+        jbp.Dense(1), losses.l2_loss, jbp.optim.sgd(0.1), (X, Y[:, :1]), batch_size=4, seeds=[0, seed]
+    ),
+    "init_state": lambda seed: jbp.init_state(
+        jbp.Problem(jbp.Dense(1), losses.l2_loss, jbp.optim.sgd(0.1)), (2,), seed=seed
+    ),
+    "check": lambda seed: loose.check.layer(jbp.tanh, (2,), key=seed),
+}
+
+
+@pytest.mark.parametrize("door", SEEDED)
+@pytest.mark.parametrize("seed", [3 + 2**32, -1, 2**64])
+def test_a_seed_whose_high_bits_would_be_dropped_is_refused(door, seed):
+    with pytest.raises(ValueError, match="whole number from 0 to") as error:
+        SEEDED[door](seed)
+    assert "\n" not in str(error.value)

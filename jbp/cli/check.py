@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import jax
 
 from jbp import own
-from jbp.arguments import did_you_mean
+from jbp.arguments import as_seed, did_you_mean
 from jbp.check import Report
 from jbp.check.catalogue import Item, catalogue, of_layer
 from jbp.check.compiled import hurried
@@ -70,6 +70,7 @@ class Check(Command):
         Raises: ValueError if there is nothing of that name; Failed if something did not pass.
         """
         form = console.form(self.json, self.markdown)
+        as_seed(self.seed)
         names = self._names()
         dtypes = ("float64", "float32") if self.dtype == "both" else (self.dtype,)
         # Differences run in float64 whatever the dtype: once a thing is enough.

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any, ClassVar, Self
 
 from jbp import losses, own, rules
-from jbp.arguments import about, as_count, check_scalar, did_you_mean
+from jbp.arguments import about, as_count, as_seed, check_scalar, did_you_mean
 from jbp.checkpoint import CONFIG, read_json
 from jbp.cli import netspec
 from jbp.cli.parser import Command, option
@@ -192,11 +192,11 @@ class TrainOptions(Command):
             check_scalar("momentum", beta, lambda beta: 0 <= beta < 1, "a number in [0, 1)", advice)
         if self.nesterov and (usual.momentum if beta is None else beta) == 0:
             raise ValueError("nesterov needs momentum in (0, 1), but it is 0: momentum 0.9 is usual")
-        for name, low in (("batch_size", 1), ("epochs", 1), ("patience", 0), ("seed", 0)):
+        for name, low in (("batch_size", 1), ("epochs", 1), ("patience", 0)):
             if getattr(self, name) is not None:
                 as_count(getattr(self, name), name, low)
-        if self.seed is not None and self.seed >= 2**32:
-            raise ValueError(f"seed must be below 2**32 = {2**32}, but is {self.seed}")
+        if self.seed is not None:
+            as_seed(self.seed)
         if self.seeds is not None and self.seed:
             raise ValueError(f"expected one of seed and seeds, got seed {self.seed} and seeds {self.seeds!r}")
         if self.seeds is not None and self.rule is not None:

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from jbp import losses, tracing
+from jbp.arguments import as_count, as_seed
 from jbp.checkpoint import Run, load_run, params_dtype
 from jbp.cli import console, netspec
 from jbp.cli.options import LOSSES, TrainOptions
@@ -110,9 +111,8 @@ class Trace(Command):
         assert self.net is not None
         if self.example:
             raise ValueError("example is for a run; with --net give the example itself as --x and --y")
-        if self.outputs < 1 or self.seed < 0:
-            raise ValueError(f"outputs must be at least 1 and seed at least 0, but are {self.outputs} and {self.seed}")
-        dtype, random = jax.dtypes.canonicalize_dtype(float), np.random.default_rng(self.seed)
+        as_count(self.outputs, "outputs")
+        dtype, random = jax.dtypes.canonicalize_dtype(float), np.random.default_rng(as_seed(self.seed))
         given = None if self.x is None else _numbers("x", self.x)
         shape = _shape(self.shape) if self.shape is not None else (2,) if given is None else (len(given),)
         x = _example(self.x, shape, random).astype(dtype)

@@ -27,7 +27,7 @@ from jax import lax
 from jaxtyping import Array, Bool
 
 from jbp import rules
-from jbp.arguments import as_count, as_number
+from jbp.arguments import as_count, as_number, as_seed
 from jbp.layer import Layer
 from jbp.losses import Loss
 from jbp.step import Method, Metric, Problem, State, Transform, check_optimizer, is_optimizer, started
@@ -344,7 +344,7 @@ def _seeds(seeds: Any) -> tuple[int, ...]:
     if wrong:
         raise ValueError(f"seeds must be whole numbers, at least one, such as range(10), but are {seeds!r}")
     _check_distinct("seeds", found)
-    return found
+    return tuple(as_seed(seed, "each of the seeds") for seed in found)
 
 
 def _learning_rates(rates: Any) -> tuple[float, ...] | tuple[None]:
