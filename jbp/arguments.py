@@ -57,7 +57,7 @@ def as_seed(value: Any, what: str = "seed") -> int:
         raise ValueError(f"{what} must be a whole number from 0 to 2**32 - 1, but is {value!r}") from error
     if not 0 <= seed < 2**32:
         raise ValueError(
-            f"{what} must be a whole number from 0 to 2**32 - 1, but is {value!r}: of others only the low 32 bits would "
+            f"{what} must be a whole number from 0 to 2**32 - 1, but is {value!r}: of others only the low 32 bits "
             "count, so that two of them could be the same run"
         )
     return seed
@@ -488,7 +488,7 @@ def unknown_data(data: str, names: Iterable[str]) -> ValueError:
     """The ValueError for what is neither the name of a data set nor a file of data."""
     names = tuple(names)
     return ValueError(
-        f"unknown data {data!r}: expected one of {', '.join(names)}, or a path ending .npz or .csv"
+        f"unknown data {data!r}: expected one of {', '.join(names)}, or a path ending .npz, .csv or .tsv"
         f"{did_you_mean(data, names)}"
     )
 
@@ -505,49 +505,29 @@ def check_cells(row: list[str], columns: list[str], where: str) -> None:
     if len(row) != len(columns):
         raise ValueError(
             f"expected {len(columns)} cells, as in the header, found {len(row)} in {where}; "
-            "complete the row, and quote text that has a comma"
+            "complete the row, and quote text in which the delimiter stands"
         )
 
 
-def cell_number(cell: str) -> float:
-    """The number in a cell of a table; a bare ValueError if there is none."""
-    # Python's float also reads 1_000, which in a table is more likely a slip than a thousand.
-    if "_" in cell:
-        raise ValueError
-    return float(cell)
-
-
 def is_numeric(cell: str) -> bool:
-    """Whether a cell holds a number."""
+    """Whether a cell of a table holds a number."""
     try:
-        cell_number(cell)
+        float(cell)
     except ValueError:
         return False
-    return True
+    # Python's float also reads 1_000, which in a table is more likely a slip than a thousand.
+    return "_" not in cell
 
 
 def no_number(cell: str, where: str) -> ValueError:
     """The ValueError for a cell that should hold a number."""
-    advice = "write a number, or leave out the row or column"
+    advice = "write a number (0.5, without leading zeros), or leave out the row or column"
     return ValueError(f"expected a number, found {shown_cell(cell)} at {where}; {advice}")
 
 
 def shown_cell(cell: str) -> str:
     """A cell's text, for messages."""
     return repr(cell.strip()) if cell.strip() else "an empty cell"
-
-
-def as_float32(x: np.ndarray, place: Callable[..., str]) -> np.ndarray:
-    """`x` as float32, if each value is a finite number there; `place` says where an index is."""
-    with np.errstate(over="ignore"):
-        numbers = x.astype(np.float32)
-    if not np.isfinite(numbers).all():
-        index = tuple(int(i) for i in np.argwhere(~np.isfinite(numbers))[0])
-        raise ValueError(
-            f"expected finite float32 numbers, found {x[index]} at {place(*index)}; "
-            "correct the value, or remove the row"
-        )
-    return numbers
 
 
 # ── Names that changed ──────────────────────────────────────────────────────────────────────────────────────────────

@@ -26,6 +26,7 @@ from jbp.arguments import about as said_of
 from jbp.arguments import existing_file, no_run
 from jbp.backprop import apply
 from jbp.data.bounds import Bounds
+from jbp.data.columns import Columns
 from jbp.data.preparing import Standardizer
 from jbp.description import KINDS, has_own, refuse_missing
 from jbp.description import MissingLayers as MissingLayers
@@ -142,13 +143,17 @@ class Run:
     """None in a run of an older jbp."""
     y_scale: Standardizer | Bounds | None = field(default=None, repr=False)
     """What brought the targets of a regression to the units in which the net gives them."""
+    columns: Columns | None = field(default=None, repr=False)
+    """How the rows of a table become examples; None where the run was trained on arrays."""
     transform: str | None = None
     """The name of what was done to each example in training before the net saw it; a run folder holds no functions."""
 
     def predict(self, x: Any) -> np.ndarray:
         """Probabilities or scores [n, k] of the classes, or values [n, m], for examples as they are in the data.
 
-        Raises: ValueError if the examples do not have the run's shape.
+        Of rows of a table `columns.encode` makes examples. Values are float64, in the units of the data.
+
+        Raises: ValueError if the examples do not have the run's shape, or hold what is no number or too large.
         """
         if self.transform is not None:
             raise ValueError(
@@ -160,7 +165,16 @@ class Run:
             raise ValueError(
                 f"expected examples of shape {self.input_shape}, as the run was trained on, got x of shape {x.shape}"
             )
-        return self.postprocessing(outputs(self.net, self.params, self.preprocessing(x)))
+        with np.errstate(over="ignore"):
+            prepared = self.preprocessing(x)
+        if not np.isfinite(prepared).all():
+            index = tuple(int(i) for i in np.argwhere(~np.isfinite(prepared))[0])
+            place = f"row {index[0] + 1}, column {', '.join(str(i + 1) for i in index[1:])}"
+            raise ValueError(
+                f"expected finite numbers that float32 holds once they are standardised, found {x[index]} at {place}; "
+                "correct the value, or remove the row"
+            )
+        return self.postprocessing(outputs(self.net, self.params, prepared))
 
 
 def load_run(run: str | Path, layers: Any = None) -> Run:
@@ -198,6 +212,7 @@ def load_run(run: str | Path, layers: Any = None) -> Run:
             input_shape=tuple(about["input_shape"]),
             classes=tuple(about["classes"]),
             features=tuple(about["features"]),
+            columns=_columns(about),
             targets=tuple(about["targets"]),
             output_kind=about["output_kind"],
             transform=about.get("transform"),
@@ -262,6 +277,13 @@ _apply = jax.jit(apply, static_argnums=0)
 
 def _as_float32(x: Any) -> np.ndarray:
     return np.asarray(x, np.float32)
+
+
+def _columns(about: dict[str, Any]) -> Columns | None:
+    """The columns of a run's table; a run of before they were kept has numbers only."""
+    if about.get("columns") is not None:
+        return Columns.from_json(about["columns"])
+    return Columns.plain(about["features"]) if about["features"] else None
 
 
 def _standardizer(arrays: Any) -> Standardizer | Bounds | None:

@@ -29,6 +29,7 @@ from jbp.checkpoint import (
 )
 from jbp.combine import Serial
 from jbp.data.bounds import Bounds
+from jbp.data.columns import Columns
 from jbp.data.preparing import Standardizer
 from jbp.layer import Layer, Shape
 from jbp.losses import Loss
@@ -59,7 +60,7 @@ def save(
     input_shape: Shape,
     fit: Fit | None = None,
     classes: Sequence[str] = (),
-    features: Sequence[str] = (),
+    features: Sequence[str] | Columns = (),
     targets: Sequence[str] = (),
     x_scale: Standardizer | Bounds | None = None,
     y_scale: Standardizer | Bounds | None = None,
@@ -73,9 +74,9 @@ def save(
     file that has the classes. `input_shape` is that of one example. `fit`, as `jbp.fit` returned it, brings the
     figures of every epoch. `classes` are the names of what the net tells apart (by default numbers, where the loss is
     one of classes); without, its outputs are values, called `targets`. `features` name the columns of a table for
-    `jbp predict`. `x_scale` is applied to examples before the net, and the outputs are in units of `y_scale`.
-    `figures` are results of yours, such as {"test_accuracy": 0.97}; `settings` what the run was told, as text and
-    numbers: `jbp compare` shows both.
+    `jbp predict`, or are the `columns` of a `jbp.data.Dataset`, which say how its cells are read. `x_scale` is applied
+    to examples before the net, and the outputs are in units of `y_scale`. `figures` are results of yours, such as
+    {"test_accuracy": 0.97}; `settings` what the run was told, as text and numbers: `jbp compare` shows both.
 
     Raises: ValueError for what does not fit together or cannot be kept; OSError if it cannot be written.
     """
@@ -95,7 +96,8 @@ def save(
         if given and len(given) != output.shape[1]:
             raise ValueError(f"{what} must be {output.shape[1]} names, one for each output, but are {listed(given)}")
     facts = facts_of(
-        net, loss, input_shape=shape, classes=names, features=tuple(features), targets=() if names else targets
+        net, loss, input_shape=shape, classes=names, targets=() if names else targets,
+        features=features if isinstance(features, Columns) else tuple(features),
     )  # fmt: skip
     shown = {"net": repr(net), "loss": repr(loss), "task": facts["task"], "classes": list(names)}
     summary = dict(figures or {}) | {"figures": list(figures or {}), "parameters": count(params)} | shown
@@ -130,7 +132,7 @@ def facts_of(
     *,
     input_shape: Shape,
     classes: tuple[str, ...],
-    features: tuple[str, ...],
+    features: tuple[str, ...] | Columns,
     targets: tuple[str, ...],
     transform: str | None = None,
 ) -> dict[str, Any]:
@@ -144,7 +146,8 @@ def facts_of(
         "input_shape": input_shape,
         "task": "classification" if classes else "regression",
         "classes": classes,
-        "features": features,
+        "features": features.features if isinstance(features, Columns) else features,
+        "columns": features.as_json() if isinstance(features, Columns) else None,
         "targets": targets,
         "output_kind": "value" if not classes else "probability" if probable else "score",
         "activation": inside,

@@ -14,7 +14,6 @@ import jbp
 from jbp import checkpoint, cli, data, runs
 from jbp.cli import examples, netspec, training
 from jbp.cli.options import LOSSES, OPTIMIZERS, SCHEDULES
-from jbp.data import Dataset
 
 SMALL = {"net": "8 relu", "epochs": 2, "quiet": True}
 
@@ -163,17 +162,29 @@ def test_overwrite_replaces_a_run_and_keeps_files_that_are_not_of_jbp(tmp_path):
 def test_the_test_part_is_read_once_and_last(monkeypatch):
     log = []
 
-    class Guarded(Dataset):
-        def __getattribute__(self, name):
-            if name in ("x_test", "y_test"):
-                log.append(name)
-            return super().__getattribute__(name)
+    class Guarded(np.ndarray):
+        """An array that notes when its values are read."""
+
+        name = ""
+
+        def astype(self, *args, **kwargs):
+            log.append(self.name)
+            return np.asarray(self).astype(*args, **kwargs)
+
+        def __array_ufunc__(self, *args, **kwargs):
+            raise AssertionError(f"{self.name} is computed with")
+
+        __array_function__ = __getitem__ = __array_ufunc__  # type: ignore[assignment]
+
+    def guarded(name, array):
+        array = array.view(Guarded)
+        array.name = name
+        return array
 
     def load(*args, **kwargs):
         original = data.load_dataset(*args, **kwargs)
-        guarded = Guarded(**{f.name: getattr(original, f.name) for f in dataclasses.fields(Dataset)})
-        log.clear()
-        return guarded
+        parts = {name: guarded(name, getattr(original, name)) for name in ("x_test", "y_test")}
+        return dataclasses.replace(original, **parts)
 
     fit = jbp.fit
 

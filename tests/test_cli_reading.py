@@ -84,7 +84,7 @@ def test_predict_takes_arrays(folder, tmp_path, capsys, names):
         ("labels", "t.csv", "a,x\n1,2\n", "found none named b"),
         ("labels", "t.csv", "a,a,b\n1,2,3\n", "found a more than once"),
         ("labels", "t.csv", "a,b\n1,x\n", "found 'x' at row 1 (line 2), column 'b'"),
-        ("labels", "t.csv", "a,b\n1,\n", "found an empty cell at row 1 (line 2), column 'b'"),
+        ("labels", "t.csv", "a,b\n1,\n", "b 1 (the first, an empty cell, at row 1 (line 2), column 'b')"),
         ("labels", "t.csv", "a,b\n1,inf\n", "found inf at row 1, column 2"),
         ("labels", "t.csv", "a,b\n1\n", "expected 2 cells, as in the header, found 1"),
         ("labels", "t.csv", "a,b\n", "at least a row"),

@@ -18,10 +18,10 @@ def spoiled(array, index, value):
     return array
 
 
-def check_parts(data, n, n_test, x_shape):
+def check_parts(data, n, n_test, x_shape, dtype=np.float64):
     assert data.x_train.shape == (n, *x_shape) and data.x_test.shape == (n_test, *x_shape)
-    assert data.x_train.dtype == data.x_test.dtype == np.float32
-    kind = np.int32 if data.task == "classification" else np.float32
+    assert data.x_train.dtype == data.x_test.dtype == dtype
+    kind = np.int32 if data.task == "classification" else np.float64
     assert data.y_train.dtype == data.y_test.dtype == kind
 
 
@@ -52,7 +52,9 @@ def test_npz(tmp_path, case, own_test):
     data = load_dataset(tmp_path / "own.npz", task=task)
     assert (data.name, data.task, data.classes, data.features) == ("own", expected_task, classes, ())
     assert data.y_test is not None
-    check_parts(data, *((20, 7) if own_test else (16, 4)), x.shape[1:])
+    check_parts(
+        data, *((20, 7) if own_test else (16, 4)), x.shape[1:], np.float32 if x.dtype == np.uint8 else np.float64
+    )
     if own_test:
         np.testing.assert_array_equal(data.x_train, x)
         np.testing.assert_array_equal(data.y_train[:4], y)
@@ -90,7 +92,6 @@ BAD_NPZ = {
         "found nan at x_train, row 4, column 2 (counted",
     ),
     "Inf": (None, {"x_train": spoiled(X, (0, 1), -np.inf), "y_train": Y}, "found -inf at x_train, row 0, column 1"),
-    "too large": (None, {"x_train": spoiled(X, (4, 2), 1e39), "y_train": Y}, "float32 numbers, found 1e+39 at x_train"),
     "NaN of a pixel": (
         None,
         {"x_train": spoiled(np.ones((20, 2, 3)), (4, 1, 2), np.nan), "y_train": Y},
@@ -132,9 +133,15 @@ BAD_NPZ = {
     ),
     "negative": (
         None,
-        {"x_train": X, "y_train": -Y},
-        "whole numbers from 0, found -1 at y_train, row 1 (counted from 0)",
+        {"x_train": X, "y_train": np.where(np.arange(20) == 1, -2, Y)},
+        "or two such as -1 and 1, found -2 at y_train, row 1 (counted from 0) among 3 different ones; say which it is",
     ),
+    "many whole numbers": (
+        None,
+        {"x_train": np.ones((210, 1)), "y_train": np.arange(210) % 21},
+        "found 21 different ones in 210 rows of y_train; say which it is by task=",
+    ),
+    "large float label": ("classification", {"x_train": X, "y_train": Y + 2.0**53}, "found 9007199254740992.0 at y_tr"),
     "not whole": ("classification", {"x_train": X, "y_train": Y + 0.5}, "found 0.5 at y_train, row 0"),
     "Inf label": (
         "classification",
@@ -150,8 +157,7 @@ BAD_NPZ = {
     "values in 3-D": (None, {"x_train": X, "y_train": np.ones((20, 2, 2))}, "for regression, found float64"),
     "Inf to predict": (None, {"x_train": X, "y_train": spoiled(Y, 2, np.inf)}, "found inf at y_train, row 2"),
     "unknown task": ("regresion", {"x_train": X, "y_train": Y}, "did you mean 'regression'"),
-    "few rows": (None, {"x_train": X[:2], "y_train": Y[:2]}, "to hold out a fifth as the test part, found only 2"),
-    "few rows a class": (None, {"x_train": X[:3], "y_train": ["a", "b", "c"]}, "found only 3 of 3 classes"),
+    "few rows a class": (None, {"x_train": X[:7], "y_train": list("abcdefg")}, "found only 7 of 7 classes"),
     "few values": (None, {"x_train": X[:1], "y_train": [0.5]}, "found only 1; give more"),
 }
 
@@ -244,7 +250,37 @@ GOOD_CSV = {
         ("width", "height"),
     ),
     "whole numbers": (column([3, 7] * 5), "y", None, "classification", ("3", "7"), ("a",)),
-    "labels as 1.0": (column(["1.0", "2.0"] * 5), "y", "classification", "classification", ("1", "2"), ("a",)),
+    "labels as 1.0": (column(["1.0", "2.0"] * 5), "y", "classification", "classification", ("1.0", "2.0"), ("a",)),
+    "leading zeros": (column(["02134", "00501"] * 5), "y", None, "classification", ("00501", "02134"), ("a",)),
+    "one leading zero": (column(["10", "9", "08"] * 5), "y", None, "classification", ("08", "10", "9"), ("a",)),
+    "signs": (column(["+1", "-1"] * 5), "y", None, "classification", ("+1", "-1"), ("a",)),
+    "-1 and 1": (column(["1", "-1"] * 5), "y", None, "classification", ("-1", "1"), ("a",)),
+    "beyond 64 bits": (column(["9" * 30, "1"] * 5), "y", None, "classification", ("1", "9" * 30), ("a",)),
+    "two of 64 bits": (
+        column([2**63, 2**63 + 1] * 5),
+        "y",
+        None,
+        "classification",
+        (str(2**63), str(2**63 + 1)),
+        ("a",),
+    ),
+    "semicolons": (
+        TABLE.replace(",", ";"),
+        "kind",
+        None,
+        "classification",
+        ("ant", "cat"),
+        ("width", "height"),
+    ),
+    "tabs": (TABLE.replace(",", "\t"), "kind", None, "classification", ("ant", "cat"), ("width", "height")),
+    "decimal commas": (
+        TABLE.replace(",", ";").replace(".", ","),
+        "height",
+        None,
+        "regression",
+        (),
+        ("width", "kind=ant", "kind=cat"),
+    ),
     "words and numbers": (
         column(["1", "2", "other"] * 4),
         "y",
@@ -295,17 +331,21 @@ BAD_CSV = {
     "unknown target": (TABLE, "kimd", None, "found no 'kimd' among width, height, kind; did you mean 'kind'?"),
     "many columns": (",".join(f"c{i}" for i in range(99)) + "\n", None, None, "c18, c19, … (99 in all)"),
     "no names": (ROWS.replace("ant", "1"), "kind", None, "found no 'kind' among 0, 0.0, 1; the first line must name"),
-    "semicolons": (TABLE.replace(",", ";"), "kind", None, "among width;height;kind; separate columns by commas"),
+    "no delimiter": (TABLE.replace(",", "~"), "kind", None, "among width~height~kind; separate columns by commas"),
     "a word": (TABLE.replace("\n3,", "\nthree,"), "kind", None, "found 'three' at row 4 (line 5), column 'width'"),
     "a gap": (
         TABLE.replace("\n3,0.75", "\n3,"),
         "kind",
         None,
-        "found an empty cell at row 4 (line 5), column 'height'",
+        "found missing ones: height 1 (the first, an empty cell, at row 4 (line 5), column 'height'); fill",
     ),
-    "NaN": (TABLE.replace("\n3,", "\nNaN,"), "kind", None, "found nan at row 4 (line 5), column 'width'"),
+    "NaN": (
+        TABLE.replace("\n3,", "\nNaN,"),
+        "kind",
+        None,
+        "missing ones: width 1 (the first, 'NaN', at row 4 (line 5), column 'width')",
+    ),
     "Inf": (TABLE.replace("0.75", "inf"), "kind", None, "found inf at row 4 (line 5), column 'height'"),
-    "too large": (TABLE.replace("0.75", "1e39"), "kind", None, "found 1e+39 at row 4 (line 5), column 'height'"),
     "underscores": (TABLE.replace("\n3,", "\n3_000,"), "kind", None, "found '3_000' at row 4"),
     "NUL": (TABLE.replace("\n3,", "\n3\0,"), "kind", None, "expected"),
     "short row": (
@@ -317,7 +357,12 @@ BAD_CSV = {
     "long row": (TABLE.replace("0.75,", "0.75,1,"), "kind", None, "found 4 in row 4 (line 5)"),
     "empty": ("", "kind", None, "found an empty file"),
     "empty lines": ("\n\n", "kind", None, "expected a line of column names first"),
-    "names only": ("width,height,kind\n", "kind", None, "expected rows of examples below the column names, found none"),
+    "names only": (
+        "width,height,kind\n",
+        "kind",
+        None,
+        "expected rows of examples below the column names, at least a row, f",
+    ),
     "a name twice": (TABLE.replace("width", "height"), "kind", None, "found height more than once"),
     "a column without a name": (
         TABLE.replace("width", ""),
@@ -336,9 +381,8 @@ BAD_CSV = {
         None,
         "found an empty one at row 4 (line 5), column 'kind'",
     ),
-    "negative label": (column([0, -1] * 5), "y", None, "found -1 at row 2 (line 3), column 'y'"),
+    "negative labels": (column([0, -1, 4] * 5), "y", None, "found -1 at row 2 (line 3), column 'y' among 3 different"),
     "label not whole": (column([0.5, 1] * 5), "y", "classification", "found 0.5 at row 1 (line 2), column 'y'"),
-    "large label": (column(["9" * 30, "1"] * 5), "y", "classification", "found 1e+30 at row 1"),
     "all different": (column(range(10)), "y", None, "say which it is by task='classification' or task='regression'"),
     "a word among values": (
         column([0.5] * 9 + ["n/a"]),
@@ -350,7 +394,12 @@ BAD_CSV = {
     "words, regression": (TABLE, "kind", "regression", "expected column 'kind' to be numbers"),
     "gap to predict": (column([0.5] * 9 + [""]), "y", "regression", "found an empty cell at row 10 (line 11)"),
     "NaN to predict": (column([0.5] * 9 + ["nan"]), "y", None, "found nan at row 10 (line 11), column 'y'"),
-    "few rows": ("a,y\n1,p\n2,q\n", "y", None, "to hold out a fifth as the test part, found only 2 of 2 classes"),
+    "few rows": (
+        "a,y\n" + "".join(f"{i},{c}\n" for i, c in enumerate("pqrstuvw")),
+        "y",
+        None,
+        "to hold out a fifth as the test part, found only 8 of 8 classes",
+    ),
 }
 
 
@@ -370,11 +419,15 @@ BAD_SOURCES = {
     "unknown ending": (
         "table.parquet",
         {},
-        "expected one of digits, mnist, fashion-mnist, or a path ending .npz or .csv",
+        "expected one of digits, mnist, fashion-mnist, or a path ending .npz, .csv or .tsv",
     ),
     "missing": ("nowhere.csv", {"target": "y"}, "nowhere.csv: expected a file, found nothing there"),
-    "target of a set": ("digits", {"target": "y"}, "expected a target only with a .csv file, got 'y' with 'digits'"),
-    "target of an npz": ("own.npz", {"target": "y"}, "expected a target only with a .csv file"),
+    "target of a set": (
+        "digits",
+        {"target": "y"},
+        "expected a target only with a .csv or .tsv file, got 'y' with 'digits'",
+    ),
+    "target of an npz": ("own.npz", {"target": "y"}, "expected a target only with a .csv or .tsv file"),
     "task of a set": ("digits", {"task": "regression"}, "expected task='classification' for 'digits'"),
     "unknown task": ("digits", {"task": "classify"}, "unknown task 'classify'"),
 }

@@ -286,7 +286,9 @@ def test_a_layer_that_lacks_a_method_says_so():
 
 
 SEEDED = {
-    "fit": lambda seed: jbp.fit(jbp.Dense(1), losses.l2_loss, jbp.optim.sgd(0.1), (X, Y[:, :1]), batch_size=4, seed=seed),
+    "fit": lambda seed: jbp.fit(
+        jbp.Dense(1), losses.l2_loss, jbp.optim.sgd(0.1), (X, Y[:, :1]), batch_size=4, seed=seed
+    ),
     "fit_many": lambda seed: jbp.fit_many(
         jbp.Dense(1), losses.l2_loss, jbp.optim.sgd(0.1), (X, Y[:, :1]), batch_size=4, seeds=[0, seed]
     ),

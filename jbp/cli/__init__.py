@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from jbp import _starting
 from jbp._version import __version__
@@ -55,7 +56,9 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run one command line; answers with the exit status."""
     try:
         _starting.over()
-        _run(list(sys.argv[1:] if words is None else words))
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            _run(list(sys.argv[1:] if words is None else words))
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read us, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -93,6 +96,11 @@ def _run(words: list[str]) -> None:
     given = parsing.parse(parser, words[1:])
     config = given.pop("config", None)
     (kind(**given) if config is None else Train.from_config(config, **given))()
+
+
+def _warn(message: Warning | str, *where: Any) -> None:
+    """Show a warning in one line, without the place in the code."""
+    print(f"jbp: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _failed(error: BaseException, status: int) -> int:

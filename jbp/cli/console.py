@@ -22,6 +22,8 @@ _STOPS = {
     "interrupted": "interrupted",
     "diverged": "diverged",
 }
+_PARTS = {"train": "training"}
+"""What the parts of the data are called where it is not what figures are named by."""
 
 
 class JobsLine(Line):
@@ -81,12 +83,12 @@ def print_result(folder: Path, summary: dict[str, Any]) -> None:
     """What came out of a run."""
     table = _table("result", str(folder))
     for name in ("accuracy", "r2", "rmse", "loss"):
-        for part in ("test", "validation"):
+        for part in ("test", "train", "validation"):
             if f"{part}_{name}" in summary:
                 words = {"r2": "R²", "rmse": "root mean squared error"}.get(name, name)
-                table.add_row(f"{part} {words}", _figure(f"{part}_{name}", summary[f"{part}_{name}"]))
+                table.add_row(f"{_PARTS.get(part, part)} {words}", _figure(f"{part}_{name}", summary[f"{part}_{name}"]))
     for name in summary.get("figures", ()):
-        if f"{name}".partition("_")[0] not in ("test", "validation"):
+        if f"{name}".partition("_")[0] not in ("test", "train", "validation"):
             table.add_row(escape(name), _figure(name, summary[name]))
     if not summary:
         table.add_row("none", "the run was cut short before it could write one")
@@ -115,7 +117,9 @@ def print_spread(folder: Path, summary: dict[str, Any]) -> None:
         part, _, word = name.partition("_")
         words = {"r2": "R²", "rmse": "root mean squared error"}.get(word, word)
         deviation = "" if found["std"] is None else f" ± {found['std']:.2g}"
-        table.add_row(f"{part} {words}", f"{_figure(name, found['mean'])}{deviation} ({found['runs']} runs)")
+        table.add_row(
+            f"{_PARTS.get(part, part)} {words}", f"{_figure(name, found['mean'])}{deviation} ({found['runs']} runs)"
+        )
     table.add_row("seeds", f"{summary['seeds']}, mean ± standard deviation")
     if summary["diverged"]:
         table.add_row("diverged", f"{summary['diverged']} of {len(summary['runs'])} runs, left out")
@@ -131,14 +135,14 @@ def _range(counts: list[int]) -> str:
     return str(counts[0]) if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"
 
 
-def print_confusion(counts: list[list[int]], classes: list[str]) -> None:
+def print_confusion(counts: list[list[int]], classes: list[str], part: str = "test") -> None:
     """How often each class was taken for which, and each class's share of right answers."""
     console, k = Console(), len(classes)
     short = max(map(len, classes)) <= 3
     names = [escape(name if short else f"{i} {name}"[:24]) for i, name in enumerate(classes)]
     heads = names if short else [str(i) for i in range(k)]
     cell = max(len(str(max(map(max, counts)))), max(map(len, heads))) + 2
-    title = "confusion matrix of the test part: true classes down, predicted classes across"
+    title = f"confusion matrix of the {_PARTS.get(part, part)} part: true classes down, predicted classes across"
     right = [f"{row[i] / sum(row):.1%}" if sum(row) else "–" for i, row in enumerate(counts)]
     if max(map(len, names)) + cell * k + 14 <= console.width:
         table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", padding=(0, 1))
@@ -151,7 +155,9 @@ def print_confusion(counts: list[list[int]], classes: list[str]) -> None:
             table.add_row(names[i], *cells, right[i])
         console.print(table)
         return
-    table = _table("true class", "accuracy", "test examples", "most often taken for")  # too wide for the terminal
+    table = _table(
+        "true class", "accuracy", f"{_PARTS.get(part, part)} examples", "most often taken for"
+    )  # too wide for the terminal
     for i, row in enumerate(counts):
         wrong = [(n, j) for j, n in enumerate(row) if n and j != i]
         taken = f"{names[max(wrong)[1]]} ({max(wrong)[0]})" if wrong else ""
@@ -210,8 +216,7 @@ def _table(*heads: str) -> Table:
 
 
 def _parts(summary: dict[str, Any]) -> list[str]:
-    words = {"train": "training", "validation": "validation", "test": "test"}
-    return [f"{n:,} {words.get(part, part)}" for part, n in summary["examples"].items()]
+    return [f"{n:,} {_PARTS.get(part, part)}" for part, n in summary["examples"].items()]
 
 
 def _figure(name: str, value: Any) -> str:

@@ -54,6 +54,8 @@ def declared(dataset: Dataset, options: TrainOptions) -> tuple[Dataset, Declared
     if options.bounds is None:
         return dataset, Declared(None, None, weights, balanced)
     known = read_bounds(options.bounds)
+    if dataset.columns is not None:  # of 0 and 1
+        known = dict.fromkeys(dataset.columns.marks, (0.0, 1.0)) | known
     with about(options.bounds):
         x = bounds_of(known, dataset.features) if dataset.features else bounds_of(known, ["x"]).alike()
         y = None

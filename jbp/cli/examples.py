@@ -8,8 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from jbp.arguments import about
 from jbp.cli.declared import NOTHING, Declared
 from jbp.data import Bounds, Dataset, Standardizer, split
+from jbp.data.precision import narrowed, refuse_collapse
 
 # Part of a run's meaning, and so not an option: which examples decide when to stop and what is best.
 VALIDATION_FRACTION, VALIDATION_SEED = 0.1, 1
@@ -45,29 +47,58 @@ class Examples:
         """How many outputs a net for this task has."""
         return len(self.dataset.classes) or self.dataset.y_train.shape[1]
 
+    @property
+    def tested(self) -> str:
+        """The part that is looked at when training is over: "test", or "train" where no rows are held out."""
+        return "train" if self.dataset.x_test is None else "test"
+
     def test(self) -> Arrays:
-        """The test part: x and targets."""
+        """That part: x and targets."""
         x, y = self.dataset.x_test, self.dataset.y_test
-        assert x is not None and y is not None
+        if x is None or y is None:
+            return self.train
         scale = self.y_scale
         if isinstance(scale, Bounds):  # what is off beyond the bounds is an error, and not clipped
             return self._inputs(x), replace(self, y_scale=Standardizer(scale.mean, scale.scale))._targets(y)
         return self._inputs(x), self._targets(y)
 
+    @property
+    def truth(self) -> np.ndarray:
+        """What that part of a regression has, in the units of the data and every digit of them."""
+        return self.dataset.y_train if self.dataset.y_test is None else self.dataset.y_test
+
     def _inputs(self, x: np.ndarray) -> np.ndarray:
-        return _floats(x if self.x_scale is None else self.x_scale(x))
+        return narrowed(x if self.x_scale is None else self.x_scale(x), _floating())
 
     def _targets(self, y: np.ndarray) -> np.ndarray:
         if self.one_hot:
-            return _floats(np.eye(len(self.dataset.classes))[y])
+            return np.eye(len(self.dataset.classes), dtype=_floating())[y]
         if self.dataset.task == "classification":
             return y.astype(jax.dtypes.canonicalize_dtype(int), copy=False)
-        return _floats(y if self.y_scale is None else self.y_scale(y))
+        return narrowed(y if self.y_scale is None else self.y_scale(y), _floating())
+
+    def _check_kept(self, train: Arrays, x: np.ndarray, y: np.ndarray) -> None:
+        """Refuse a column of x or y whose values fall together on their way to the net."""
+        names, advice = self.dataset.features, "take its logarithm or leave far values out"
+        if self.x_scale is None:
+            advice = "standardise (leave out no-standardize), or subtract an offset from it"
+        if isinstance(self.x_scale, Bounds):
+            advice, x = "give it narrower bounds", np.clip(x, self.x_scale.low, self.x_scale.high)
+        if isinstance(self.y_scale, Bounds):
+            y = np.clip(y, self.y_scale.low, self.y_scale.high)
+
+        def feature(i: int) -> str:
+            return f"column {names[i]!r}" if names else f"column {i + 1} of x" if x.ndim == 2 else "x"
+
+        if self.x_scale is not None or train[0].dtype != x.dtype:
+            refuse_collapse(x, train[0], feature, advice)
+        if self.dataset.task == "regression":
+            refuse_collapse(y, train[1], lambda i: "the target" if y.shape[1] == 1 else f"target {i + 1}", advice)
 
 
-def _floats(a: np.ndarray) -> np.ndarray:
-    """In the type that parameters have: float32, or float64 where JAX is told so."""
-    return a.astype(jax.dtypes.canonicalize_dtype(float), copy=False)
+def _floating() -> np.dtype:
+    """The type that parameters have: float32, or float64 where JAX is told so."""
+    return jax.dtypes.canonicalize_dtype(float)
 
 
 def prepare(
@@ -75,20 +106,23 @@ def prepare(
 ) -> Examples:
     """Hold the validation part out, if wanted, then fit what standardises to the rest; bounds that are given scale it.
 
-    Raises: ValueError if there are too few examples.
+    Of too few rows none are held out: fewer than five, or those of a data set that has no test part either.
+
+    Raises: ValueError if there are too few examples of a class, or values that differ would not for the net.
     """
     one_hot = one_hot and dataset.task == "classification"
     blank: Any = None
-    rows, held = np.arange(len(dataset.x_train)), None
-    if holds_out:
+    x, y, held = dataset.x_train, dataset.y_train, None
+    rows = np.arange(len(x))
+    if holds_out and dataset.x_test is not None and round(VALIDATION_FRACTION * len(x)):
         try:
-            rows, _, held, _ = split(rows, dataset.y_train, VALIDATION_FRACTION, VALIDATION_SEED)
+            rows, y, held, _ = split(rows, y, VALIDATION_FRACTION, VALIDATION_SEED)
         except ValueError as error:
             raise ValueError(
                 f"{dataset.name}: expected enough training examples to hold out a tenth for validation, "
-                f"found only {len(dataset.x_train)}; give more"
+                f"found only {len(x)}; give more"
             ) from error
-    x, y = dataset.x_train[rows], dataset.y_train[rows]
+        x = x[rows]
     x_scale, y_scale = given.x_bounds, given.y_bounds
     if standardize:
         x_scale = Standardizer.fit(x, per_feature=x.ndim == 2)
@@ -97,7 +131,9 @@ def prepare(
         dataset, one_hot, x_scale, y_scale, blank, None, given.weights_of(rows, y),
         given.clipped(x, y) if holds_out else None,
     )  # fmt: skip
-    validation = None
+    train, validation = (raw._inputs(x), raw._targets(y)), None
+    with about(dataset.name):
+        raw._check_kept(train, x, y)
     if held is not None:
         validation = raw._inputs(dataset.x_train[held]), raw._targets(dataset.y_train[held])
-    return replace(raw, train=(raw._inputs(x), raw._targets(y)), validation=validation)
+    return replace(raw, train=train, validation=validation)

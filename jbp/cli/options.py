@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import math
 from dataclasses import dataclass
@@ -15,7 +16,10 @@ from jbp.arguments import about, as_count, as_seed, check_scalar, did_you_mean
 from jbp.checkpoint import CONFIG, read_json
 from jbp.cli import netspec
 from jbp.cli.parser import Command, option
+from jbp.data.cells import DECIMALS, Dialect
+from jbp.data.columns import MISSING
 from jbp.data.dataset import TASKS
+from jbp.data.tables import SUFFIXES
 from jbp.layers import initializers
 from jbp.private import MOST
 from jbp.runs import SAVED
@@ -53,6 +57,9 @@ OPTIMIZERS = {
 MOST_SEEDS = 1000
 """Runs side by side take memory side by side."""
 
+BATCH = 32
+DESCENTS = ("momentum", "heavy_ball", "nesterov", "sgd")
+
 NOISE, CLIP, DELTA, PATIENCE = 1.1, 1.0, 1e-5, 20
 
 _DATA, _NET, _STEPS, _RUN, _OUT = "data", "network and loss", "optimiser", "length of the run", "output"
@@ -68,12 +75,24 @@ class TrainOptions(Command):
 
     data: str | Path = option(
         "digits", "digits, mnist, fashion-mnist, a .npz file (x_train, y_train, optionally x_test, y_test) "
-        "or a .csv file (a line of column names, then rows)", _DATA, metavar="NAME|FILE",
+        "or a .csv or .tsv file (a line of column names, then rows)", _DATA, metavar="NAME|FILE",
     )  # fmt: skip
-    target: str | None = option(None, "column of the .csv file to predict; the others are the input", _DATA,
+    target: str | None = option(None, "column of the table to predict; the others are the input", _DATA,
                                 metavar="COLUMN")  # fmt: skip
     task: str | None = option(None, "classification or regression", _DATA, choices=TASKS,
                               shown="text and whole numbers are classes, other numbers values")  # fmt: skip
+    missing: str | None = option(
+        None, "where a table lacks a value: mean takes the mean over the training part, indicator also adds a column "
+        "of 0 and 1 that says so", _DATA, choices=MISSING, metavar="NAME", shown="refuse, and count them",
+    )  # fmt: skip
+    categorical: str | None = option(
+        None, "columns of categories although they look like numbers or dates: names with commas between", _DATA,
+        metavar="COLUMNS", shown="columns of words",
+    )  # fmt: skip
+    delimiter: str | None = option(None, "between columns: a character, or comma, semicolon, tab, bar", _DATA,
+                                   metavar="CHAR", shown="found from the first line")  # fmt: skip
+    decimal: str | None = option(None, "decimal sign: . or ,", _DATA, choices=DECIMALS, metavar="CHAR",
+                                 shown="found from the numbers")  # fmt: skip
     standardize: bool | None = option(
         None, "bring inputs, and values to predict, to mean 0 and deviation 1 over the training part: each column of a "
         "table, images as a whole", _DATA, shown="on for own files, off for built-in images",
@@ -110,7 +129,7 @@ class TrainOptions(Command):
     optimizer: str = option("momentum", ", ".join(OPTIMIZERS), _STEPS, choices=OPTIMIZERS, metavar="NAME")
     learning_rate: float | None = option(
         None, "step size: a step is RATE times the gradient (or the velocity)", _STEPS, metavar="RATE",
-        shown="0.05; 0.1 for sgd, 0.001 for adam, adamw, rmsprop",
+        shown="0.05; 0.1 for sgd; of fewer than 32 examples by as much less; 0.001 for adam, adamw, rmsprop",
     )  # fmt: skip
     schedule: str = option(
         "constant", "learning rate over the steps of the run: constant; cosine or linear to 0; exponential to 1 %; "
@@ -127,7 +146,8 @@ class TrainOptions(Command):
     )  # fmt: skip
     rule: str | None = option(None, "way back for the error: " + ", ".join(RULES), _STEPS, choices=RULES,
                               metavar="NAME", shown="backpropagation")  # fmt: skip
-    batch_size: int = option(32, "examples per step", _STEPS, metavar="N")
+    batch_size: int | None = option(None, "examples per step", _STEPS, metavar="N",
+                                    shown=f"{BATCH}, or all where there are fewer")  # fmt: skip
     sampling: str = option(
         "shuffle", "shuffle: each epoch goes through all examples once; replacement: each step picks examples anew",
         _STEPS, choices=("shuffle", "replacement"), metavar="NAME",
@@ -177,6 +197,7 @@ class TrainOptions(Command):
             for name in ("output_activation", "init", "bias_init"):
                 if getattr(self, name) != getattr(TrainOptions, name):
                     raise ValueError(f"{name} is for a line of layers: leave it out, for {self.net} is a whole net")
+        Dialect(self.delimiter, self.decimal)
         usual = OPTIMIZERS[self.optimizer]
         rate, decay, beta = self.learning_rate, self.weight_decay, self.momentum
         if rate is not None:
@@ -226,6 +247,7 @@ class TrainOptions(Command):
             return
         why = {
             "standardize": (self.standardize, "mean and deviation would be computed from private data (see bounds)"),
+            "missing": (self.missing, "the means would be computed from private data"),
             "weights": (self.weights is not None, "what one example adds is bounded, whatever it weighs"),
             "class_weights": (self.class_weights, "they would be counted from private data"),
             "patience": (self.patience not in (0, PATIENCE), "stopping by a figure of private data tells about them"),
@@ -236,6 +258,15 @@ class TrainOptions(Command):
         for name, (given, reason) in why.items():
             if given:
                 raise ValueError(f"private training cannot use {name}: {reason}; leave it out")
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """What `load_dataset` is told of how a table is read."""
+        names = next(csv.reader([self.categorical or ""]), [])
+        return {
+            "missing": self.missing, "categorical": tuple(name.strip() for name in names), "delimiter": self.delimiter,
+            "decimal": self.decimal,
+        }  # fmt: skip
 
     @property
     def seed_range(self) -> range:
@@ -259,7 +290,7 @@ class TrainOptions(Command):
     def config(self) -> dict[str, Any]:
         """The options that make the run what it is, with data and a net's file as absolute paths."""
         options = dataclasses.asdict(self)
-        is_file = Path(self.data).suffix.lower() in (".csv", ".npz")
+        is_file = Path(self.data).suffix.lower() in (".npz", *SUFFIXES)
         options["data"] = str(Path(self.data).absolute() if is_file else self.data)
         options["bounds"] = None if self.bounds is None else str(Path(self.bounds).absolute())
         if own.is_named(self.net):

@@ -8,31 +8,21 @@ import io
 import sys
 import zipfile
 import zlib
-from array import array
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from jbp.arguments import (
-    about,
-    as_float32,
-    cell_number,
-    check_cells,
-    check_columns,
-    check_new,
-    did_you_mean,
-    existing_file,
-    listed,
-    no_npz,
-    no_number,
-    unknown_data,
-)
+from jbp.arguments import about, check_new, existing_file, listed, no_npz, unknown_data
 from jbp.checkpoint import Run, load_run, write_atomically
 from jbp.cli.parser import Command, argument, layers_option, option
 from jbp.data.bounds import Bounds
 from jbp.data.builtin import NAMES, load
+from jbp.data.cells import DECIMALS, Dialect
+from jbp.data.columns import UNKNOWN
+from jbp.data.precision import as_numbers, in_full
+from jbp.data.tables import SUFFIXES, load_rows
 
 _ARRAYS = ("x", "x_test", "x_train")
 
@@ -43,10 +33,16 @@ class Predict(Command):
 
     run: str | Path = argument("folder of a run, as jbp train left it", "RUN")
     data: str | Path = argument(
-        "a .csv file with the run's columns by name (others are ignored), a .npz file with an array x (else x_test, "
-        "else x_train), or digits, mnist, fashion-mnist, of which the test part is taken", "DATA",
+        "a .csv or .tsv file with the run's columns by name (others are ignored), a .npz file with an array x (else "
+        "x_test, else x_train), or digits, mnist, fashion-mnist, of which the test part is taken", "DATA",
     )  # fmt: skip
     layers: str | Path | None = layers_option()
+    unknown: str = option("refuse", "a category that training has not seen: refuse it, or ignore (none of those seen)",
+                          "data", choices=UNKNOWN, metavar="NAME")  # fmt: skip
+    delimiter: str | None = option(None, "between columns: a character, or comma, semicolon, tab, bar", "data",
+                                   metavar="CHAR", shown="found from the first line")  # fmt: skip
+    decimal: str | None = option(None, "decimal sign: . or ,", "data", choices=DECIMALS, metavar="CHAR",
+                                 shown="found from the numbers")  # fmt: skip
     out: str | Path | None = option(None, "file to write, which must not exist", "output", metavar="FILE",
                                     shown="standard output")  # fmt: skip
     overwrite: bool = option(False, "replace FILE", "output")
@@ -73,7 +69,7 @@ example:
         if out is not None:
             check_new(out, self.overwrite)
         run = load_run(self.run, self.layers)
-        x = load_features(self.data, run)
+        x = load_features(self.data, run, Dialect(self.delimiter, self.decimal), self.unknown)
         with about(self.data):
             predicted = run.predict(x)
         bounds = run.preprocessing
@@ -100,58 +96,32 @@ def as_csv(run: Run, predicted: np.ndarray) -> str:
             writer.writerow([run.classes[best], *(f"{p:.6g}" for p in row)])
     else:
         writer.writerow(run.targets)
-        writer.writerows([f"{value:.9g}" for value in row] for row in predicted)
+        writer.writerows([in_full(value) for value in row] for row in predicted)
     return buffer.getvalue()
 
 
-def load_features(data: str | Path, run: Run) -> np.ndarray:
-    """Examples to predict, as they are in the data: float32 [n, ...].
+def load_features(data: str | Path, run: Run, dialect: Dialect, unknown: str) -> np.ndarray:
+    """Examples to predict, as they are in the data: [n, ...].
 
     Raises: ValueError saying what was expected, what came, where, and what to do.
     """
     if str(data) in NAMES:
         return load(str(data), "test")[0]
     suffix = Path(data).suffix.lower()
-    if suffix == ".csv" and not run.features:
+    if suffix in SUFFIXES and run.columns is None:
         raise ValueError(
             f"{data}: expected an .npz file with an array x, for the run was trained on data without column names, "
-            "got a .csv file; store its numbers with numpy.savez(file, x=...)"
+            f"got a {suffix} file; store its numbers with numpy.savez(file, x=...)"
         )
-    if suffix not in (".csv", ".npz"):
+    if suffix in SUFFIXES and run.columns is not None:
+        return load_rows(data, run.columns, dialect, unknown)
+    if suffix != ".npz":
         raise unknown_data(str(data), NAMES)
     path = existing_file(data)
     try:
-        return _from_csv(path, run.features) if suffix == ".csv" else _from_npz(path)
-    except (csv.Error, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-        raise ValueError(f"{path}: expected a whole {suffix} file, found a damaged one ({error})") from error
-
-
-def _from_csv(path: Path, features: tuple[str, ...]) -> np.ndarray:
-    """The columns named `features`, in that order; the other columns may hold anything."""
-    values, rows = array("d"), 0
-    with about(path), path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, strict=True)
-        columns = [name.strip() for name in next((row for row in reader if row), [])]
-        missing = [name for name in features if name not in columns]
-        if missing:
-            hint = did_you_mean(missing[0], columns)
-            raise ValueError(
-                f"expected the columns the run was trained on, found none named {listed(missing)}{hint}; add them"
-            )
-        check_columns([name for name in columns if name in features])
-        places = [columns.index(name) for name in features]
-        for row in reader:
-            if not row:
-                continue
-            rows += 1
-            where = f"row {rows} (line {reader.line_num})"
-            check_cells(row, columns, where)
-            for name, place in zip(features, places, strict=True):
-                try:
-                    values.append(cell_number(row[place]))
-                except ValueError:
-                    raise no_number(row[place], f"{where}, column {name!r}") from None
-        return _checked(np.frombuffer(values, np.float64).reshape(rows, len(features)))
+        return _from_npz(path)
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+        raise ValueError(f"{path}: expected a whole .npz file, found a damaged one ({error})") from error
 
 
 def _from_npz(path: Path) -> np.ndarray:
@@ -169,11 +139,11 @@ def _from_npz(path: Path) -> np.ndarray:
 
 
 def _checked(x: Any) -> np.ndarray:
-    """x as float32, if it is numbers, all finite there."""
+    """x as float32 or float64, if it is numbers, all finite."""
     if x.dtype.kind not in "biuf" or x.ndim < 2 or not len(x):
         raise ValueError(f"expected numbers [rows, columns…], at least a row, found {x.dtype} of shape {x.shape}")
 
-    def place(row: int, *columns: int) -> str:
-        return f"row {row + 1}, column {', '.join(str(i + 1) for i in columns)}"
+    def place(*index: int) -> str:
+        return f"row {index[0] + 1}, column {', '.join(str(i + 1) for i in index[1:])}" if index else "x"
 
-    return as_float32(x, place)
+    return as_numbers(x, place)

@@ -87,7 +87,7 @@ def _summary(plan: Plan, many: Many, test: dict[int, dict[str, Any]]) -> dict[st
     rows = []
     for r, run in enumerate(many.runs):
         values = {name: run.figure(name) for name in (f"validation_{figure}" for figure in FIGURES)}
-        values |= {name: value for name, value in test.get(r, {}).items() if name.removeprefix("test_") in FIGURES}
+        values |= {name: value for name, value in test.get(r, {}).items() if name.partition("_")[2] in FIGURES}
         rows.append(
             {"seed": run.seed}
             | {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
@@ -95,7 +95,7 @@ def _summary(plan: Plan, many: Many, test: dict[int, dict[str, Any]]) -> dict[st
             | ({} if run.diverged_at is None else {"diverged_at_step": run.diverged_at})
         )
     spread = {}
-    for name in (f"{part}_{name}" for name in FIGURES for part in ("test", "validation")):
+    for name in (f"{part}_{name}" for name in FIGURES for part in ("test", "train", "validation")):
         found = [row[name] for row in rows if name in row]
         if found:
             deviation = float(np.std(found, ddof=1)) if len(found) > 1 else None

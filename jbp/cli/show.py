@@ -49,7 +49,9 @@ class Show(Command):
             return
         console.print_result(folder, summary)
         if "confusion" in summary:
-            console.print_confusion(summary["confusion"], summary["classes"])
+            console.print_confusion(
+                summary["confusion"], summary["classes"], "test" if "test_loss" in summary else "train"
+            )
         if (folder / PARAMS).exists():
             try:
                 console.print_layers(layer_table(load_run(folder, self.layers)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 import warnings
@@ -18,12 +19,12 @@ import optax
 
 from jbp import checkpoint, layers, losses, optim, own, runs
 from jbp._version import __version__
-from jbp.arguments import check_batch_size
+from jbp.arguments import check_batch_size, listed
 from jbp.cli import console, examples, netspec
 from jbp.cli.curves import draw_curves
 from jbp.cli.declared import declared
 from jbp.cli.examples import Examples
-from jbp.cli.options import CLIP, DELTA, NOISE, OPTIMIZERS, TrainOptions
+from jbp.cli.options import BATCH, CLIP, DELTA, DESCENTS, NOISE, OPTIMIZERS, TrainOptions
 from jbp.cli.parser import Failed
 from jbp.data import Bounds, Standardizer, load_dataset
 from jbp.data.builtin import NAMES
@@ -77,8 +78,14 @@ class Plan:
         if o.epsilon is None:
             return Private(noise, clip, delta)
         n = len(self.data.train[0])
-        steps = o.epochs * -(-n // o.batch_size)
-        return Private.for_epsilon(o.epsilon, delta, clip, steps=steps, batch_size=o.batch_size, n=n)
+        steps = o.epochs * -(-n // self.batch_size)
+        return Private.for_epsilon(o.epsilon, delta, clip, steps=steps, batch_size=self.batch_size, n=n)
+
+    @property
+    def batch_size(self) -> int:
+        """Examples per step."""
+        assert self.options.batch_size is not None  # `make_plan` has set it
+        return self.options.batch_size
 
     @property
     def loss_name(self) -> str:
@@ -107,7 +114,7 @@ def train(options: TrainOptions) -> Result:
             raise
         figures, test_examples = tested(plan, fit)
         summary = figures | _summary(plan, fit)
-        summary["examples"]["test"] = test_examples
+        summary["examples"][plan.data.tested] = test_examples
         summary["seconds"] = time.perf_counter() - began
         note = _keep(plan, folder, fit, summary)
         if note and not options.quiet:
@@ -138,18 +145,21 @@ def _fit(plan: Plan, folder: runs.RunFolder) -> Fit:
 
 
 def announce(plan: Plan) -> None:
-    """What to know of a run with bounds, and of a private one, before it starts.
+    """What to know of a run before it starts: how its data were understood, of its bounds, of its privacy.
 
     Raises: Failed if there is nothing to do the account with.
     """
-    options, n = plan.options, len(plan.data.train[0])
+    options, n, dataset = plan.options, len(plan.data.train[0]), plan.data.dataset
+    if not options.quiet:
+        for note in dataset.notes:
+            print(f"{options.data}: {note}", file=sys.stderr)
     if not options.quiet and isinstance(plan.data.x_scale, Bounds):
         print(_clipped(plan), file=sys.stderr)
     try:
         private = plan.private
         if private is None:
             return
-        epsilon = private.epsilon(options.epochs * -(-n // options.batch_size), options.batch_size, n)
+        epsilon = private.epsilon(options.epochs * -(-n // plan.batch_size), plan.batch_size, n)
     except ModuleNotFoundError as error:
         raise Failed(str(error)) from error
     lines = [
@@ -163,6 +173,9 @@ def announce(plan: Plan) -> None:
             "note: the data are not scaled, for their mean and deviation are private; with bounds that are known "
             "beforehand (--bounds FILE) training is usually much better"
         )
+    worded = () if dataset.columns is None else dataset.columns.worded
+    if worded:
+        lines.append(f"note: the words of {listed(worded)} are read off the data, and the run keeps them as they are")
     if private.delta >= 1 / n:
         lines.append(f"warning: {weak_delta(private.delta, n)}")
     if options.seed is not None:
@@ -195,8 +208,8 @@ def fit_options(plan: Plan) -> dict[str, Any]:
         "metrics": {"accuracy": CLASSES_RIGHT} if plan.classification else None,
         "transform": plan.transform,
         "progress": not options.quiet,
-        "monitor": None if options.private else "validation_loss",
-        "patience": None if options.private else options.patience or None,
+        "monitor": None if plan.data.validation is None else "validation_loss",
+        "patience": None if plan.data.validation is None else options.patience or None,
     }
 
 
@@ -208,7 +221,10 @@ def make_plan(options: TrainOptions) -> Plan:
     mine = own.net(options.net) if own.is_named(options.net) else None
     if mine is None:
         netspec.parse(options.net)  # before data that may have to be downloaded
-    dataset = load_dataset(options.data, target=options.target, task=options.task)
+    with warnings.catch_warnings():
+        if options.quiet:
+            warnings.simplefilter("ignore")
+        dataset = load_dataset(options.data, target=options.target, task=options.task, **options.reading)
     name = options.loss or ("softmax_cross_entropy" if dataset.task == "classification" else "mean_squared_error")
     if dataset.task == "regression" and name not in _FOR_VALUES:
         raise ValueError(
@@ -221,7 +237,7 @@ def make_plan(options: TrainOptions) -> Plan:
     standardize = standardize and not options.private and given.x_bounds is None
     data = examples.prepare(dataset, name in _ONE_HOT, standardize, not options.private, given)
     n = len(data.train[0])
-    check_batch_size(options.batch_size, n)
+    options, size = _sized(options, n)
     net = mine and netspec.fitting(mine, options.net, data.shape, data.outputs)
     net = net or netspec.build(
         options.net,
@@ -231,8 +247,20 @@ def make_plan(options: TrainOptions) -> Plan:
         None if options.init is None else getattr(initializers, options.init),
         getattr(initializers, options.bias_init),
     )
-    steps = options.epochs * -(-n // options.batch_size)
+    steps = options.epochs * -(-n // size)
     return Plan(options, data, net, getattr(losses, name), make_optimizer(options, steps))
+
+
+def _sized(options: TrainOptions, n: int) -> tuple[TrainOptions, int]:
+    """The options with a batch size for n training examples, which are one batch where they are few; and that size.
+
+    A step of plain descent or momentum is then shorter by as much: with the usual one four rows diverge.
+    """
+    size, rate = options.batch_size or min(BATCH, n), options.learning_rate
+    check_batch_size(size, n)
+    if options.batch_size is None and rate is None and options.optimizer in DESCENTS:
+        rate = OPTIMIZERS[options.optimizer].learning_rate * size / BATCH
+    return dataclasses.replace(options, batch_size=size, learning_rate=rate), size
 
 
 def make_optimizer(options: TrainOptions, steps: int) -> optax.GradientTransformation:
@@ -294,9 +322,14 @@ def _about(plan: Plan) -> dict[str, Any]:
     """What, beside the arrays, the use of a trained net needs."""
     dataset = plan.data.dataset
     return runs.facts_of(
-        plan.net, plan.loss, input_shape=plan.data.shape, classes=dataset.classes, features=dataset.features,
-        targets=_targets(plan), transform=name_of_transform(plan.transform),
-    )  # fmt: skip
+        plan.net,
+        plan.loss,
+        input_shape=plan.data.shape,
+        classes=dataset.classes,
+        features=dataset.columns or dataset.features,
+        targets=_targets(plan),
+        transform=name_of_transform(plan.transform),
+    )
 
 
 def _targets(plan: Plan) -> tuple[str, ...]:
@@ -329,23 +362,27 @@ def _summary(plan: Plan, fit: Fit) -> dict[str, Any]:
 
 
 def tested(plan: Plan, fit: Fit) -> tuple[dict[str, Any], int]:
-    """The figures of the test part and how many examples it has; it is read here, once, and nowhere else."""
+    """The figures of the test part and how many examples it has; it is read here, once, and nowhere else.
+
+    Where no rows are held out they are those of the training part, by that name.
+    """
     x, y = plan.data.test()
+    part = plan.data.tested
     output = checkpoint.outputs(plan.net, fit.params, transformed(plan.transform, x, None))
     errors = jax.jit(jax.vmap(plan.loss.value))(output, y)
-    found: dict[str, Any] = {"test_loss": float(np.mean(np.asarray(errors), dtype=np.float64))}
+    found: dict[str, Any] = {f"{part}_loss": float(np.mean(np.asarray(errors), dtype=np.float64))}
     if plan.classification:
         k = plan.data.outputs
         truth, said = (y.argmax(-1) if y.ndim == 2 else y), output.argmax(-1)
         known = ~np.isnan(output).any(-1)  # an output that is NaN says no class
         confusion = np.bincount((truth * k + said)[known], minlength=k * k).reshape(k, k)
-        return {"test_accuracy": float(np.mean((truth == said) & known))} | found | {
+        return {f"{part}_accuracy": float(np.mean((truth == said) & known))} | found | {
             "confusion": confusion.tolist()
         }, len(x)
-    truth, said = (checkpoint.Postprocessing(None, plan.data.y_scale)(values) for values in (y, output))
+    truth, said = plan.data.truth, checkpoint.Postprocessing(None, plan.data.y_scale)(output)
     squares, spread = np.square(truth - said).sum(0), np.square(truth - truth.mean(0)).sum(0)
     r2 = float(np.mean(1 - squares / spread)) if (spread > 0).all() else None
-    return {"test_r2": r2, "test_rmse": float(np.sqrt(squares.sum() / truth.size))} | found, len(x)
+    return {f"{part}_r2": r2, f"{part}_rmse": float(np.sqrt(squares.sum() / truth.size))} | found, len(x)
 
 
 def _keep(plan: Plan, folder: runs.RunFolder, fit: Fit, summary: dict[str, Any]) -> str | None:

@@ -2,6 +2,7 @@
 
 from jbp.data.bounds import Bounds as Bounds
 from jbp.data.builtin import load as load
+from jbp.data.columns import Columns as Columns
 from jbp.data.dataset import Dataset as Dataset
 from jbp.data.preparing import Standardizer as Standardizer
 from jbp.data.preparing import split as split

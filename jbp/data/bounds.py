@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jbp.arguments import about, as_number, cannot_read, cell_number, did_you_mean, existing_file, listed
+from jbp.arguments import about, as_number, cannot_read, did_you_mean, existing_file, is_numeric, listed
 from jbp.data.preparing import Standardizer
 
 _HEADER = ["column", "low", "high"]
@@ -146,7 +146,9 @@ def _from_csv(text: str) -> dict[str, tuple[float, float]]:
         raise ValueError(f"expected a first line {','.join(_HEADER)}, found {found_line!r}; name the columns so")
     for line, row in rows[1:]:
         try:
-            name, low, high = row[0], *map(cell_number, row[1:])
+            if not all(map(is_numeric, row[1:])):
+                raise ValueError
+            name, low, high = row[0], *map(float, row[1:])
         except ValueError:
             raise ValueError(
                 f"expected a column, its low and its high, found {','.join(row)!r} in line {line}; correct it"

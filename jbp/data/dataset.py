@@ -7,7 +7,10 @@ from typing import Literal
 
 import numpy as np
 
-from jbp.arguments import as_float32, did_you_mean, listed
+from jbp.arguments import did_you_mean, listed
+from jbp.data import labels
+from jbp.data.columns import Columns
+from jbp.data.precision import as_numbers
 from jbp.data.preparing import split
 
 Task = Literal["classification", "regression"]
@@ -16,16 +19,21 @@ TASKS: tuple[Task, ...] = ("classification", "regression")
 # The test part of a table that comes without one, by `split` with this seed. Part of a run's meaning: not to
 # change.
 TEST_FRACTION, TEST_SEED = 0.2, 0
+FEWEST = 7
+"""Rows of which a fifth, and then a tenth of the rest, can be held out; fewer all train."""
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Training and test examples of one task.
 
-    x_train, x_test: float32 [n, ...], as stored or in [0, 1] for built-in images, never standardised here.
-    y_train, y_test: for classification int32 [n], an index into `classes`; for regression float32 [n, m].
-    classes: what the labels mean, in their order; () for regression. features: column names, () if they have
-    none.
+    x_train, x_test: [n, ...], as stored or in [0, 1] for built-in images, never standardised here: float32 where that
+    holds every value of what is stored (float16, float32, whole numbers of 8 or 16 bits), else float64, because an
+    offset must be taken away before anything is rounded.
+    y_train, y_test: for classification int32 [n], an index into `classes`; for regression float64 [n, m].
+    classes: what the labels mean, as they are written, in their order; () for regression. features: names of the
+    columns of x, () if they have none. columns: how rows of a table become x. notes: what was understood of the source.
+    The test part is None where there are too few rows to hold any out.
     """
 
     name: str
@@ -36,6 +44,8 @@ class Dataset:
     y_test: np.ndarray | None = None
     classes: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
+    columns: Columns | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +55,8 @@ class Part:
     x: np.ndarray
     y: np.ndarray
     place: Callable[..., str]
+    may_miss: bool = False
+    """Whether x may hold NaN, for values that are missing."""
 
 
 def checked_task(task: str | None) -> Task | None:
@@ -61,23 +73,17 @@ def checked_task(task: str | None) -> Task | None:
     raise ValueError(f"unknown task {task!r}: expected 'classification' or 'regression'{hint}")
 
 
-def from_parts(name: str, train: Part, test: Part | None, task: Task | None, features: tuple[str, ...] = ()) -> Dataset:
+def from_parts(name: str, train: Part, test: Part | None, task: Task | None) -> Dataset:
     """A Dataset from raw arrays, each value checked; without a test part, a fifth of the rows becomes it.
 
-    That fifth is chosen by `split` with seed 0, stratified in classification. Without a task, text and whole
-    numbers are labels and other numbers are values to predict.
+    That fifth is chosen by `split` with seed 0, stratified in classification; fewer than seven rows have none. Without
+    a task, text and whole numbers are labels and other numbers are values to predict.
 
     Raises: ValueError naming the place of the first thing that is wrong.
     """
     if task is None:
         task = "regression" if train.y.dtype.kind == "f" else "classification"
-        rows = train.y.shape[0] if train.y.ndim == 1 and train.y.dtype.kind in "iu" else 0
-        # Counts, prices and ages are whole numbers too; labels repeat.
-        if rows and (distinct := len(np.unique(train.y))) > max(2, rows / 2):
-            raise ValueError(
-                f"expected whole-number labels that repeat, found {distinct} different ones in {rows} rows; "
-                "say which it is by task='classification' or task='regression'"
-            )
+        labels.check_task_is_plain(train.y, train.place)
     prepare = _labels if task == "classification" else _values
     x_train, y_train = _inputs(train), prepare(train)
     x_test = y_test = None
@@ -89,27 +95,31 @@ def from_parts(name: str, train: Part, test: Part | None, task: Task | None, fea
                     f"expected {what}_test's rows to have the shape of {what}_train's, {ours.shape[1:]}, "
                     f"found {theirs.shape[1:]}; give both the same columns"
                 )
-    names = ()
+    names, notes = (), ()
     if task == "classification":
         known, y_train = np.unique(y_train, return_inverse=True)
         if len(known) < 2:
             raise ValueError(f"expected labels of two classes or more, found only {known[0]}; give examples of another")
         names, y_train = tuple(str(label) for label in known), y_train.astype(np.int32)
+        labels.warn_of_near_equal(names, train.place("y"))
         if test is not None and y_test is not None:
             y_test = _known_labels(known, y_test, test)
-    if x_test is None:
+    n = len(x_train)
+    if x_test is None and 2 <= n < FEWEST:
+        notes = (f"{n} rows are too few to hold any out: all of them train, and the figures are theirs",)
+    elif x_test is None:
         try:
             x_train, y_train, x_test, y_test = split(x_train, y_train, TEST_FRACTION, TEST_SEED)
         except ValueError as error:
             raise ValueError(
-                f"expected enough rows to hold out a fifth as the test part, found only {len(x_train)}"
+                f"expected enough rows to hold out a fifth as the test part, found only {n}"
                 f"{f' of {len(names)} classes' if names else ''}; give more"
             ) from error
-    return Dataset(name, task, x_train, y_train, x_test, y_test, names, features)
+    return Dataset(name, task, x_train, y_train, x_test, y_test, names, notes=notes)
 
 
 def _inputs(part: Part) -> np.ndarray:
-    """x as float32 [n, ...], finite, with a row for each of y."""
+    """x [n, ...] as float32 or float64, finite, with a row for each of y."""
     x = part.x
     if x.dtype.kind not in "biuf" or x.ndim < 2:
         raise ValueError(
@@ -123,22 +133,22 @@ def _inputs(part: Part) -> np.ndarray:
         )
     if x.size == 0:
         raise ValueError(f"expected {part.place('x')} to have rows and columns, found shape {x.shape}; give examples")
-    return as_float32(x, partial(part.place, "x"))
+    return as_numbers(x, partial(part.place, "x"), part.may_miss)
 
 
 def _values(part: Part) -> np.ndarray:
-    """What regression predicts, as float32 [n, m]."""
+    """What regression predicts, as float64 [n, m]."""
     y = part.y
     if y.dtype.kind not in "biuf" or y.ndim > 2:
         raise ValueError(
             f"expected {part.place('y')} to be numbers [rows] or [rows, outputs] for regression, "
             f"found {_kind(y)} of shape {y.shape}; pass task='classification' for labels"
         )
-    return as_float32(y, partial(part.place, "y")).reshape(len(y), -1)
+    return as_numbers(y, partial(part.place, "y")).astype(np.float64).reshape(len(y), -1)
 
 
 def _labels(part: Part) -> np.ndarray:
-    """What classification predicts, [n]: whole numbers from 0, or text."""
+    """What classification predicts, [n]: whole numbers, or text."""
     y = part.y
     if y.dtype.kind == "S":
         y = np.char.decode(y, "utf-8", "backslashreplace")
@@ -150,15 +160,14 @@ def _labels(part: Part) -> np.ndarray:
             f"found {_kind(y)} of shape {y.shape}; take argmax(axis=1) of one-hot rows, "
             "or pass task='regression'"
         )
-    if y.dtype.kind == "U":
-        bad = np.equal(y, "")
-    else:
-        bad = ~(np.equal(y, np.floor(y)) & np.greater_equal(y, 0) & np.less(y, 2.0**63))
+    bad = np.equal(y, "") if y.dtype.kind == "U" else np.zeros(len(y), bool)
+    if y.dtype.kind == "f":  # from 2**53 on float64 does not hold every whole number
+        bad = ~(np.equal(y, np.floor(y)) & np.less(np.abs(y), 2.0**53))
     if bad.any():
         row = int(np.argmax(bad))
         found = "an empty one" if y.dtype.kind == "U" else y[row]
         raise ValueError(
-            f"expected labels to be text or whole numbers from 0, found {found} at {part.place('y', row)}; "
+            f"expected labels to be text or whole numbers, found {found} at {part.place('y', row)}; "
             "renumber the labels, or pass task='regression' if they are values"
         )
     return y.astype(np.int64) if y.dtype.kind == "f" else y
@@ -171,13 +180,16 @@ def _known_labels(known: np.ndarray, y: np.ndarray, part: Part) -> np.ndarray:
             f"expected {part.place('y')} to have labels like those of training, found {_kind(y)} "
             f"where they are {_kind(known)}; store both alike"
         )
-    new = ~np.isin(y, known)
-    if new.any():
+    # As Python's own: NumPy compares int64 with uint64 as float64.
+    places = {label: i for i, label in enumerate(known.tolist())}
+    theirs, codes = np.unique(y, return_inverse=True)
+    new = [label for label in theirs.tolist() if label not in places]
+    if new:
         raise ValueError(
             f"expected {part.place('y')} to have only labels of the training part, "
-            f"found also {listed(np.unique(y[new]))}; add training examples of them, or remove those rows"
+            f"found also {listed(new)}; add training examples of them, or remove those rows"
         )
-    return np.searchsorted(known, y).astype(np.int32)
+    return np.array([places[label] for label in theirs.tolist()], np.int32)[codes]
 
 
 def _kind(array: np.ndarray) -> str:

@@ -104,14 +104,27 @@ class Standardizer:
         axis = 0 if per_feature else None
         count = len(x) if per_feature else x.size
         with np.errstate(invalid="ignore", over="ignore"):  # NaN and Inf get their error below
+            least, most = x.min(axis), x.max(axis)
             mean = np.mean(x, axis, np.float64)
-            squares = sum((np.square(x[rows] - mean).sum(axis) for rows in _blocks(x)), np.zeros_like(mean))
+            far = np.maximum(np.abs(most - mean), np.abs(least - mean))
+            # A sum of many numbers with a large offset is rounded so coarsely that the mean may lie beside them all.
+            beside = sum(((x[rows] - mean).sum(axis) for rows in _blocks(x)), np.zeros_like(mean)) / count
+            mean = np.where(np.abs(beside) > 1e-9 * far, mean + beside, mean)
+            # Squares of what is below 1e-150 or above 1e150 would be 0 or Inf.
+            unit = np.where((far > 1e-140) & (far < 1e140) | (far == 0), 1.0, far)
+            squares = sum((np.square((x[rows] - mean) / unit).sum(axis) for rows in _blocks(x)), np.zeros_like(mean))
             # Rounding in the mean leaves a constant feature a tiny deviation; dividing by it would make noise
             # large.
-            scale = np.where(x.min(axis) == x.max(axis), 1.0, np.sqrt(squares / count))
+            scale = np.where(least == most, 1.0, np.sqrt(squares / count) * unit)
         if not np.isfinite(mean).all() or not np.isfinite(scale).all():
             raise ValueError("expected finite values to standardise, got NaN or Inf; remove the rows that have them")
-        return cls(np.asarray(mean), scale)
+        if (scale == 0).any():
+            where = tuple(map(int, np.argwhere(scale == 0)[0]))
+            raise ValueError(
+                f"expected different values to stay different in float64, got one for all in feature {list(where)}, "
+                f"from {least[where]} to {most[where]}; subtract an offset first"
+            )
+        return cls(np.asarray(mean), np.asarray(scale))
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Standardise x: [n, ...] → float32 [n, ...].

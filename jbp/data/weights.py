@@ -34,6 +34,11 @@ def with_weights(dataset: Dataset, column: str) -> tuple[Dataset, np.ndarray]:
         raise ValueError(f"expected weights to be a column beside the target, found {found}")
     if len(names) == 1:
         raise ValueError(f"expected columns beside the target and the weights {column!r}, found no other; add some")
+    columns = dataset.columns
+    if columns is not None and any(own.name == column and own.lacks for own in columns.columns):
+        raise ValueError(
+            f"expected a weight in every row, found column {column!r} without some; give 0 to leave a row out"
+        )
     at = names.index(column)
     weights = dataset.x_train[:, at].astype(np.float64)
     for what, values in (("the training part", weights), ("the test part", _column(dataset.x_test, at))):
@@ -49,6 +54,7 @@ def with_weights(dataset: Dataset, column: str) -> tuple[Dataset, np.ndarray]:
         "x_train": np.delete(dataset.x_train, at, 1),
         "x_test": None if dataset.x_test is None else np.delete(dataset.x_test, at, 1),
         "features": (*names[:at], *names[at + 1 :]),
+        "columns": None if columns is None else columns.without(column),
     }
     return dataclasses.replace(dataset, **without), weights
 
