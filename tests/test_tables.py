@@ -1,4 +1,4 @@
-"""Tables as people have them: words, gaps, dates, other ways to write them, a few rows; and what is declared of them."""
+"""Tables as people have them: words, gaps, dates, other ways to write them, a few rows; what is declared of them."""
 
 import json
 from pathlib import Path
