@@ -48,7 +48,8 @@ format: $(VENV)/.installed-dev  ## format the code
 	$(BIN)/ruff format
 
 docs: $(VENV)/.installed-docs  ## build the site into site/
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@# Not --quiet, with which --strict sees no warning.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 experiments: $(VENV)/.installed-plots  ## run every claim of the lectures (ARGS=--quick: in seconds)
 	$(BIN)/python experiments/claims/all.py $(ARGS)

@@ -183,8 +183,8 @@ def load_run(run: str | Path, layers: Any = None) -> Run:
     `layers` is where the layers of the net are that are not jbp's: a Python file, which is then run, a module, or the
     classes themselves.
 
-    Raises: ValueError if the folder is none, has no params yet, holds a damaged file, or has layers that are not there
-        (`jbp.checkpoint.MissingLayers`) or have changed.
+    Raises: ValueError if the folder is none, has no params yet, holds a damaged file, or has layers that have changed,
+    or are not there (then it is a `jbp.checkpoint.MissingLayers`).
     """
     folder = Path(run)
     if not folder.is_dir():

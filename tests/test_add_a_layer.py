@@ -174,7 +174,8 @@ def added(folder: Path) -> None:
     for name in ("jbp", "tests"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", Path(__file__).name))
     for name in (
-        "pyproject.toml", "README.md", "docs/reference.md", "docs/check.md", "experiments/common.py", "experiments/results/check.json",
+        "pyproject.toml", "README.md", "docs/reference.md", "docs/check.md", "experiments/common.py",
+        "experiments/results/check.json",
     ):  # fmt: skip
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)

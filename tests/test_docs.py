@@ -1,9 +1,9 @@
 """What the README and the pages show runs as it stands, and prints what they say it prints.
 
-A fence of `python` or `sh` is run, all of a page in one folder, its Python in one namespace; the fence of `text` after it
-is what it prints. A first line `# name.py` puts the block into that file too. A comment «not run: why» before a fence
-leaves it out. In the output `…` stands for anything on a line, and alone on a line for any lines; a number may be off by
-one in its last printed digit.
+A fence of `python` or `sh` is run, all of a page in one folder, its Python in one namespace; the fence of `text` after
+it is what it prints. A first line `# name.py` puts the block into that file too. A comment «not run: why» before a
+fence leaves it out. In the output `…` stands for anything on a line, and alone on a line for any lines; a number may be
+off by one in its last printed digit.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
 from jbp import cli
@@ -29,7 +30,7 @@ PAGES = (
 )  # fmt: skip
 
 FENCE = re.compile(r"(?:^<!-- not run: (?P<why>[^\n]+) -->\n)?^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
-NUMBER = r"[-−+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?"  # noqa: RUF001 (a minus sign)
+NUMBER = r"[-−+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?"
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,9 @@ def blocks(page: str) -> list[Block]:
         assert fence is not None
         if fence["kind"] != "text":
             output = after["text"] if after and after["kind"] == "text" else None
-            out.append(Block(fence["kind"], fence["text"], page[: fence.start("text")].count("\n"), fence["why"], output))
+            out.append(
+                Block(fence["kind"], fence["text"], page[: fence.start("text")].count("\n"), fence["why"], output)
+            )
     return out
 
 
@@ -66,13 +69,11 @@ def same(shown: str, printed: str) -> bool:
 
 def _words(word: str) -> str:
     parts = re.split(f"({NUMBER})", word)
-    return "".join(
-        f"({NUMBER})" if i % 2 else re.escape(part).replace("…", r"[^\n]*?") for i, part in enumerate(parts)
-    )
+    return "".join(f"({NUMBER})" if i % 2 else re.escape(part).replace("…", r"[^\n]*?") for i, part in enumerate(parts))
 
 
 def _close(shown: str, printed: str) -> bool:
-    shown, printed = (text.replace("−", "-") for text in (shown, printed))  # noqa: RUF001
+    shown, printed = (text.replace("−", "-") for text in (shown, printed))
     digits, _, power = shown.partition("e")
     unit = 10.0 ** (int(power or 0) - len(digits.partition(".")[2])) if "." in digits or power else 0.0
     return abs(float(shown) - float(printed)) <= 1.0001 * unit
@@ -108,8 +109,9 @@ def test_a_page_that_has_rotted_is_seen(tmp_path, monkeypatch, capsys):
         run_page("```ruby\nputs 1\n```\n", tmp_path, monkeypatch, capsys)
 
 
-def run_page(page: str, folder: Path, monkeypatch: Any, capsys: Any) -> None:
-    """Run every block of a page in a folder, as a reader with JAX's defaults does."""
+def run_page(page: str, folder: Path, monkeypatch: Any, capsys: Any, overview: bool = False) -> None:
+    """Run every block of a page in a folder, as a reader with JAX's defaults does; an overview need not show what its
+    commands print."""
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(folder)
     monkeypatch.setenv("COLUMNS", "100")
@@ -118,6 +120,7 @@ def run_page(page: str, folder: Path, monkeypatch: Any, capsys: Any) -> None:
         defaults.enter_context(jax.enable_x64(False))
         defaults.enter_context(jax.numpy_dtype_promotion("standard"))
         defaults.enter_context(jax.numpy_rank_promotion("allow"))
+        defaults.enter_context(np.printoptions())
         for block in blocks(page):
             where = f"the block at line {block.line + 1}:\n{block.text}"
             assert block.kind in ("python", "sh"), f"this test knows python and sh, not {block.kind!r}: {where}"
@@ -134,6 +137,8 @@ def run_page(page: str, folder: Path, monkeypatch: Any, capsys: Any) -> None:
                     run_line(shlex.split(line, comments=True))
             printed = capsys.readouterr().out
             assert printed.strip(), f"it prints nothing, {where}"
+            if block.output is None and overview and block.kind == "sh":
+                continue
             assert block.output is not None, f"the page does not show what is printed:\n{printed}\nby {where}"
             assert same(block.output, printed), f"printed\n{printed}\nand not\n{block.output}\nby {where}"
 
@@ -144,7 +149,11 @@ def run_line(words: list[str]) -> None:
         case []:
             pass
         case ["jbp", *options] | ["python", "-m", "jbp", *options]:
-            assert cli.main(options) == 0, words
+            try:
+                status = cli.main(options)
+            except SystemExit as end:  # --version
+                status = end.code
+            assert status == 0, words
         case ["python", file, *options] if file.endswith(".py"):
             before, sys.argv = sys.argv, [file, *options]
             try:
@@ -158,8 +167,8 @@ def run_line(words: list[str]) -> None:
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_runs_and_prints_what_it_shows(name, tmp_path, monkeypatch, capsys):
     page = (ROOT / name).read_text()
-    assert [block for block in blocks(page) if not block.why] or name == "docs/install.md"
-    run_page(page, tmp_path, monkeypatch, capsys)
+    assert [block for block in blocks(page) if not block.why]
+    run_page(page, tmp_path, monkeypatch, capsys, overview=name == "README.md")
 
 
 def test_the_pages_are_those_of_the_site():
@@ -176,6 +185,12 @@ def test_files_and_targets_that_pages_name_exist():
             assert ((ROOT / name).parent / target).exists(), f"{name}: {target}"
         for target in re.findall(r"\bmake (?:PYTHON=\S+ )?([a-z]+)\b", "\n".join(re.findall(r"`+[^`]*`+", page))):
             assert f"\n{target}:" in (ROOT / "Makefile").read_text(), f"{name}: make {target}"
+
+
+def test_a_warning_of_the_site_fails_its_build():
+    """With --quiet, --strict counts no warning: dead links and pages that are missing went unseen."""
+    (line,) = re.findall(r"^\t.*mkdocs build.*$", (ROOT / "Makefile").read_text(), re.M)
+    assert "--strict" in line and "--quiet" not in line and "-q" not in line.split()
 
 
 def test_every_claim_is_in_the_gallery_with_its_picture():

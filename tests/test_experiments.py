@@ -100,7 +100,7 @@ def test_one_writer_makes_every_saved_result():
 
 
 def test_every_script_is_in_one_list():
-    """The claims are those of all.py; the measurements those of the Makefile, and the one that fills in docs/check.md."""
+    """The claims are those of all.py; the measurements those of the Makefile, and the one that writes docs/check.md."""
     claims = {path.stem for path in CLAIMS.glob("*.py")} - {"all", "claim"}
     assert claims == set(every.CLAIMS)
     (loop,) = re.findall(r"for script in ([\w\s\\]+);", (EXPERIMENTS.parent / "Makefile").read_text())
