@@ -236,7 +236,7 @@ def test_text_labels_from_a_table(flowers):
 
 
 def test_regression_is_reported_and_predicted_in_the_datas_units(houses):
-    result = cli.Train(data=houses, target="price", net="", epochs=60, quiet=True)()
+    result = cli.Train(data=houses, target="price", net="", optimizer="momentum", epochs=60, quiet=True)()
     assert result.summary["test_r2"] > 0.999
     assert result.summary["test_rmse"] < 5000
     assert "test_accuracy" not in result.summary

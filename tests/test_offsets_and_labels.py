@@ -241,3 +241,15 @@ def test_unsigned_labels_are_never_wrapped():
     shifted = np.array([3, 3 + 2**32] * 12)
     np.savez("t.npz", x_train=np.ones((24, 1)), y_train=shifted)
     assert load_dataset("t.npz").classes == ("3", "4294967299")
+
+
+@pytest.mark.parametrize("columns", [1, 9])
+def test_a_regression_trains_with_the_default_net_and_rate(columns: int, tmp_path, monkeypatch):
+    """By momentum, at the rate of a classification, such a table diverges in ten steps."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(columns)
+    x = rng.normal(size=(160, columns))
+    rows = [",".join([*(f"x{i}" for i in range(columns)), "y"]), *(",".join(map(str, [*r, 3 * r[0]])) for r in x)]
+    (tmp_path / "t.csv").write_text("\n".join(rows))
+    result = cli.Train(data="t.csv", target="y", out="run", epochs=20, quiet=True)()
+    assert result.summary["test_r2"] > 0.3

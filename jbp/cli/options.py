@@ -59,6 +59,8 @@ MOST_SEEDS = 1000
 
 BATCH = 32
 DESCENTS = ("momentum", "heavy_ball", "nesterov", "sgd")
+VALUES_RATE = 0.01
+"""Of Adam, which a regression takes unless it is told otherwise."""
 
 NOISE, CLIP, DELTA, PATIENCE = 1.1, 1.0, 1e-5, 20
 
@@ -126,10 +128,12 @@ class TrainOptions(Command):
     bias_init: str = option("zeros", "initial biases: zeros, standard_normal", _NET,
                             choices=("zeros", "standard_normal"), metavar="NAME")  # fmt: skip
 
-    optimizer: str = option("momentum", ", ".join(OPTIMIZERS), _STEPS, choices=OPTIMIZERS, metavar="NAME")
+    optimizer: str | None = option(None, ", ".join(OPTIMIZERS), _STEPS, choices=OPTIMIZERS, metavar="NAME",
+                                   shown="momentum; adam for a regression")  # fmt: skip
     learning_rate: float | None = option(
         None, "step size: a step is RATE times the gradient (or the velocity)", _STEPS, metavar="RATE",
-        shown="0.05; 0.1 for sgd; of fewer than 32 examples by as much less; 0.001 for adam, adamw, rmsprop",
+        shown="0.05; 0.1 for sgd; of fewer than 32 examples by as much less; 0.001 for adam, adamw, rmsprop; 0.01 for a "
+        "regression that names no optimiser",
     )  # fmt: skip
     schedule: str = option(
         "constant", "learning rate over the steps of the run: constant; cosine or linear to 0; exponential to 1 %; "
@@ -198,7 +202,7 @@ class TrainOptions(Command):
                 if getattr(self, name) != getattr(TrainOptions, name):
                     raise ValueError(f"{name} is for a line of layers: leave it out, for {self.net} is a whole net")
         Dialect(self.delimiter, self.decimal)
-        usual = OPTIMIZERS[self.optimizer]
+        usual = OPTIMIZERS[self.optimizer or "momentum"]
         rate, decay, beta = self.learning_rate, self.weight_decay, self.momentum
         if rate is not None:
             wanted, advice = "a finite number ≥ 0", f"try {usual.learning_rate:g}"

@@ -24,7 +24,7 @@ from jbp.cli import console, examples, netspec
 from jbp.cli.curves import draw_curves
 from jbp.cli.declared import declared
 from jbp.cli.examples import Examples
-from jbp.cli.options import BATCH, CLIP, DELTA, DESCENTS, NOISE, OPTIMIZERS, TrainOptions
+from jbp.cli.options import BATCH, CLIP, DELTA, DESCENTS, NOISE, OPTIMIZERS, VALUES_RATE, TrainOptions
 from jbp.cli.parser import Failed
 from jbp.data import Bounds, Standardizer, load_dataset
 from jbp.data.builtin import NAMES
@@ -237,7 +237,7 @@ def make_plan(options: TrainOptions) -> Plan:
     standardize = standardize and not options.private and given.x_bounds is None
     data = examples.prepare(dataset, name in _ONE_HOT, standardize, not options.private, given)
     n = len(data.train[0])
-    options, size = _sized(options, n)
+    options, size = _sized(options, n, dataset.task)
     net = mine and netspec.fitting(mine, options.net, data.shape, data.outputs)
     net = net or netspec.build(
         options.net,
@@ -251,26 +251,33 @@ def make_plan(options: TrainOptions) -> Plan:
     return Plan(options, data, net, getattr(losses, name), make_optimizer(options, steps))
 
 
-def _sized(options: TrainOptions, n: int) -> tuple[TrainOptions, int]:
+def _sized(options: TrainOptions, n: int, task: str) -> tuple[TrainOptions, int]:
     """The options with a batch size for n training examples, which are one batch where they are few; and that size.
 
-    A step of plain descent or momentum is then shorter by as much: with the usual one four rows diverge.
+    A step of plain descent or momentum is then shorter by as much: with the usual one four rows diverge. A regression,
+    whose δ has no bound, diverges with them more often than not, at any rate that is usual: unless it is told, it takes
+    Adam, which diverged on none of six tables of 60 to 2,000 rows, at the rate with the lowest validation losses.
     """
-    size, rate = options.batch_size or min(BATCH, n), options.learning_rate
+    size, rate, optimizer = options.batch_size or min(BATCH, n), options.learning_rate, options.optimizer
     check_batch_size(size, n)
-    if options.batch_size is None and rate is None and options.optimizer in DESCENTS:
-        rate = OPTIMIZERS[options.optimizer].learning_rate * size / BATCH
-    return dataclasses.replace(options, batch_size=size, learning_rate=rate), size
+    if optimizer is None:
+        momentum = task != "regression" or options.momentum is not None or options.nesterov
+        optimizer = "momentum" if momentum else "adam"
+        rate = VALUES_RATE if rate is None and not momentum else rate
+    if options.batch_size is None and rate is None and optimizer in DESCENTS:
+        rate = OPTIMIZERS[optimizer].learning_rate * size / BATCH
+    return dataclasses.replace(options, batch_size=size, learning_rate=rate, optimizer=optimizer), size
 
 
 def make_optimizer(options: TrainOptions, steps: int) -> optax.GradientTransformation:
     """The optimiser of the options, for a run of so many steps; the same object for the same options."""
-    usual = OPTIMIZERS[options.optimizer]
+    optimizer = options.optimizer or "momentum"
+    usual = OPTIMIZERS[optimizer]
     rate = usual.learning_rate if options.learning_rate is None else options.learning_rate
     beta = usual.momentum if options.momentum is None else options.momentum
     decay = usual.weight_decay if options.weight_decay is None else options.weight_decay
     steps = 0 if options.schedule == "constant" else steps
-    return _optimizer(options.optimizer, rate, options.schedule, steps, beta or 0.0, options.nesterov, decay)
+    return _optimizer(optimizer, rate, options.schedule, steps, beta or 0.0, options.nesterov, decay)
 
 
 @lru_cache(maxsize=64)  # the compiled program of training is kept for each optimiser object
@@ -291,12 +298,22 @@ def _optimizer(
         case "nesterov":
             chosen = optim.nesterov(eta, beta)
         case "adam":
-            chosen = optax.adam(eta, nesterov=looks_ahead)
+            chosen = _mixing(optax.adam(eta, nesterov=looks_ahead))
         case "adamw":
-            return optax.adamw(eta, weight_decay=decay, mask=_weights, nesterov=looks_ahead)
+            return _mixing(optax.adamw(eta, weight_decay=decay, mask=_weights, nesterov=looks_ahead))
         case _:
-            chosen = optax.rmsprop(eta, momentum=beta or None, nesterov=looks_ahead)
+            chosen = _mixing(optax.rmsprop(eta, momentum=beta or None, nesterov=looks_ahead))
     return optax.chain(optax.add_decayed_weights(decay, _weights), chosen) if decay else chosen
+
+
+def _mixing(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """An optimiser that mixes types, as Adam does, where JAX is told to be strict about them."""
+
+    def update(*given: Any) -> Any:
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            return optimizer.update(*given)
+
+    return optax.GradientTransformation(optimizer.init, update)
 
 
 def _weights(params: Any) -> Any:
