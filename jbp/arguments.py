@@ -311,8 +311,12 @@ def as_dtype(dtype: Any) -> Any:
 
 
 def at_least_float32(dtype: Any) -> Any:
-    """In which numbers of a floating type are squared, summed and compared: in its own, or float32 for 16 bits."""
-    return jnp.dtype(dtype) if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+    """In which numbers of this type are squared, summed and compared: in its own, or float32 for floats of 16 bits.
+
+    float16 ends at 65504 and, downwards, at 6e-8, so that a norm of 300 has no square in it; bfloat16 has 8 bits, and a
+    sum of ones in it ends at 256.
+    """
+    return jnp.dtype(jnp.float32 if is_narrow(dtype) else dtype)
 
 
 def refuse_complex(name: str, tree: Any) -> None:

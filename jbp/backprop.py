@@ -32,7 +32,16 @@ from jbp.answers import (
     error_of,
     forward_answer,
 )
-from jbp.arguments import batch_size, check_input, check_loss, check_narrowing, check_net, check_weights, leaf_shapes
+from jbp.arguments import (
+    at_least_float32,
+    batch_size,
+    check_input,
+    check_loss,
+    check_narrowing,
+    check_net,
+    check_weights,
+    leaf_shapes,
+)
 from jbp.combine import Combinator, Place, located
 from jbp.combine.tied import Uses, unless_shared, unmarked
 from jbp.layer import ArrayLike, Layer
@@ -41,7 +50,6 @@ from jbp.pairs import (
     Coupled,
     Weights,
     as_floats,
-    at_least_float32,
     is_pair,
     power_of_2,
     silence,

@@ -36,11 +36,11 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jbp.answers import delta_of, error_of
-from jbp.arguments import as_bool, as_count, as_number, check_max_norm, dtype_of, is_narrow
+from jbp.arguments import as_bool, as_count, as_number, at_least_float32, check_max_norm
 from jbp.backprop import Trainable, backward, check_call, forward, mask_at
 from jbp.layer import Layer
 from jbp.losses import Loss
-from jbp.pairs import Pair, Weights, is_pair, silence, weigh
+from jbp.pairs import Pair, Weights, is_pair, silence, weigh, widened
 from jbp.stats.clip import clip_factor
 from jbp.stats.norms import network_norms, squared_bounds
 from jbp.step import Batch, Method, Problem, State, Sums, measured, moved, optimised
@@ -114,13 +114,13 @@ def _clipped(
     check_max_norm(how.max_norm, how.automatic)
     check_call(net, loss, params, batch)
     _check_uncoupled(net)
-    params, x, y = _wide((params, x, y))
+    params, x, y = widened((params, x, y))
     if weights is not None:
         x = jax.tree.map(partial(silence, weights), x)
     output, saved = forward(net, params, x, key, mask=mask, rows=rows)
     targets = (output, y, *mask_at(net, output, mask))
     delta = lax.optimization_barrier(jax.vmap(delta_of(loss))(*targets))
-    _, found = backward(net, params, saved, delta, _wide_bounds if how.lean else _wide)
+    _, found = backward(net, params, saved, delta, squared_bounds if how.lean else widened)
     norms = network_norms(trainable(found if how.lean else squared_bounds(found)))
     scale = weigh(weights, clip_factor(norms, how.max_norm, how.automatic))
     sound = jnp.isfinite(norms)
@@ -129,7 +129,7 @@ def _clipped(
         """Σₙ wₙ cₙ gₙ of each pair, without the examples that are not sound."""
         with jax.default_matmul_precision("highest"):  # accelerators otherwise round what was clipped to 8 or 11 bits
             return jax.tree.map(
-                lambda pair: pair.over_stack(lambda one: _silenced(one, sound).total(scale)), _wide(pairs),
+                lambda pair: pair.over_stack(lambda one: _silenced(one, sound).total(scale)), widened(pairs),
                 is_leaf=is_pair,
             )  # fmt: skip
 
@@ -141,27 +141,6 @@ def _clipped(
     else:
         found = total(found)
     return output, jax.vmap(error_of(loss))(*targets), norms, trainable(found)
-
-
-def _wide(tree: Any) -> Any:
-    """The tree with all that is floating-point in at least float32. A sink too: `keep`, where a net makes less."""
-
-    def widened(a: Any) -> Any:
-        dtype = dtype_of(a)
-        wide = _at_least_float32(dtype)
-        # Behind a barrier, or XLA may leave out that it was rounded, in one place and not in another.
-        return a if wide == dtype else lax.optimization_barrier(jnp.asarray(a)).astype(wide)
-
-    return jax.tree.map(widened, tree)
-
-
-def _wide_bounds(pairs: Any) -> Any:
-    """`squared_bounds` of the pairs in at least float32: a sink."""
-    return squared_bounds(_wide(pairs))
-
-
-def _at_least_float32(dtype: Any) -> Any:
-    return jnp.dtype(jnp.float32) if is_narrow(dtype) else dtype
 
 
 @dataclass(frozen=True)
@@ -322,16 +301,12 @@ class PrivateMethod(Method):
     def finish(self, problem: Problem, sums: Sums, key: Array) -> Sums:
         """(Σ cₙ gₙ + z) / B."""
         noise_key, _ = jax.random.split(key)
-        grads = _wide(sums.grads)
+        grads = widened(sums.grads)
         noise = problem.trainable(_noise(noise_key, grads, self.private.noise_multiplier * self.private.max_norm))
         return sums._replace(grads=jax.tree.map(lambda g, z: (g + z) / self.batch_size, grads, noise))
 
     def update(self, problem: Problem, state: State, found: Sums, value_fn: Any) -> State:
-        """The optimiser's step; it is not told the value of the loss, which is not noised.
-
-        Only here does the gradient become what the parameters are, of 16 bits perhaps.
-        """
-        found = found._replace(grads=jax.tree.map(lambda g, p: g.astype(dtype_of(p)), found.grads, state.params))
+        """The optimiser's step; it is not told the value of the loss, which is not noised."""
         return moved(problem, state, *optimised(problem, state, found, None))
 
 
@@ -437,7 +412,7 @@ def _noise(key: Array, like: Any, deviation: float) -> Any:
     """Independent N(0, deviation²) for every coordinate of a tree, in at least float32 whatever the tree is in."""
     leaves, structure = jax.tree.flatten(like)
     keys = jax.random.split(key, len(leaves))
-    drawn = [deviation * gaussian(k, a.shape, _at_least_float32(a.dtype)) for k, a in zip(keys, leaves, strict=True)]
+    drawn = [deviation * gaussian(k, a.shape, at_least_float32(a.dtype)) for k, a in zip(keys, leaves, strict=True)]
     return structure.unflatten(drawn)
 
 

@@ -169,15 +169,16 @@ def test_proportions_of_weights_of_any_size_and_type(weights):
         np.testing.assert_allclose(shares(weights), expected, rtol=1e-6)
         found, moment = stats.variance(pair, weights), stats.second_moment(pair, weights)
         net, y = jbp.serial(jbp.Dense(5, use_bias=False)), pair.delta[:, 0]
-        params, x = ({"weight": jnp.zeros((1, 5))},), jnp.ones((8, 1))
+        params, x = ({"weight": jnp.zeros((1, 5), jnp.float32)},), jnp.ones((8, 1), jnp.float32)
         sums = [jbp.value_and_grad(net, losses.l2_loss)(params, x, y, weights=weights)[1][0]["weight"]]
         sums += [jbp.contract({"b": pair}, weights)["b"][None]]
     g = formed(pair)
+    w = weights.astype(np.float64)
+    size = w @ np.abs(g)
     for total, sign in zip(sums, (-1, 1), strict=True):
-        size = weights.astype(np.float64) @ np.abs(g)
-        np.testing.assert_allclose(total[0] / size, sign * (weights.astype(np.float64) @ g) / size, atol=1e-6)
+        np.testing.assert_allclose(np.asarray(total)[0] / size, sign * (w @ g) / size, atol=1e-6)
     with np.errstate(over="ignore"):
-        np.testing.assert_allclose(moment, np.float32(weights.astype(np.float64) @ np.square(g)), rtol=1e-5)
+        np.testing.assert_allclose(moment, np.float32(w @ np.square(g)), rtol=1e-5)
     wanted = expected @ np.square(g - expected @ g) / (1 - np.square(expected).sum())
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
@@ -271,3 +272,28 @@ def test_the_root_mean_square_of_weights():
     for size in (1e3, 1e-4):
         weight = jnp.full((5, 7), size, jnp.float16)
         assert root_mean_square(weight) == weight[0, 0]
+
+
+@pytest.mark.parametrize(
+    ("h", "delta", "norm", "factor"),
+    [
+        (1e15, 1e3, 1e18, 1e-18),
+        (1e-15, 1e-3, 1e-18, 1.0),
+        (1e18, 1e-18, 1.0, 1.0),
+        (1e15, 1e5, np.inf, 0.0),
+        (1e-15, 1e-5, 0.0, 1.0),
+        (1e20, 1e-20, np.nan, 0.0),
+        (1e20, 1.0, np.inf, 0.0),
+        (1e-20, 1e5, 0.0, 1.0),
+    ],
+)
+def test_the_range_of_norms_in_float32_is_what_the_documentation_says(h, delta, norm, factor):
+    for t in (1, 2):
+        pair = jbp.Outer(
+            jnp.full((1, t, 4), h / 2 / t, jnp.float32), jnp.full((1, t, 4), delta / 2, jnp.float32), (4, 4)
+        )
+        found = stats.norms(pair)
+        if t == 1 or np.isfinite(norm):
+            np.testing.assert_allclose(found, [norm], rtol=1e-5)
+        assert np.isfinite(found[0]) == np.isfinite(norm)
+        np.testing.assert_allclose(stats.clip_weights(pair, 1.0), [factor], rtol=1e-2)

@@ -41,8 +41,11 @@ def of_pairs(*statistics: Callable[[Any], Any]) -> Callable[..., Any]:
 
 
 class Cost(NamedTuple):
-    """A quantity's program, and its bounds: FLOPs, and bytes of temporaries up to batch 128 and at 4096. `entry` is what
-    is done to each entry of the parameters once, whatever the batch, in FLOPs: a hundredth of a gradient at batch 128."""
+    """A quantity's program, and its bounds: FLOPs, and bytes of temporaries up to batch 128 and at 4096.
+
+    `entry` is what is done to each entry of the parameters once, whatever the batch, in FLOPs: 8 are a hundredth of a
+    gradient at batch 128.
+    """
 
     run: Callable[..., Any]
     flops: float

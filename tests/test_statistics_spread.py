@@ -171,7 +171,7 @@ def test_a_net_on_features_with_an_offset():
     """Years and temperatures in kelvin: features of spread 1 around 2000 and 300, targets around 1000."""
     net = jbp.serial(jbp.Dense(3))
     rng = np.random.default_rng(1)
-    x = jnp.asarray(rng.normal(size=(64, 2)) + [2000, 300], jnp.float32)
+    x = jnp.asarray(rng.normal(size=(64, 2)) + np.array([2000, 300]), jnp.float32)
     y = jnp.asarray(1000 + rng.normal(size=(64, 3)), jnp.float32)
     params = jax.tree.map(lambda a: 1e-3 * a.astype(jnp.float32), net.init(jax.random.key(0), (2,))[0])
     run = compiled(lambda p, x, y: [f(jbp.value_and_pairs(net, losses.l2_loss, p, x, y)[1]) for f in

@@ -13,6 +13,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from jbp.arguments import at_least_float32, dtype_of
+
 Weights = Float[Array, " n"] | None
 
 
@@ -197,7 +199,7 @@ def weigh(weights: Weights, delta: Array) -> Array:
 def as_shares(weights: Array) -> Array:
     """wₙ/Σw of weights of any size and type, in at least float32; NaN if they add up to 0."""
     w = as_floats(weights)
-    # By a power of 2, which changes no bit, so that neither the sum overflows nor what it is of falls below all numbers.
+    # By a power of 2, which changes no bit, so that their sum neither overflows nor is 0.
     w = w * (1 / power_of_2(jnp.abs(w).max(initial=0)))
     return w / w.sum()
 
@@ -217,23 +219,13 @@ def power_of_2(a: Array) -> Array:
     return jnp.where((a > 0) & (a < jnp.inf), near, jnp.ones_like(near))
 
 
-def at_least_float32(dtype: Any) -> Any:
-    """In what numbers of this dtype are squared, added up and divided: float32 in place of 16 bits, else the same.
-
-    float16 ends at 65504 and, downwards, at 6e-8, so that a norm of 300 has no square in it; bfloat16 has 8 bits, and
-    a sum of ones in it ends at 256.
-    """
-    narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
-    return jnp.dtype(jnp.float32) if narrow else jnp.dtype(dtype)
-
-
 def widened(tree: Any) -> Any:
     """A tree of arrays, such as a pair, with all that is floating-point in at least float32."""
 
-    def wide(a: Array) -> Array:
-        dtype = at_least_float32(a.dtype)
+    def wide(a: Any) -> Any:
+        dtype = at_least_float32(dtype_of(a))
         # Behind a barrier: XLA may otherwise leave out that a number was rounded, in one place and not in another.
-        return a if dtype == a.dtype else lax.optimization_barrier(a).astype(dtype)
+        return a if dtype == dtype_of(a) else lax.optimization_barrier(jnp.asarray(a)).astype(dtype)
 
     return jax.tree.map(wide, tree)
 

@@ -14,10 +14,11 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from jbp.pairs import Outer, Pair, Scale, Shift, Sum, Weights, as_floats, at_least_float32, as_shares, weigh
+from jbp.arguments import at_least_float32
+from jbp.pairs import Outer, Pair, Scale, Shift, Sum, Weights, as_floats, as_shares, weigh
 from jbp.stats._rows import in_rows
 from jbp.stats.per_example import each
-from jbp.stats.trees import checked_leaves, batch, map_pairs
+from jbp.stats.trees import batch, checked_leaves, map_pairs
 
 
 def second_moment(pairs: Any, weights: Weights = None) -> Any:
@@ -61,7 +62,6 @@ def _(pair: Outer, weights: Weights) -> Array:
     once = squared(pair)
     if once is not None:
         return once.total(weights)
-
     w = jnp.ones(pair.batch, pair.delta.dtype) if weights is None else as_floats(weights).astype(pair.delta.dtype)
     return squared_one_by_one(pair, w).reshape(pair.shape)
 

@@ -35,9 +35,13 @@ def norms(pairs: Any, per: Per = "network") -> Any:
     (as a shell's) of dotted paths, a dict likewise. All layers of a `repeat` count as one layer; for the norm of each
     repetition take `squared_norms`.
 
-    Range: squares are taken, so in float32 a norm above 1.8e19 is inf and one below about 1e-23 is 0. Of a parameter
-    used T times whose uses cancel, the norm is right to about eps·T·S, or √((i + o + 2T)·eps/2)·S by Gram matrices,
-    where S is the norm without cancelling; `stats.explain` says which.
+    Range, in float32: h and δ are squared, each by itself, so a norm above 1.8e19 is inf and one below 1e-19 is 0.
+    Where an example's h or δ alone is longer than 1.8e19 its norm is inf or NaN, and clipping leaves it out; where one
+    is shorter than 1e-19 the norm is 0, and it is not clipped: scale such features, or the loss. Pairs of 16 bits are
+    made float32 first.
+
+    Of a parameter used T times whose uses cancel, the norm is right to about eps·T·S, or √((i + o + 2T)·eps/2)·S by
+    Gram matrices, where S is the norm without cancelling; `stats.explain` says which.
 
     Raises:
         ValueError: if these are not the pairs of one backward pass, the batch is empty, or a group matches nothing.

@@ -1,20 +1,23 @@
 """How the gradients of the examples spread around their mean; the mean is taken away before anything is squared.
 
-Σ pₙ gₙ² − ḡ² is a difference of squares, and wrong where the mean is much larger than the spread: where features have an
-offset, a signal-to-noise ratio of 5.2 came out as −112. Of a weight used once in an example, let h = h̄ + h̃, δ = δ̄ + δ̃:
+Σ pₙ gₙ² − ḡ² is a difference of squares, and wrong where the mean is much larger than the spread: where features have
+an offset, a signal-to-noise ratio of 5.2 came out as −112. Of a weight used once in an example, with ' for what is left
+when the mean is taken away, h = h̄ + h', δ = δ̄ + δ':
 
-    gₙ − ḡ = h̄ ⊗ δ̃ₙ + h̃ₙ ⊗ δₙ − c,    c = Σ pₙ h̃ₙ ⊗ δₙ,    ḡ = h̄ ⊗ δ̄ + c
-    Σ pₙ (gₙ − ḡ)² = h̄² ⊗ Σ pₙ δ̃ₙ² + 2 h̄ ∘ Σ pₙ h̃ₙ ⊗ (δ̃ₙ∘δₙ) + Σ pₙ h̃ₙ² ⊗ δₙ² − c²
+    gₙ − ḡ = h̄ ⊗ δ'ₙ + h'ₙ ⊗ δₙ − c,    c = Σ pₙ h'ₙ ⊗ δₙ,    ḡ = h̄ ⊗ δ̄ + c
+    Σ pₙ (gₙ − ḡ)² = h̄² ⊗ Σ pₙ δ'ₙ² + 2 h̄ ∘ Σ pₙ h'ₙ ⊗ (δ'ₙ∘δₙ) + Σ pₙ h'ₙ² ⊗ δₙ² − c²
 
 Three matrix products, one more than the difference of squares takes, and ḡ comes with them. To centre h alone in the
-last two is enough: an offset of δ makes Σ pₙ h̃² δ² large, and leaves c, the covariance of h and δ, as it is. The error is
-about eps·(h̄² var δ + δ̄² var h + Σ pₙ h̃ₙ² δ̃ₙ²), in which the offsets stand as they do in the variance itself. Only where h̃
-and δ̃ follow one another in every example (h grows as δ falls; or both change sign together) is that more than the
-variance times eps.
+last two is enough: an offset of δ makes Σ pₙ h'² δ² large, and leaves c, the covariance of h and δ, as it is. The error
+is about eps·(h̄² var δ + δ̄² var h + Σ pₙ h'ₙ² δ'ₙ²): the offsets stand in it as they do in the variance. Only where h'
+and δ' follow one another in every example (h grows as δ falls; or both change sign together) is that more than eps
+times the variance.
 
-Over all entries, Σ pₙ ‖gₙ − ḡ‖² needs one product, c, as ‖ḡ‖² does: all else is inner products within an example, such as
-⟨h̄ ⊗ δ̃, h̃ ⊗ δ⟩ = ⟨h̄, h̃⟩⟨δ̃, δ⟩. Used T times, each use has its own h̄ₜ and δ̄ₜ, and those are T × T Gram matrices. Elsewhere
-gₙ − ḡ is formed and squared: of a weight used several times one example at a time, which costs what its second moment does.
+Over all entries, Σ pₙ ‖gₙ − ḡ‖² needs one product, c, as ‖ḡ‖² does: all else is inner products within an example, as
+⟨h̄ ⊗ δ', h' ⊗ δ⟩ = ⟨h̄, h'⟩⟨δ', δ⟩. Used T times, each use has its own h̄ₜ and δ̄ₜ, and those are T × T Gram matrices.
+
+Elsewhere gₙ − ḡ is formed and squared: of a weight used several times (at positions, or shared by `tied`) one example
+at a time, which costs what its second moment does.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ from jbp.stats._rows import in_rows
 from jbp.stats.moments import proportions, squared_one_by_one, squares
 from jbp.stats.norms import sum_of_squares
 from jbp.stats.per_example import each
-from jbp.stats.trees import checked_leaves, batch, layer_by_layer, leaves, map_pairs
+from jbp.stats.trees import batch, checked_leaves, layer_by_layer, leaves, map_pairs
 
 
 def variance(pairs: Any, weights: Weights = None, centred: bool = True) -> Any:
@@ -43,10 +46,11 @@ def variance(pairs: Any, weights: Weights = None, centred: bool = True) -> Any:
     With `weights` [n] of any sum, only their proportions pₙ = wₙ/Σw count: Σ pₙ (gₙ − ḡ)²/(1 − Σ pₙ²), ḡ = Σ pₙ gₙ,
     which is unbiased too, and for weights of 0 and 1 the variance of those chosen. Not below 0, unless weights are.
 
-    The means are taken away first (`jbp.stats.central`), so that features, or δ, may lie far from 0 beside their
-    spread. With `centred=False` it is Σ pₙ gₙ² − ḡ², one matrix product less: the difference of two rounded numbers, off
-    by up to about √N·eps·Σ pₙ gₙ². In float32 that is a hundredth of a variance 10,000 times smaller than ḡ²; beyond, or
-    where gradients hardly differ, it may be anything, and below 0.
+    The means are taken away before anything is squared, so that features, or δ, may lie far from 0 beside their spread:
+    see `jbp/stats/spread.py`, also for the error. With `centred=False` it is Σ pₙ gₙ² − ḡ², one matrix product less:
+    the difference of two rounded numbers, off by at most (2N + 8)·eps·Σ pₙ gₙ²/(1 − Σ pₙ²), in practice a few eps.
+    In float32 that is a hundredth of the variance where ḡ is a hundred of its deviations; beyond a thousand it may be
+    anything, below 0 too.
 
     Raises:
         ValueError: with fewer than two examples (of weight not 0); as for `second_moment`. In compiled code weights

@@ -48,10 +48,11 @@ def backward_update(
 ) -> tuple[Any, Any, Any]:
     """Step 2 and the optimiser's step in one walk: δ at the input, the new parameters, the new state.
 
-    `delta` [n, ...] carries the weights of the examples, 1/N for a mean, but for a factor `scale` (`fold`). The δ that goes on is made with the
-    parameters as they were. For `jbp.optim.sgd`, `heavy_ball` and `nesterov`, which look at each parameter by itself;
-    what looks at all gradients first, such as clipping by their global norm, cannot work this way. A parameter shared
-    by `tied` changes when the gradients of all its uses are added up, every other one at once.
+    `delta` [n, ...] carries the weights of the examples, 1/N for a mean, but for a `scale` (`jbp.backprop.fold`).
+    The δ that goes on is made with the parameters as they were. For `jbp.optim.sgd`, `heavy_ball` and `nesterov`, which
+    look at each parameter by itself; what looks at all gradients first, such as clipping by their global norm, cannot
+    work this way. A parameter shared by `tied` changes when the gradients of all its uses are added up, every other one
+    at once.
 
     Raises:
         ValueError: for another optimiser.
