@@ -100,7 +100,14 @@ def test_nets_of_the_case_table(case, dtype):
         delta = size * jax.vmap(losses.l2_loss.delta)(output, y)
         pairs = jbp.backward(case.net, p, saved, delta.astype(dtype))[1]
         alone = jax.vmap(lambda w: stats.clipped(pairs, 1.0, weights=w))(jnp.eye(BATCH, dtype=jnp.float32))
-        return pairs, stats.norms(pairs), stats.squared_norms(pairs), stats.second_moment(pairs), stats.gram(pairs), alone
+        return (
+            pairs,
+            stats.norms(pairs),
+            stats.squared_norms(pairs),
+            stats.second_moment(pairs),
+            stats.gram(pairs),
+            alone,
+        )
 
     program = compiled(run)
     for size in (1000.0, 1e-4) if dtype == "float16" else (1e6, 1e-6):

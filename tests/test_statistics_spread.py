@@ -144,7 +144,10 @@ def test_where_h_and_delta_follow_one_another_the_error_is_that_of_their_own_spr
         + np.square(moved).T @ np.square(turned) / n
     )
     true = formed(pair).reshape(n, 8, 3).var(0, ddof=1)
-    assert (np.abs(np.asarray(program(pair), np.float64) - true) <= 4 * n**0.5 * np.finfo(np.float32).eps * size * n / (n - 1)).all()
+    assert (
+        np.abs(np.asarray(program(pair), np.float64) - true)
+        <= 4 * n**0.5 * np.finfo(np.float32).eps * size * n / (n - 1)
+    ).all()
 
 
 def test_the_cheap_form_is_off_by_no_more_than_it_says_and_goes_below_0_where_the_other_does_not():
@@ -159,7 +162,9 @@ def test_the_cheap_form_is_off_by_no_more_than_it_says_and_goes_below_0_where_th
         below = below or found.min() < 0
         assert np.min(centred(pair)) > 0
     assert below
-    assert (np.abs(np.ravel(cheap(PAIRS["Outer"](0, 0))) / formed(PAIRS["Outer"](0, 0)).var(0, ddof=1) - 1) < 1e-5).all()
+    assert (
+        np.abs(np.ravel(cheap(PAIRS["Outer"](0, 0))) / formed(PAIRS["Outer"](0, 0)).var(0, ddof=1) - 1) < 1e-5
+    ).all()
 
 
 def test_a_net_on_features_with_an_offset():

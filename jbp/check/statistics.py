@@ -158,7 +158,10 @@ def _verdicts(name: str, result: Any, source: float, level: Level, why_not: str)
     if kronecker is None:
         return [*entries, [skipped("kronecker", name, "autodiff", why_not)]]
     terms = max(float(kronecker[1]), least)
-    return [*entries, [compare("kronecker", name, "autodiff", ours["kronecker"], kronecker[0], level, dtype=dtype, terms=terms)]]
+    return [
+        *entries,
+        [compare("kronecker", name, "autodiff", ours["kronecker"], kronecker[0], level, dtype=dtype, terms=terms)],
+    ]
 
 
 def _depth(ours: Any) -> int:

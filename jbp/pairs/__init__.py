@@ -17,11 +17,11 @@ from jbp.pairs.outer import Outer as Outer
 from jbp.pairs.pair import Pair as Pair
 from jbp.pairs.pair import Weights as Weights
 from jbp.pairs.pair import as_floats as as_floats
+from jbp.pairs.pair import as_shares as as_shares
 from jbp.pairs.pair import at_least_float32 as at_least_float32
 from jbp.pairs.pair import check_arrays as check_arrays
 from jbp.pairs.pair import is_pair as is_pair
 from jbp.pairs.pair import power_of_2 as power_of_2
-from jbp.pairs.pair import as_shares as as_shares
 from jbp.pairs.pair import silence as silence
 from jbp.pairs.pair import weigh as weigh
 from jbp.pairs.pair import widened as widened
