@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
+from jax.sharding import PartitionSpec
 from jax.tree_util import register_dataclass
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
@@ -46,6 +47,7 @@ from jbp.combine import Combinator, Place, located
 from jbp.combine.tied import Uses, unless_shared, unmarked
 from jbp.layer import ArrayLike, Layer
 from jbp.losses import Loss
+from jbp.meshes import as_is, placed, rows, rows_somewhere
 from jbp.pairs import (
     Coupled,
     Weights,
@@ -60,6 +62,11 @@ from jbp.paths import shown
 from jbp.sinks import Sink, keep, total
 
 
+def _forward_spread(answer: tuple[Any, Any], net: Layer, params: Any, x: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
+    return rows(answer[0], x), rows_somewhere(answer[1], x)
+
+
+@placed(_forward_spread)
 def forward(
     net: Layer,
     params: Any,
@@ -149,6 +156,16 @@ def _keys(key: PRNGKeyArray, n: int, rows: Any) -> PRNGKeyArray:
     return jax.random.split(key, n) if rows is None else jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
 
 
+def _backward_spread(
+    answer: tuple[Any, Any], net: Layer, params: Any, saved: Any, delta: Any, sink: Sink = keep
+) -> tuple[Any, Any]:
+    """Gradients are spread as their parameters; what has an axis n as δ."""
+    delta_x, found = answer
+    sums = getattr(sink, "linear", False) and leaf_shapes(found) == leaf_shapes(params)
+    return rows(delta_x, delta), as_is(params) if sums else rows_somewhere(found, delta)
+
+
+@placed(_backward_spread)
 def backward(
     net: Layer, params: Any, saved: Any, delta: Float[ArrayLike, "n ..."], sink: Sink = keep
 ) -> tuple[Any, Any]:
@@ -275,6 +292,7 @@ def value_and_grad(net: Layer, loss: Loss, trainable: Any = None) -> Callable[..
 @lru_cache(maxsize=256)
 def _compiled(net: Layer, loss: Loss, trainable: Trainable) -> Callable[..., tuple[Array, Any]]:
     @partial(jax.jit, static_argnames="training")
+    @placed(lambda answer, params, *_: (PartitionSpec(), as_is(params)))
     def value_and_gradient(
         params: Any,
         x: Any,
@@ -319,6 +337,7 @@ class Batch(NamedTuple):
     """What a step divides its weighted sum by. None: by the sum of the weights."""
 
 
+@placed(lambda answer, net, loss, params, x, *_, **__: (rows(answer[0], x), rows_somewhere(answer[1], x)))
 def value_and_pairs(
     net: Layer, loss: Loss, params: Any, x: Any, y: Any, key: Array | None = None, weights: Weights = None
 ) -> tuple[Float[Array, " n"], Any]:

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
+from jax.sharding import PartitionSpec
 from jax.tree_util import register_dataclass
 from jaxtyping import Array, Float
 from scipy.sparse.linalg import LinearOperator
@@ -33,6 +34,7 @@ from jbp.arguments import as_count, check_one_of, leaf_shapes
 from jbp.backprop import Batch, backward, check_call, fold, forward, scaled
 from jbp.layer import Layer
 from jbp.losses import Loss
+from jbp.meshes import added_up, as_is, placed, rows, whole
 from jbp.pairs import Pair, Weights, as_shares, is_pair, silence, weigh, widened
 from jbp.sinks import total
 from jbp.stats.kronecker import Factors, Sharing, kronecker
@@ -44,6 +46,12 @@ Delta = Literal["exact", "sampled", "true"]
 Product = Callable[[Any], Any]
 
 
+def _as_params(answer: Any, net: Layer, loss: Loss, params: Any, x: Any, *_: Any, **named: Any) -> Any:
+    """Spread as the parameters; with `per_example` as the examples."""
+    return rows(answer, x) if named.get("per_example") else as_is(params)
+
+
+@placed(_as_params)
 def gauss_newton_diagonal(
     net: Layer,
     loss: Loss,
@@ -85,11 +93,7 @@ def diagonal_over(columns: Array, back: Callable[[Array], Any], weights: Weights
         one = partial(_squared, weights=weights, per_example=per_example)
         return map_pairs(lambda pair: pair.over_stack(one), back(column))
 
-    def add(sums: Any, column: Array) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, sums, summed(column)), None
-
-    first = jax.eval_shape(summed, columns[0])
-    sums, _ = lax.scan(add, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), first), columns)
+    sums = added_up(summed, columns)
     # What came in, h, is the same for every column. Of this pass only h is used, so no more of it is computed.
     pairs, structure = jax.tree.flatten(widened(back(columns[0])), is_leaf=is_pair)
     finished = partial(_finished, weights=weights, per_example=per_example)
@@ -97,6 +101,7 @@ def diagonal_over(columns: Array, back: Callable[[Array], Any], weights: Weights
     return structure.unflatten([pair.over_stack(finished, s, axis=int(per_example)) for pair, s in parts])
 
 
+@placed(whole)
 def kronecker_factors(
     net: Layer,
     loss: Loss,
@@ -130,11 +135,7 @@ def factors_over(columns: Array, back: Callable[[Array], Any], sharing: Sharing,
     def g(column: Array) -> Any:
         return jax.tree.map(lambda f: f.g, kronecker(back(column), sharing, weights), is_leaf=_is_factors)
 
-    def add(sums: Any, column: Array) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, sums, g(column)), None
-
-    start = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(g, columns[0]))
-    sums, _ = lax.scan(add, start, columns)
+    sums = added_up(g, columns)
     once = kronecker(back(columns[0]), sharing, None if weights is None else as_shares(weights))
     return jax.tree.map(lambda f, g: Factors(f.a, g), once, sums, is_leaf=_is_factors)
 
@@ -203,6 +204,7 @@ class Diagonal(NamedTuple):
     exact: bool
 
 
+@placed(lambda answer, *rest, **named: Diagonal(*[_as_params(None, *rest, **named)] * 2, PartitionSpec()))
 def hessian_diagonal(
     net: Layer,
     loss: Loss,
@@ -281,6 +283,7 @@ class _Sent:
 
 
 @partial(jax.jit, static_argnums=(0, 1))
+@placed(_as_params)
 def _gauss_newton_product(net: Layer, loss: Loss, params: Any, x: Any, y: Any, v: Any, weights: Weights) -> Any:
     output, tangent, saved = _tangent(net, params, x, v, weights)
     _, delta = jax.jvp(lambda o: jax.vmap(delta_of(loss))(o, y), (output,), (tangent,))
@@ -288,6 +291,7 @@ def _gauss_newton_product(net: Layer, loss: Loss, params: Any, x: Any, y: Any, v
 
 
 @partial(jax.jit, static_argnums=(0, 1))
+@placed(_as_params)
 def _fisher_product(net: Layer, loss: Loss, params: Any, x: Any, y: Any, v: Any, sent: _Sent, weights: Weights) -> Any:
     output, tangent, saved = _tangent(net, params, x, v, weights)
     columns = _columns_at(loss, output, y, sent)
@@ -298,6 +302,7 @@ def _fisher_product(net: Layer, loss: Loss, params: Any, x: Any, y: Any, v: Any,
 
 
 @partial(jax.jit, static_argnums=(0, 1))
+@placed(_as_params)
 def _hessian_product(net: Layer, loss: Loss, params: Any, x: Any, y: Any, v: Any, weights: Weights) -> Any:
     def gradient(p: Any) -> Any:
         output, saved = forward(net, p, x, None, weights)

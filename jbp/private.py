@@ -40,6 +40,7 @@ from jbp.arguments import as_bool, as_count, as_number, at_least_float32, check_
 from jbp.backprop import Trainable, backward, check_call, forward, mask_at
 from jbp.layer import Layer
 from jbp.losses import Loss
+from jbp.meshes import as_is, placed, rows
 from jbp.pairs import Pair, Weights, is_pair, silence, weigh, widened
 from jbp.stats.clip import clip_factor
 from jbp.stats.norms import network_norms, squared_bounds
@@ -64,6 +65,7 @@ _BUCKETS = 2e6
 """Of a step's privacy loss, at most: the cells of the account's grid."""
 
 
+@placed(lambda answer, net, loss, params, x, *_, **__: (*rows(answer[:2], x), as_is(params)))
 def clipped_sum(
     net: Layer,
     loss: Loss,

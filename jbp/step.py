@@ -32,6 +32,7 @@ from jbp.backprop import Batch as Batch
 from jbp.backprop import Trainable, batch_check, forward, mask_at, value_grad_output, value_output_delta
 from jbp.layer import Layer
 from jbp.losses import Loss
+from jbp.meshes import as_is, placed, whole
 from jbp.metrics import OfLoss
 from jbp.pairs import Weights, as_floats, as_shares
 
@@ -305,6 +306,7 @@ def make_step(problem: Problem) -> Callable[[State, Batch], tuple[State, Figures
     step = step_function(problem)
     names = [name for name, _ in problem.metrics]
 
+    @placed(lambda answer, state, batch: (as_is(state), whole(answer[1])))
     def run(state: State, batch: Batch) -> tuple[State, Figures]:
         after, (loss, metrics) = step(state, batch, step_key(epoch_keys(state.key, state.epoch)[1], state.step))
         after = dataclasses.replace(after, step=after.step + 1)

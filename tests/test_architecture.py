@@ -20,10 +20,10 @@ ORDER = [
     ("train", "description"), ("checkpoint", "many"), ("runs",), ("check", "bridge"), ("cli",), ("__main__",),
 ]  # fmt: skip
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
-GROUND = {"arguments", "paths"}
+GROUND = {"arguments", "paths", "meshes"}
 NOTHING: set[str] = set()
 ONLY = {
-    "arguments": NOTHING, "paths": NOTHING, "pairs": GROUND, "optim": GROUND, "data": GROUND,
+    "arguments": NOTHING, "paths": NOTHING, "meshes": NOTHING, "pairs": GROUND, "optim": GROUND, "data": GROUND,
     "stats": {"pairs", *GROUND}, "sinks": {"pairs", *GROUND}, "answers": {"pairs", *GROUND},
 }  # fmt: skip
 """Rooms that are narrower still: of jbp they import themselves, and these."""

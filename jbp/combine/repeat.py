@@ -15,6 +15,7 @@ from jaxtyping import Array, PRNGKeyArray
 from jbp.arguments import as_count, as_shape, leaf_shapes
 from jbp.combine.base import Combinator, Place, Visit, check_layers
 from jbp.layer import Layer, Shape, Sign
+from jbp.meshes import alike
 from jbp.pairs import Stack, is_pair
 
 
@@ -75,9 +76,10 @@ class Repeat(Combinator):
                 )
             saved = _compact(x, y, saved)
             plan[:] = [_Sharing.among(x, y, saved)]
-            return y, plan[0].distinct(saved)
+            return alike(y, carried), plan[0].distinct(saved)
 
-        y, stacks = lax.scan(body, x, (params, keys), length=self.n)
+        carried = alike(x, params)
+        y, stacks = lax.scan(body, carried, (params, keys), length=self.n)
         return y, (stacks, y if plan[0].shares_output else None, plan[0])
 
     def walk_backward(self, visit: Visit, params: Any, saved: Any, delta: Any) -> tuple[Any, Any]:
@@ -90,10 +92,12 @@ class Repeat(Combinator):
             p, distinct = p_s
             delta_x, found = visit((), self.layer, p, plan.whole(distinct, y), delta)
             answers[:] = [_Sharing.among(None, None, found)]  # a weight's δ is its bias's too
-            return (delta_x, distinct[plan.input] if plan.shares_output else None), answers[0].distinct(found)
+            carry = delta_x, distinct[plan.input] if plan.shares_output else None
+            return alike(carry, carried), answers[0].distinct(found)
 
         answers: list[_Sharing] = []
-        (delta_x, _), found = lax.scan(body, (delta, last), (params, stacks), length=self.n, reverse=True)
+        carried = alike((delta, last), params, stacks)
+        (delta_x, _), found = lax.scan(body, carried, (params, stacks), length=self.n, reverse=True)
         found = answers[0].whole(found, None)
         return delta_x, jax.tree.map(lambda f: Stack(f) if is_pair(f) else f, found, is_leaf=is_pair)
 

@@ -8,6 +8,7 @@ import jax
 from jaxtyping import Array
 
 from jbp.arguments import check_weights
+from jbp.meshes import placed, whole
 from jbp.pairs.coupled import Coupled
 from jbp.pairs.pair import Pair, Weights, is_pair, widened
 from jbp.pairs.stack import Stack
@@ -60,6 +61,7 @@ def check_tree(pairs: Any, who: str) -> list[tuple[Any, Pair]]:
     return found
 
 
+@placed(whole)
 def contract(pairs: Any, weights: Weights = None) -> Any:
     """Step 3: contract every pair over the batch, which makes the gradient.
 

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax import lax
 from jax.tree_util import register_dataclass
 from jaxtyping import Array, Float
 
+from jbp.meshes import added_up
 from jbp.pairs.outer import Outer
 from jbp.pairs.pair import Pair, Weights
 
@@ -91,9 +90,7 @@ class Stack(Pair):
         rows = (self.pair, *(o.pair if isinstance(o, Stack) else o for o in others))
         if axis is not None:
             return jax.vmap(one, out_axes=axis)(rows)
-        answer = jax.eval_shape(lambda rows: one(jax.tree.map(lambda a: a[0], rows)), rows)
-        start = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), answer)
-        return lax.scan(lambda sums, row: (jax.tree.map(jnp.add, sums, one(row)), None), start, rows)[0]
+        return added_up(one, rows)
 
     @property
     def coupled(self) -> str | None:

@@ -13,6 +13,7 @@ from jbp.arguments import check_loss, leaf_shapes
 from jbp.backprop import Batch, Trainable, value_grad_output
 from jbp.layer import Layer
 from jbp.losses import Loss
+from jbp.meshes import placed, whole
 from jbp.pairs import Weights
 from jbp.paths import dotted
 from jbp.rules.names import rule_of
@@ -29,6 +30,7 @@ class Alignment(NamedTuple):
     """The norm of the rule's update over the gradient's."""
 
 
+@placed(whole)
 def alignment(
     rule: Rule | str,
     state: Any,

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jbp.arguments import check_max_norm
+from jbp.meshes import placed, rows_of_pairs, whole
 from jbp.pairs import Weights, is_pair, weigh
 from jbp.stats.norms import group_norms, most
 from jbp.stats.trees import Per, groups_of, leaves
@@ -18,6 +19,7 @@ from jbp.stats.trees import Per, groups_of, leaves
 MaxNorm = float | Array | Mapping[str, float]
 
 
+@placed(rows_of_pairs)
 def clip_weights(
     pairs: Any, max_norm: MaxNorm, per: Per = "network", automatic: bool = False, gamma: float = 0.01
 ) -> Any:
@@ -50,6 +52,7 @@ def clip_weights(
     return found["network"] if per == "network" else found
 
 
+@placed(whole)
 def clipped(
     pairs: Any,
     max_norm: MaxNorm,

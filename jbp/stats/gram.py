@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jbp.meshes import placed, rows_of_pairs
 from jbp.pairs import Outer, Pair
 from jbp.stats.per_example import each
 from jbp.stats.trees import Per, groups_of, leaves
 
 
+@placed(rows_of_pairs)
 def gram(pairs: Any, others: Any = None, per: Per = "network") -> Any:
     """⟨gₙ, gₘ⟩ [n, m]: of the examples with one another, or with the examples of `others`, another backward pass
     of the same net.

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 from jaxtyping import Array, Float
 
+from jbp.meshes import placed, whole
 from jbp.pairs import Outer, Pair, Scale, Shift, Sum, Weights, silence, weigh
 from jbp.stats._rows import in_rows
 from jbp.stats.trees import map_pairs
@@ -26,6 +27,7 @@ class Factors:
     g: Float[Array, "*l o o"]
 
 
+@placed(whole)
 def kronecker(pairs: Any, sharing: Sharing = "expand", weights: Weights = None) -> Any:
     """The `Factors` of every parameter, in the tree of the parameters: A from what came in, G from the δ.
 

@@ -10,17 +10,18 @@ from functools import partial, singledispatch
 from typing import Any
 
 import jax.numpy as jnp
-from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from jbp.arguments import at_least_float32
+from jbp.meshes import added_up, placed, whole
 from jbp.pairs import Outer, Pair, Scale, Shift, Sum, Weights, as_floats, as_shares, weigh
 from jbp.stats._rows import in_rows
 from jbp.stats.per_example import each
 from jbp.stats.trees import batch, checked_leaves, map_pairs
 
 
+@placed(whole)
 def second_moment(pairs: Any, weights: Weights = None) -> Any:
     """1/N Σₙ gₙ², entry by entry, in the tree of the parameters; with `weights` [n] Σₙ wₙ gₙ², not renormalised.
 
@@ -69,13 +70,12 @@ def _(pair: Outer, weights: Weights) -> Array:
 def squared_one_by_one(pair: Outer, weights: Array, mean: Array | None = None) -> Float[Array, "i o"]:
     """Σₙ wₙ (gₙ − mean)², with each example's gradient formed in turn."""
 
-    def add(total: Array, row: tuple[Array, Array, Array]) -> tuple[Array, None]:
+    def one(row: tuple[Array, Array, Array]) -> Array:
         h, delta, w = row
         g = h.T @ delta
-        return total + weigh(w[None], jnp.square(g if mean is None else g - mean)[None])[0], None
+        return weigh(w[None], jnp.square(g if mean is None else g - mean)[None])[0]
 
-    start = jnp.zeros((pair.h.shape[-1], pair.delta.shape[-1]), pair.delta.dtype)
-    return lax.scan(add, start, (pair.h, pair.delta, weights))[0]
+    return added_up(one, (pair.h, pair.delta, weights))
 
 
 @squares.register(Shift)

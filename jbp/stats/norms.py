@@ -21,12 +21,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from jbp.meshes import placed, rows_of_pairs, rows_somewhere
 from jbp.pairs import Outer, Pair, Scale, Shift, Sum, is_pair
 from jbp.stats._rows import in_rows
 from jbp.stats.per_example import each
 from jbp.stats.trees import Per, groups_of, leaves, map_pairs, over_stacks
 
 
+@placed(rows_of_pairs)
 def norms(pairs: Any, per: Per = "network") -> Any:
     """‖gₙ‖ of every example, the gradient of eₙ alone, not divided by N; gₙ is never formed.
 
@@ -59,11 +61,13 @@ def group_norms(pairs: Any, groups: dict[str, list[str]], of: Callable[[Pair], A
     return {name: jnp.sqrt(sum(squares[path] for path in members)) for name, members in groups.items()}
 
 
+@placed(lambda answer, pairs: rows_somewhere(answer, pairs, -3))
 def squared_norms(pairs: Any) -> Any:
     """‖gₙ‖² for each parameter: [n], and [l, n] for each repetition of a `repeat`. Also a sink for `jbp.backward`."""
     return map_pairs(square, pairs) if jax.tree.leaves(pairs) else pairs
 
 
+@placed(lambda answer, pairs: rows_somewhere(answer, pairs, -3))
 def squared_bounds(pairs: Any) -> Any:
     """`most` for each parameter: where clipping reads `squared_norms`. Also a sink."""
     return map_pairs(most, pairs) if jax.tree.leaves(pairs) else pairs

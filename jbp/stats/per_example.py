@@ -8,11 +8,13 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jbp.meshes import placed, rows_of_pairs
 from jbp.pairs import Outer, Pair, Scale, Shift, Sum
 from jbp.stats._rows import in_rows
 from jbp.stats.trees import map_pairs
 
 
+@placed(rows_of_pairs)
 def per_example(pairs: Any) -> Any:
     """gₙ for every example, in the tree of the parameters: [n, *shape] for each. Each is of eₙ alone, not divided by N.
 

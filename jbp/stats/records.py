@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jbp.meshes import placed, whole
 from jbp.pairs import Outer, Pair, Scale, Shift, Sum, Weights, silence, weigh
 from jbp.stats._rows import in_rows
 from jbp.stats.moments import proportions
@@ -27,6 +28,7 @@ class Record(NamedTuple):
     """The share of entries of h with |h| ≥ 0.99, where tanh and (at its upper end) sigmoid hardly respond."""
 
 
+@placed(whole)
 def records(pairs: Any, weights: Weights = None) -> dict[str, Record]:
     """A `Record` for each parameter, by dotted path. A weight's h is the output of the layer below, where units live.
 

@@ -32,6 +32,7 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from jbp.meshes import placed, whole
 from jbp.pairs import Outer, Pair, Scale, Shift, Sum, Weights, silence, weigh
 from jbp.stats._rows import in_rows
 from jbp.stats.moments import proportions, squared_one_by_one, squares
@@ -40,6 +41,7 @@ from jbp.stats.per_example import each
 from jbp.stats.trees import batch, checked_leaves, layer_by_layer, leaves, map_pairs
 
 
+@placed(whole)
 def variance(pairs: Any, weights: Weights = None, centred: bool = True) -> Any:
     """Unbiased: 1/(N−1) Σₙ (gₙ − ḡ)², entry by entry.
 
@@ -66,6 +68,7 @@ def variance(pairs: Any, weights: Weights = None, centred: bool = True) -> Any:
     return map_pairs(lambda pair: pair.over_stack(cheap), pairs)
 
 
+@placed(whole)
 def snr(pairs: Any, weights: Weights = None) -> Any:
     """The signal-to-noise ratio ḡ²/variance of one example's gradient, entry by entry; NaN where both are 0.
 
@@ -78,6 +81,7 @@ def snr(pairs: Any, weights: Weights = None) -> Any:
     return map_pairs(lambda pair: layer_by_layer(_ratio, pair, p) * rest, pairs)
 
 
+@placed(whole)
 def noise_scale(pairs: Any, weights: Weights = None) -> Float[Array, ""]:
     """tr Σ/‖G‖²: the batch size at which the noise of the mean gradient is as large as the gradient itself.
 
@@ -96,6 +100,7 @@ def noise_scale(pairs: Any, weights: Weights = None) -> Float[Array, ""]:
     ) + (trace - trace)  # NaN for one example
 
 
+@placed(whole)
 def noise_and_signal(pairs: Any, weights: Weights = None) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """(tr Σ, ‖G‖²), the two unbiased parts of `noise_scale`: average them over several batches before dividing.
 

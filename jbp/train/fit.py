@@ -28,6 +28,7 @@ from jbp.arguments import as_count, as_target_values, check_narrowing, dtype_of,
 from jbp.backprop import example_output
 from jbp.layer import Layer
 from jbp.losses import Loss
+from jbp.meshes import placed, whole
 from jbp.paths import paths
 from jbp.private import Private
 from jbp.step import Method, Metric, Problem, State, Transform, init_state
@@ -380,11 +381,13 @@ def warn_of_16_bits(problem: Problem, params: Any) -> None:
 
 
 @jax.jit
+@placed(whole)
 def _is_finite(values: Array) -> Array:
     return jnp.isfinite(values).all()
 
 
 @partial(jax.jit, static_argnums=0)
+@placed(whole)
 def _finite_once_transformed(transform: Transform, x: Array) -> Array:
     """Of each example [n], a block of them at a time."""
     return lax.map(lambda one: jnp.isfinite(transform(one, None)).all(), x, batch_size=BLOCK)

@@ -22,6 +22,7 @@ from jbp.backprop import backward_leaf, coupling_of, scaled, value_output_delta
 from jbp.combine import Combinator, Repeat, located
 from jbp.combine.tied import Uses, is_shared, unmarked
 from jbp.layer import Layer
+from jbp.meshes import alike
 from jbp.optim.momentum import MomentumState
 from jbp.optim.sgd import SgdState
 from jbp.sinks import total
@@ -150,9 +151,9 @@ def _through_repeat(visit: Any, net: Repeat, held: Any, saved: Any, delta: Any) 
         stack = _by_held(lambda held, one: held if is_shared(held.param) else written(held, one, i), stack, new)
         totals = _by_held(lambda held, one: one if is_shared(held.param) else None, stack, new)
         own = at(stack, jnp.maximum(i - 1, 0))
-        return (delta_x, distinct[plan.input] if plan.shares_output else None, stack, own), totals
+        return alike((delta_x, distinct[plan.input] if plan.shares_output else None, stack, own), start), totals
 
-    start = (delta, last, held, at(held, net.n - 1))
+    start = alike((delta, last, held, at(held, net.n - 1)), stacks)
     (delta_x, _, held, _), totals = lax.scan(body, start, (jnp.arange(net.n), stacks), reverse=True)
     return delta_x, _by_held(lambda held, total: held if total is None else total, held, totals)
 

@@ -30,6 +30,7 @@ from jbp import rules
 from jbp.arguments import as_count, as_number, as_seed
 from jbp.layer import Layer
 from jbp.losses import Loss
+from jbp.meshes import placed, whole
 from jbp.step import Method, Metric, Problem, State, Transform, check_optimizer, is_optimizer, started
 from jbp.train.batches import Resident, Rows, batch_sizes, of_mean_one
 from jbp.train.clocks import Chunks, Stopwatch
@@ -46,7 +47,7 @@ from jbp.train.fit import (
 )
 from jbp.train.live import training_line
 from jbp.train.many_result import InterruptedMany, Many, One
-from jbp.train.program import Ledger, copy, evaluation_program, ledger, steps_function
+from jbp.train.program import Ledger, copy, evaluation_program, ledger, on_meshes, steps_function
 from jbp.train.progress import Aim, EpochEnd, Progress, Row, Steps, StopReason, see
 from jbp.train.signals import ctrl_c
 
@@ -300,8 +301,8 @@ def _programs(
     evaluate = evaluation_program(problem.net, problem.loss, functions, problem.transform, block)
     return _Programs(
         jax.jit(start),
-        jax.jit(jax.vmap(take, (0, 0, 0, None, None, None, None)), donate_argnums=(0, 1)),
-        jax.jit(jax.vmap(evaluate, (0, None, None))),
+        jax.jit(on_meshes(jax.vmap(take, (0, 0, 0, None, None, None, None))), donate_argnums=(0, 1)),
+        jax.jit(placed(whole)(jax.vmap(evaluate, (0, None, None)))),
     )
 
 

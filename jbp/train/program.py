@@ -17,6 +17,7 @@ from jbp.answers import error_of, one_number
 from jbp.backprop import forward
 from jbp.layer import Layer
 from jbp.losses import Loss
+from jbp.meshes import as_is, placed, whole
 from jbp.step import Batch, Metric, Problem, State, Transform, epoch_keys, step_function, step_key, transformed
 from jbp.train.batches import Reader
 
@@ -50,7 +51,15 @@ def copy(tree: Any) -> Any:
 @lru_cache(maxsize=64)
 def steps_program(problem: Problem, reader: Reader) -> Callable[..., tuple[State, Ledger]]:
     """`steps_function` of these arguments, compiled, with state and ledger updated in place."""
-    return jax.jit(steps_function(problem, reader), donate_argnums=(0, 1))
+    return jax.jit(on_meshes(steps_function(problem, reader)), donate_argnums=(0, 1))
+
+
+def on_meshes(steps: Callable[..., tuple[State, Ledger]]) -> Callable[..., tuple[State, Ledger]]:
+    """The steps of one run or of many, on a mesh with explicit axes: the state stays spread as it is.
+
+    A batch is drawn from all the examples, wherever they are.
+    """
+    return placed(lambda answer, state, *_: (as_is(state), whole(answer[1])))(steps)
 
 
 def steps_function(problem: Problem, reader: Reader) -> Callable[..., tuple[State, Ledger]]:
@@ -98,6 +107,7 @@ def evaluation_program(
     """The program (params, x, y) -> means of the loss and of each metric, in evaluation, `block` examples at a time."""
 
     @jax.jit
+    @placed(whole)
     def evaluate(params: Any, x: Array, y: Array) -> Array:
         n, size = len(x), min(block, len(x))
 
