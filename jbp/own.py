@@ -55,13 +55,13 @@ def net(text: str) -> Layer:
         raise ValueError(f"{path}: there is no {name!r} in it{hint}")
     found = getattr(module, name)
     if not isinstance(found, Layer) and callable(found):
-        needed = _needed(found)
-        if needed:
+        words = needed(found)
+        if words:
             raise ValueError(
-                f"{text}: expected a net or a function without arguments, but {name} needs {listed(needed)}: "
+                f"{text}: expected a net or a function without arguments, but {name} needs {listed(words)}: "
                 f"name a function that calls it"
             )
-        with _running(path, f"{name}() failed"):
+        with running(path, f"{name}() failed"):
             found = found()
     if not isinstance(found, Layer):
         raise ValueError(
@@ -122,7 +122,7 @@ def _run(path: str, source: Path, *stamp: int) -> ModuleType:
     before = sys.modules.get(name)
     sys.modules[name] = module
     try:
-        with _running(path, "could not be imported"):
+        with running(path, "could not be imported"):
             spec.loader.exec_module(module)
     except BaseException:
         sys.modules.pop(name)
@@ -133,7 +133,7 @@ def _run(path: str, source: Path, *stamp: int) -> ModuleType:
 
 
 @contextmanager
-def _running(path: str, what: str) -> Iterator[None]:
+def running(path: str, what: str) -> Iterator[None]:
     """Run what the user wrote, with the modules beside it in reach, as `python FILE` does."""
     folder = str(Path(path).resolve().parent)
     sys.path.insert(0, folder)
@@ -165,7 +165,7 @@ def _line(error: BaseException, path: str) -> int | None:
     return lines[-1] if lines else None
 
 
-def _needed(function: Any) -> list[str]:
+def needed(function: Any) -> list[str]:
     """The arguments that a function cannot be called without."""
     try:
         parameters = inspect.signature(function).parameters.values()

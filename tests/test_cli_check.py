@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import cases
+import jax
 import pytest
 
 import jbp
@@ -47,6 +48,7 @@ class Gain(jbp.Layer):
         return self.factor * delta, ()
 
 other = 5
+right = Gain(3.0)
 
 class Needy(Gain):
     def __init__(self, needed): ...
@@ -123,6 +125,73 @@ def test_a_right_layer_of_yours_passes(file: Path, capsys: pytest.CaptureFixture
     assert "Gain" in out
     assert "2 checks" in out
     assert "0 failed" in out
+
+
+def test_several_layers_of_yours_with_arguments_of_their_own(file: Path, capsys: pytest.CaptureFixture[str]):
+    targets = [f"{file}:Gain(factor=3)", f"{file}:right", f"{file}:Gain(6.0)"]
+    assert cli.main(["check", *targets, "--shape", "5", "--dtype", "float64"]) == 1
+    out, err = capsys.readouterr()
+    assert err == "jbp: error: 1 of 3 checks failed: Gain(factor=6.0) on [5], float64 in float64\n" or (
+        "1 of 3 checks failed: Gain(factor=6.0)" in err
+    )
+    # What failed comes first, with its report, in which what passed is folded.
+    assert out.startswith(
+        "Gain(factor=6.0) on [5], float64: FAILED (= vjp, adjoint, derivative)\nFAIL = vjp at delta_x"
+    )
+    assert out.index("FAIL = vjp") < out.index("vmap = loop") < out.index("Gain(factor=3)")
+    assert "Gain(factor=3) on [5]" not in out and out.count("vmap = loop") == 1
+
+
+def test_the_whole_by_a_flag(file: Path, capsys: pytest.CaptureFixture[str]):
+    words = ["check", f"{file}:Gain", "--shape", "5", "--dtype", "float64"]
+    assert cli.main(words) == 0
+    short = capsys.readouterr().out
+    assert cli.main([*words, "--full"]) == 0
+    whole = capsys.readouterr().out
+    assert "vmap = loop" not in short and whole.count("vmap = loop") == 4 and "cpu" in whole
+    assert cli.main(["check", "--layer", "sgd", "--dtype", "float64"]) == 0
+    assert "sgd(schedule)" in capsys.readouterr().out
+
+
+def test_what_passed_is_a_line_for_each_kind(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    words = ["check", "--layer", "(", "--dtype", "float64"]
+    optimisers = tuple(item for item in catalogue() if item.kind == "optimiser")
+    monkeypatch.setattr("jbp.cli.check.catalogue", lambda: optimisers)
+    assert cli.main(words) == 0
+    short = capsys.readouterr().out
+    assert "7 optimisers: sgd(0.1), sgd(0.1, momentum=0.9), heavy_ball(0.1), nesterov(0.1)" in short
+    assert cli.main([*words, "--full"]) == 0
+    whole = capsys.readouterr().out
+    assert "optimisers" not in whole and whole.count("reference, laws") == 7
+
+
+CONSTANT = """
+from dataclasses import dataclass
+import numpy as np
+import jbp
+
+S = np.array([0.1, 0.2, 0.3])
+
+@dataclass(frozen=True)
+class Scaled(jbp.Layer):
+    def init(self, key, shape):
+        return (), shape
+
+    def forward(self, params, x, key):
+        return S * x, ()
+
+    def backward(self, params, saved, delta):
+        return S * delta, ()
+"""
+
+
+def test_a_layer_with_a_constant_of_numpys_float64_passes_in_both_dtypes(tmp_path: Path, capsys: Any):
+    path = tmp_path / "constant.py"
+    path.write_text(CONSTANT)
+    with jax.numpy_dtype_promotion("standard"):
+        assert cli.main(["check", f"{path}:Scaled", f"{path}:Scaled", "--shape", "3"]) == 0, capsys.readouterr().out
+    assert "4 checks" in capsys.readouterr().out
 
 
 def test_a_wrong_layer_of_yours_fails_with_a_diagnosis(file: Path, capsys: pytest.CaptureFixture[str]):
@@ -205,9 +274,15 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "shape alone": (["--shape", "3"], "--shape is for a layer of yours"),
     "no name": (["{file}"], "expected path/to/file.py:NAME"),
     "no file": (["{file}x:Gain", "--shape", "3"], "found nothing there"),
-    "no such layer": (["{file}:Gone", "--shape", "3"], "there is no 'Gone' in it; its layers are Gain, Needy"),
+    "no such layer": (["{file}:Gone", "--shape", "3"], "there is no 'Gone' in it; its layers are Gain, right, Needy"),
     "no layer": (["{file}:other", "--shape", "3"], "expected a layer .* found a int"),
-    "arguments": (["{file}:Needy", "--shape", "3"], "the class needs arguments"),
+    "arguments": (["{file}:Needy", "--shape", "3"], r"Needy needs needed: give them, as in .*mine.py:Needy\(5\)"),
+    "too many": (["{file}:Gain(1, 2)", "--shape", "3"], r"Gain\(1, 2\) failed: TypeError: .*positional arguments"),
+    "code": (["{file}:Gain(print(1))", "--shape", "3"], "expected a name, or a name with numbers, texts, lists"),
+    "more code": (["{file}:Gain(**{{}})", "--shape", "3"], "expected a name, or a name with numbers"),
+    "half": (["{file}:Gain(1", "--shape", "3"], "expected a name, or a name with numbers"),
+    "called": (["{file}:right(1)", "--shape", "3"], "right is a Gain, which takes no arguments: leave them out"),
+    "second": (["{file}:Gain", "{file}:Gone", "--shape", "3"], "there is no 'Gone' in it"),
     "no shape": (["{file}:Gain"], "needs --shape"),
     "bad shape": (["{file}:Gain", "--shape", "a,b"], "whole numbers with commas between"),
     "both": (["{file}:Gain", "--shape", "3", "--layer", "relu"], "leave it out"),

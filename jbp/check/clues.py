@@ -75,7 +75,7 @@ def _forgotten(run: LawRun, leaf: int | None) -> dict[str, Any]:
             others = [ones(a) if j == i else a for j, a in enumerate(leaves)]
             tried[name] = (jax.tree.unflatten(structure, others), run.x)
     at = -1 if leaf is None else leaf
-    program = compiled(lambda params, x: _gradients(run, params, x, run.delta[None])[at][0])
+    program = compiled(lambda params, x: _of_examples(run, params, x, run.delta[None])[at][0])
     found = {
         f"a factor forgotten: found is right where {name} is all ones": np.asarray(program(*there))
         for name, there in tried.items()
@@ -154,6 +154,11 @@ def _pull(run: LawRun, params: Any, x: Any, delta: Any) -> Any:
 
 def _gradients(run: LawRun, params: Any, x: Any, deltas: Any) -> Any:
     """The gradient of each leaf for each δ of [c, n, ...], one example at a time: [c, n, *leaf]."""
+    return compiled(lambda deltas: _of_examples(run, params, x, deltas))(deltas)
+
+
+def _of_examples(run: LawRun, params: Any, x: Any, deltas: Any) -> Any:
+    """The same, in a program of somebody else's."""
     leaves, output = _output(run, params, x)
     mask = jnp.eye(run.n, dtype=deltas.dtype).reshape(run.n, run.n, *(1,) * (deltas.ndim - 2))
 
@@ -161,7 +166,7 @@ def _gradients(run: LawRun, params: Any, x: Any, deltas: Any) -> Any:
         _, pull = jax.vjp(output, leaves)
         return lax.map(lambda row: pull(row * delta)[0], mask)
 
-    return compiled(lambda d: lax.map(each, d))(deltas)
+    return lax.map(each, deltas)
 
 
 def _both(each: dict[str, Any]) -> dict[str, Any]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
-from typing import Any
+from functools import cache, wraps
+from typing import Any, ParamSpec
 
 import jax
 import jax.numpy as jnp
+
+from jbp.check.report import Report
 
 HASTE = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 """On a CPU the second takes three quarters off the time of compiling, which is most of a check's.
@@ -22,6 +25,8 @@ CARE = {"xla_cpu_use_fusion_emitters": True}
 """For functions of somebody else's, whatever $XLA_FLAGS says, where there is a choice."""
 
 _hurry: ContextVar[bool] = ContextVar("hurry", default=False)
+_apart: ContextVar[bool] = ContextVar("apart", default=False)
+P = ParamSpec("P")
 
 
 @contextmanager
@@ -32,6 +37,50 @@ def hurried() -> Iterator[None]:
         yield
     finally:
         _hurry.reset(token)
+
+
+@contextmanager
+def wide() -> Iterator[None]:
+    """Where JAX has 64 bits: what runs here is float64."""
+    edge = _apart.get() and not jax.config.read("jax_enable_x64")
+    if edge:
+        forget()
+    try:
+        with jax.enable_x64(True):
+            yield
+    finally:
+        if edge:
+            forget()
+
+
+def forget() -> None:
+    """Let go of all compiled programs, and of what is kept because of them."""
+    jax.clear_caches()
+    gc.collect()
+
+
+def apart(check: Callable[P, Report]) -> Callable[P, Report]:
+    """A check that is run again if something could not be run, with nothing compiled kept over from 32 bits to 64.
+
+    JAX keeps an array of numpy's that a function closes over in the dtype in which it met it first, as long as a
+    program that holds it lives; so with 64 bits disabled a layer with a constant of numpy's float64 cannot be run in
+    both, unless the first program is forgotten. That is dear, and few need it.
+    """
+
+    @wraps(check)
+    def run(*args: P.args, **options: P.kwargs) -> Report:
+        report = check(*args, **options)
+        stopped = any(e.law in ("runs", "derivative") and not e.compared for e in report.failures)
+        if not stopped or _apart.get() or jax.config.read("jax_enable_x64"):
+            return report
+        token = _apart.set(True)
+        try:
+            forget()
+            return check(*args, **options)
+        finally:
+            _apart.reset(token)
+
+    return run
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:

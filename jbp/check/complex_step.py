@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 
 from jbp.check.compare import PRECISION, compare, explain, largest, skipped
-from jbp.check.compiled import compiled
+from jbp.check.compiled import compiled, wide
 from jbp.check.finite_differences import EMPTY, MOVES, Function, Gradient, beside, directions_in, kinks_along
 from jbp.check.report import Entry
 from jbp.check.tolerance import COMPLEX_STEP
@@ -44,7 +44,7 @@ def complex_step(
     """
     law, oracle = "derivative", "complex step"
     with (
-        jax.enable_x64(True),
+        wide(),
         jax.default_matmul_precision(PRECISION),
         jax.numpy_dtype_promotion("standard"),
     ):

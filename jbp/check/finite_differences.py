@@ -22,7 +22,7 @@ import numpy as np
 from jax import lax
 
 from jbp.check.compare import PRECISION, compare, explain, problem, skipped
-from jbp.check.compiled import compiled
+from jbp.check.compiled import compiled, wide
 from jbp.check.report import Entry
 from jbp.check.tolerance import FINITE_DIFFERENCE, NATIVE_DIFFERENCE, Level
 from jbp.check.trees import Leaves, as_array, cast, entropy, normal
@@ -70,7 +70,7 @@ def finite_differences(
     Both are traced with float64 leaves; `extra` (δ, targets, weights) is cast to float64 too.
     """
     law, oracle = "derivative", "finite differences"
-    with jax.enable_x64(True), jax.default_matmul_precision(PRECISION):
+    with wide(), jax.default_matmul_precision(PRECISION):
         point, extra = [cast(leaf, jnp.float64) for leaf in point], cast(extra, jnp.float64)
         try:
             kind = jax.eval_shape(lambda p, e: function(p, e)[0], point, extra).dtype

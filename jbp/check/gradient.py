@@ -12,7 +12,7 @@ from jax import Array, lax
 from jbp.arguments import as_key, batch_size, check_finite, is_float, refuse_classes, refuse_complex
 from jbp.backprop import Trainable, backward, forward, value_and_grad
 from jbp.check.compare import PRECISION, called, compare, explain, fact, largest, problem
-from jbp.check.compiled import compiled
+from jbp.check.compiled import apart, compiled
 from jbp.check.finite_differences import finite_differences
 from jbp.check.kinks import after_moving, at_kink, moved, no_excuse, outside, spans
 from jbp.check.report import Report
@@ -25,6 +25,7 @@ from jbp.paths import paths
 from jbp.sinks import total
 
 
+@apart
 def gradient(
     net: Layer,
     loss: Loss,

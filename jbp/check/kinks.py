@@ -19,7 +19,7 @@ from jax import lax
 
 from jbp.backprop import backward, forward
 from jbp.check.compare import PRECISION, compare, largest, skipped
-from jbp.check.compiled import compiled
+from jbp.check.compiled import compiled, wide
 from jbp.check.finite_differences import Function, beside, kinks_along
 from jbp.check.report import Entry, Report
 from jbp.check.tolerance import EXACT, FINITE_DIFFERENCE, NATIVE_DIFFERENCE
@@ -62,7 +62,7 @@ class Span(NamedTuple):
 def at_kink(function: Function, point: Leaves, extra: Any, seed: Any) -> bool:
     """Whether the one-sided slopes of `function` at this point disagree along a random direction of some leaf."""
     try:
-        with jax.enable_x64(True), jax.default_matmul_precision(PRECISION):
+        with wide(), jax.default_matmul_precision(PRECISION):
             point, extra = [cast(leaf, jnp.float64) for leaf in point], cast(extra, jnp.float64)
             return kinks_along(function, point, extra, entropy(seed, 6))
     except Exception:  # what cannot be run in float64 is known for no kink, and its failure stands
@@ -100,7 +100,7 @@ def no_excuse(entries: Iterable[Entry]) -> list[Entry]:
 
 def spans(slopes: Callable[[Leaves, Any], Leaves], point: Leaves, extra: Any, seed: Any) -> list[Span]:
     """The span of each array of `slopes`, by autodiff, at the point and on many sides; none if it cannot be run."""
-    with jax.enable_x64(True), jax.default_matmul_precision(PRECISION):
+    with wide(), jax.default_matmul_precision(PRECISION):
         point, extra = [cast(leaf, jnp.float64) for leaf in point], cast(extra, jnp.float64)
 
         def program(point: Leaves, extra: Any, sides: Leaves) -> Any:

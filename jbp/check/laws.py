@@ -24,7 +24,7 @@ from jbp.arguments import is_float
 from jbp.backprop import backward, forward
 from jbp.check.clues import LawRun, clues_for
 from jbp.check.compare import PRECISION, compare, explain, largest, problem, skipped
-from jbp.check.compiled import compiled
+from jbp.check.compiled import compiled, wide
 from jbp.check.linear import linear_in_delta, mixed
 from jbp.check.report import Entry
 from jbp.check.sides import by_hand, couples, output_of
@@ -237,9 +237,9 @@ class _Verdicts:
             near = nudged((self.params, self.x, self.delta), (0,))
             self._known = [_autodiff(self.layer, *near, self.key)]  # type: ignore[call-arg]
             if self.key is None:  # in float64 a key may draw other numbers
-                with contextlib.suppress(Exception), jax.enable_x64(True):
-                    wide = cast((self.params, self.x, self.delta), jnp.float64)
-                    self._known.append(_autodiff(self.layer, *wide, None))  # type: ignore[call-arg]
+                with contextlib.suppress(Exception), wide():
+                    there = cast((self.params, self.x, self.delta), jnp.float64)
+                    self._known.append(_autodiff(self.layer, *there, None))  # type: ignore[call-arg]
         return self._known
 
     def adjoint(self) -> list[Entry]:

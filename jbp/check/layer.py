@@ -25,7 +25,7 @@ from jbp.arguments import (
 )
 from jbp.backprop import forward
 from jbp.check.compare import PRECISION, called, explain, largest, problem
-from jbp.check.compiled import compiled
+from jbp.check.compiled import apart, compiled
 from jbp.check.complex_step import complex_step
 from jbp.check.eager import eager, keyless
 from jbp.check.finite_differences import finite_differences
@@ -42,6 +42,7 @@ from jbp.layer import Layer
 from jbp.paths import paths
 
 
+@apart
 def layer(
     layer: Layer,
     shape: tuple[int, ...] | None = None,

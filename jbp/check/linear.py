@@ -1,7 +1,7 @@
 """The linear law: backward(aδ + bδ′) = a backward(δ) + b backward(δ′).
 
-With large factors, so that a backward pass that cuts off a large δ shows: one that clips its gradient is right for every
-δ that it lets through.
+With large factors, so that a backward pass that cuts off a large δ shows: one that clips its gradient is right for
+every δ that it lets through.
 """
 
 from __future__ import annotations

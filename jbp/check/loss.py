@@ -13,7 +13,7 @@ from jax import Array
 
 from jbp.arguments import as_count, as_dtype, as_key, as_shape, check_finite, is_float, refuse_classes
 from jbp.check.compare import PRECISION, called, compare, explain, fact, largest, problem, skipped
-from jbp.check.compiled import compiled
+from jbp.check.compiled import apart, compiled
 from jbp.check.complex_step import complex_step
 from jbp.check.finite_differences import finite_differences
 from jbp.check.kinks import at_kink, at_point, moved, no_excuse, outside, spans
@@ -28,6 +28,7 @@ SCALES = (10.0, 100.0, EXTREME)
 """What logits are multiplied by besides, to see δ where the probabilities are all but 0 and 1."""
 
 
+@apart
 def loss(
     loss: Loss,
     shape: tuple[int, ...] = (7,),
@@ -192,12 +193,14 @@ def _laws(run: _Programs, p: Any, y: Any, level: Level, mode: str) -> list[Entry
         target = np.asarray(y).astype(np.float64)
         same = target.shape == found.shape
         e = np.asarray(grads).astype(np.float64)
-        return {
+        words = {
             "a dropped term: δ = the output, its target is not subtracted": found if same else e + 1,
-            "one example's target given to another: targets reversed": run.batch["delta"](p, y[::-1]),
-            "one example's target given to another: targets rolled by 1": run.batch["delta"](p, jnp.roll(y, 1, 0)),
             "a dropped term: the target's part of δ is missing": e + target if same else e + 1,
         }
+        for how, other in {"reversed": y[::-1], "rolled by 1": jnp.roll(y, 1, 0)}.items():
+            if not np.array_equal(y, other):
+                words[f"one example's target given to another: targets {how}"] = run.batch["delta"](p, other)
+        return words
 
     return [
         fact(

@@ -99,7 +99,7 @@ class Report:
         lines = [f"{self.subject}: {self._headline()}"]
         for entry in self.failures:
             lines.append(f"FAIL {entry.law} at {entry.path} against {entry.oracle}: {_detail(entry)}")
-        rows = [row for row in self._rows(full) if full or row[0] != "fail"]
+        rows = [row for row in self._rows(full) if full or row[-2] != "fail"]
         if len(rows) == 1:
             return "\n".join(lines)
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -127,14 +127,15 @@ class Report:
         return "\n".join(lines)
 
     def _rows(self, full: bool) -> list[tuple[str, ...]]:
-        """The heads and a row for each comparison, or for those that agree in law, oracle and verdict; failed ones first."""
+        """The heads, and a row for each comparison, failed ones first; or one for all that passed a law alike."""
         entries = sorted(self.entries, key=lambda entry: ("fail", "skip", "pass").index(entry.verdict))
         if full:
             return [_COLUMNS, *map(_row, entries)]
         groups: dict[Any, list[Entry]] = {}
         for entry in entries:
             reason = "" if entry.verdict == "pass" else _remark(entry)
-            groups.setdefault((entry.verdict, entry.law, entry.oracle, reason), []).append(entry)
+            alone = entry.path if entry.verdict == "fail" else ""
+            groups.setdefault((entry.verdict, entry.law, entry.oracle, reason, alone), []).append(entry)
         return [_FOLDED, *map(_fold, groups.values())]
 
     def _headline(self) -> str:
@@ -156,22 +157,22 @@ def joined(subject: str, reports: Iterable[Report]) -> Report:
     return Report(subject, tuple(entries))
 
 
-_COLUMNS = ("verdict", "law", "leaf", "oracle", "error", "allowed", "dtype", "device", "precision", "remark")
-_FOLDED = ("verdict", "law", "leaves", "oracle", "worst error", "allowed", "remark")
+_COLUMNS = ("law", "leaf", "oracle", "error", "allowed", "dtype", "device", "precision", "verdict", "remark")
+_FOLDED = ("law", "leaves", "oracle", "worst error", "allowed", "verdict", "remark")
 
 
 def _row(entry: Entry) -> tuple[str, ...]:
-    head = (entry.verdict, entry.law, entry.path, entry.oracle, *_numbers(entry))
-    return (*head, entry.dtype, entry.device, entry.precision, _remark(entry))
+    head = (entry.law, entry.path, entry.oracle, *_numbers(entry))
+    return (*head, entry.dtype, entry.device, entry.precision, entry.verdict, _remark(entry))
 
 
 def _fold(entries: list[Entry]) -> tuple[str, ...]:
-    """One row for entries that agree in law, oracle, verdict and, but where they passed, in the remark."""
+    """One row for entries that agree in law, oracle and verdict."""
     worst = max(entries, key=_severity)
     paths = list(dict.fromkeys(entry.path for entry in entries))
     leaves = ", ".join(paths) if len(", ".join(paths)) <= 32 else f"{len(paths)} leaves"
     remark = "" if worst.verdict == "pass" else _remark(worst)
-    return (worst.verdict, worst.law, leaves, worst.oracle, *_numbers(worst), remark)
+    return (worst.law, leaves, worst.oracle, *_numbers(worst), worst.verdict, remark)
 
 
 def _numbers(entry: Entry) -> tuple[str, str]:

@@ -15,7 +15,7 @@ import numpy as np
 from jbp.arguments import as_key, dtype_of, is_float, refuse_complex, refuse_empty
 from jbp.check.arguments import Arguments, cotangent_like, find_cotangent_problems
 from jbp.check.compare import PRECISION, compare, explain, fact, largest, problem, skipped
-from jbp.check.compiled import compiled
+from jbp.check.compiled import compiled, wide
 from jbp.check.complex_step import complex_step
 from jbp.check.finite_differences import finite_differences
 from jbp.check.kinks import after_moving, at_kink, moved, no_excuse, outside, spans
@@ -210,7 +210,7 @@ def _twins(run: Any, given: Leaves, floats: Leaves, delta: Leaves, deltas: Leave
         point, near = nudged((given, delta), (0,))
         near = [as_array(np.broadcast_to(d, a.shape).astype(a.dtype)) for d, a in zip(near, deltas, strict=True)]
         found = [run([cast(p, f.dtype) for p, f in zip(point, floats, strict=True)], near)[1]]
-        with contextlib.suppress(Exception), jax.enable_x64(True):
+        with contextlib.suppress(Exception), wide():
             found.append(run(cast(floats, jnp.float64), cast(deltas, jnp.float64))[1])
         return found
 

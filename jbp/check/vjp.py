@@ -18,12 +18,13 @@ from jax import Array
 from jbp.arguments import as_key, check_function
 from jbp.check.arguments import Arguments, check_numbers, cotangent_like
 from jbp.check.compare import PRECISION, compare, explain, largest, problem
-from jbp.check.compiled import compiled
+from jbp.check.compiled import apart, compiled
 from jbp.check.report import Entry, Report
 from jbp.check.rule import Claim, check_rule
 from jbp.check.tolerance import MATMUL, Level, check_level
 
 
+@apart
 def vjp(
     f: Callable[..., Any],
     f_fwd: Callable[..., Any],
@@ -77,6 +78,7 @@ def vjp(
     return check_rule(Claim(name, primal, by_hand, reference), arguments, key, level, differences)
 
 
+@apart
 def custom_vjp(
     f: Any,
     *args: Any,

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from jbp.arguments import listed
 from jbp.runs import to_json
 from jbp.tracing.result import HEADS, TITLES, Trace
 from jbp.train.live import Line
@@ -50,33 +51,55 @@ def form(json: bool, markdown: bool) -> str:
     return "json" if json else "markdown" if markdown else "table"
 
 
-def print_checks(rows: list[Any], seconds: float, form: str) -> None:
-    """What was checked, against which oracle, the worst error, the verdict: as a table, Markdown or JSON."""
+_FOLDED_FROM = 4  # passed things of a kind, from which on they share a line
+
+
+def print_checks(rows: list[Any], seconds: float, form: str, full: bool, own: bool) -> None:
+    """What was checked, against which oracle, the worst error, the verdict: as a table, Markdown or JSON.
+
+    In the terminal what failed comes first, with its report; what passed is a line for each kind, or `full` for each
+    thing. Of things of the user's `own` the full reports are shown too.
+    """
     if form == "json":
         print(json.dumps([row.report | {"kind": row.kind, "name": row.name} for row in rows], ensure_ascii=False))
         return
     dtypes = list(dict.fromkeys(row.dtype for row in rows))
     heads = ("what", "against", *(f"worst error in {dtype}" for dtype in dtypes), "verdict")
-    cells = []
-    for name in dict.fromkeys(row.name for row in rows):
-        mine = [row for row in rows if row.name == name]
-        oracles = ", ".join(dict.fromkeys(oracle for row in mine for oracle in row.oracles))
-        cells.append((name, oracles, *(row.detail for row in mine), "pass" if all(r.passed for r in mine) else "FAIL"))
+    names = dict.fromkeys(row.name for row in rows)
+    things = [[row for row in rows if row.name == name] for name in names]
     if form == "markdown":
-        for line in (heads, ("---",) * len(heads), *cells):
+        for line in (heads, ("---",) * len(heads), *(_checked(thing[0].name, thing, dtypes) for thing in things)):
             print("| " + " | ".join(line) + " |")
         return
+    for row in rows:
+        if not row.passed or (full and own):
+            print(f"{row.text}\n")
     table = _table(*heads)
-    for *words, verdict in cells:
-        table.add_row(*map(escape, words), f"[{'green' if verdict == 'pass' else 'bold red'}]{verdict}[/]")
-    console = Console()
-    console.print(table)
+    passed: dict[str, list[list[Any]]] = {}
+    for thing in things:
+        if all(row.passed for row in thing):
+            passed.setdefault(thing[0].kind, []).append(thing)
+        else:
+            table.add_row(*map(escape, _checked(thing[0].name, thing, dtypes)), style="bold red")
+    for kind, alike in passed.items():
+        if full or len(alike) < _FOLDED_FROM:
+            for thing in alike:
+                table.add_row(*map(escape, _checked(thing[0].name, thing, dtypes)))
+        else:
+            what = f"{len(alike)} {kind}s: {listed([thing[0].name for thing in alike], 6)}"
+            table.add_row(*map(escape, _checked(what, [row for thing in alike for row in thing], dtypes)))
+    Console().print(table)
     print("errors in units of eps × the magnitude of the leaf; the worst of each, by its share of what is allowed")
     compared = sum(row.report["compared"] for row in rows)
-    failed = [row for row in rows if not row.passed]
-    print(f"{len(rows)} checks, {compared:,} numbers compared, {len(failed)} failed, {seconds:.0f} s")
-    for row in failed:
-        print(f"\n{row.text}")
+    failed = sum(not row.passed for row in rows)
+    print(f"{len(rows)} checks, {compared:,} numbers compared, {failed} failed, {seconds:.0f} s")
+
+
+def _checked(what: str, rows: list[Any], dtypes: list[str]) -> tuple[str, ...]:
+    """The cells of one or more things: the worst error of all in each dtype."""
+    oracles = ", ".join(dict.fromkeys(oracle for row in rows for oracle in row.oracles))
+    worst = (max((row for row in rows if row.dtype == dtype), key=lambda row: row.worst).detail for dtype in dtypes)
+    return (what, oracles, *worst, "pass" if all(row.passed for row in rows) else "FAIL")
 
 
 def print_result(folder: Path, summary: dict[str, Any]) -> None:

@@ -30,7 +30,7 @@ def option(
 
 
 def argument(text: str, metavar: str = "", *, default: Any = MISSING) -> Any:
-    """A field that is a positional argument; of type tuple, one or more of them; with a default, one or none."""
+    """A field that is a positional argument; of type tuple, one or more of them; with a default, none too."""
     facts = {"text": text, "group": None, "choices": (), "metavar": metavar, "shown": None}
     return field(default=default, metadata=facts)
 
@@ -171,14 +171,17 @@ def _converter(name: str, kind: type) -> Callable[[str], Any]:
 
 def _count(f: dataclasses.Field[Any], kinds: tuple[type, ...]) -> dict[str, Any]:
     """How many words a positional takes."""
-    return {"nargs": "+"} if tuple in kinds else {} if f.default is MISSING else {"nargs": "?"}
+    if tuple in kinds:
+        return {"nargs": "+" if f.default is MISSING else "*"}
+    return {} if f.default is MISSING else {"nargs": "?"}
 
 
 def _positional(f: dataclasses.Field[Any]) -> str:
     metavar = f.metadata["metavar"] or f.name.upper()
+    several = "tuple" in str(f.type)
     if f.default is not MISSING:
-        return f"[{metavar}]"
-    return f"{metavar} {metavar} …" if "tuple" in str(f.type) else metavar
+        return f"[{metavar} …]" if several else f"[{metavar}]"
+    return f"{metavar} {metavar} …" if several else metavar
 
 
 def _help(f: dataclasses.Field[Any]) -> str:
