@@ -38,6 +38,7 @@ from jaxtyping import Array, Float
 from jbp.answers import delta_of, error_of
 from jbp.arguments import as_bool, as_count, as_number, check_max_norm, dtype_of, is_narrow
 from jbp.backprop import Trainable, backward, check_call, forward, mask_at
+from jbp.inputs import check_key
 from jbp.layer import Layer
 from jbp.losses import Loss
 from jbp.pairs import Pair, Weights, is_pair, silence, weigh
@@ -110,9 +111,9 @@ def _clipped(
     net: Layer, loss: Loss, params: Any, batch: Batch, key: Array | None, how: Clip, trainable: Trainable
 ) -> tuple[Array, Array, Array, Any]:
     """The outputs, errors and norms, and the sum; norms and sum over the parameters that are trained."""
-    x, y, weights, mask, rows = batch[:5]
     check_max_norm(how.max_norm, how.automatic)
-    check_call(net, loss, params, batch)
+    check_key(key)
+    x, y, weights, mask, rows = check_call(net, loss, params, batch)[:5]
     _check_uncoupled(net)
     params, x, y = _wide((params, x, y))
     if weights is not None:

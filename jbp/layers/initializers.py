@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jbp.arguments import as_number
+from jbp.inputs import check_key
 from jbp.layer import Shape
 
 
@@ -46,6 +47,7 @@ class VarianceScaling(Initializer):
 
     def __call__(self, key: PRNGKeyArray, shape: Shape) -> Float[Array, "i o"]:
         """A weight of `shape` [i, o]."""
+        check_key(key, needed=True)
         distribution = "truncated_normal" if self.distribution == "normal" else "uniform"
         return jax.nn.initializers.variance_scaling(self.scale, self.fan, distribution)(key, shape)
 
@@ -61,6 +63,7 @@ class Normal(Initializer):
 
     def __call__(self, key: PRNGKeyArray, shape: Shape) -> Array:
         """An array of `shape`."""
+        check_key(key, needed=True)
         return self.stddev * jax.random.normal(key, shape)
 
 
@@ -70,6 +73,7 @@ class Zeros(Initializer):
 
     def __call__(self, key: PRNGKeyArray, shape: Shape) -> Array:
         """Zeros of `shape`."""
+        check_key(key)
         return jnp.zeros(shape)
 
 
