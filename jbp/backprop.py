@@ -21,8 +21,8 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 from jax.tree_util import register_dataclass
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from jbp.annotations import Array, Bool, Float, Int, PRNGKeyArray
 from jbp.answers import (
     Kept,
     backward_answer,

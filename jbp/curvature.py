@@ -25,8 +25,8 @@ import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import register_dataclass
-from jaxtyping import Array, Float
 
+from jbp.annotations import Array, Float
 from jbp.answers import columns_of, delta_of
 from jbp.arguments import as_count, check_function, check_one_of, leaf_shapes
 from jbp.backprop import Batch, backward, check_call, fold, forward, scaled

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float
 
+from jbp.annotations import Array, Bool, Float
 from jbp.arguments import as_target_values, refuse_targets
 from jbp.layers.activations import softmax
 

@@ -33,8 +33,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
 
+from jbp.annotations import Array, Float
 from jbp.answers import delta_of, error_of
 from jbp.arguments import as_bool, as_count, as_number, check_max_norm, dtype_of, is_narrow
 from jbp.backprop import Trainable, backward, check_call, forward, mask_at

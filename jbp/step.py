@@ -24,8 +24,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.tree_util import register_dataclass
-from jaxtyping import Array, Int
 
+from jbp.annotations import Array, Int
 from jbp.answers import one_number
 from jbp.arguments import as_seed, as_shape, batch_size, came, check_weights
 from jbp.backprop import Batch as Batch

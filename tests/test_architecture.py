@@ -13,17 +13,18 @@ SOURCES = sorted((ROOT / "jbp").rglob("*.py"))
 # A module imports only what stands on an earlier line, or in its own package. The rooms and their order:
 #     pairs → layer → layers → combine → losses → backprop → step → rules, private → train → checkpoint → check → cli
 ORDER = [
-    ("arguments", "paths", "_version", "_starting"), ("inputs",),  # the ground
+    ("annotations", "arguments", "paths", "_version", "_starting"), ("inputs",),  # the ground
     ("pairs",), ("stats", "sinks", "answers"), ("layer",), ("layers",), ("combine",),
     ("losses", "ties"), ("backprop", "metrics"),
     ("tracing", "curvature", "step"), ("rules", "private"), ("optim", "data", "sharding", "own"),
     ("train", "description"), ("checkpoint", "many"), ("runs",), ("check", "bridge"), ("cli",), ("__main__",),
 ]  # fmt: skip
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
-GROUND = {"arguments", "inputs", "paths"}
+GROUND = {"annotations", "arguments", "inputs", "paths"}
 NOTHING: set[str] = set()
 ONLY = {
-    "arguments": NOTHING, "inputs": {"arguments"}, "paths": NOTHING, "pairs": GROUND, "optim": GROUND, "data": GROUND,
+    "annotations": NOTHING, "arguments": NOTHING, "inputs": {"arguments"}, "paths": NOTHING,
+    "pairs": GROUND, "optim": GROUND, "data": GROUND,
     "stats": {"pairs", *GROUND}, "sinks": {"pairs", *GROUND}, "answers": {"pairs", *GROUND},
 }  # fmt: skip
 """Rooms that are narrower still: of jbp they import themselves, and these."""

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import jax
-from jaxtyping import PRNGKeyArray
 
+from jbp.annotations import PRNGKeyArray
 from jbp.inputs import check_net
 from jbp.layer import Layer
 from jbp.paths import shown

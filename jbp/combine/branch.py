@@ -9,8 +9,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import PRNGKeyArray
 
+from jbp.annotations import PRNGKeyArray
 from jbp.arguments import as_shape, check_one_of
 from jbp.combine.base import Combinator, Place, Visit, check_layers, expect_tuple, located, split_key, sum_of
 from jbp.inputs import check_key

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import register_static
-from jaxtyping import Array, PRNGKeyArray
 
+from jbp.annotations import Array, PRNGKeyArray
 from jbp.arguments import as_count, as_shape, leaf_shapes
 from jbp.combine.base import Combinator, Place, Visit, check_layers
 from jbp.inputs import check_key

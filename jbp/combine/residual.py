@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from jaxtyping import PRNGKeyArray
-
+from jbp.annotations import PRNGKeyArray
 from jbp.arguments import as_shape
 from jbp.combine.base import Combinator, Place, Visit, check_layers
 from jbp.inputs import check_key

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-from jaxtyping import PRNGKeyArray
 
+from jbp.annotations import PRNGKeyArray
 from jbp.arguments import as_shape
 from jbp.combine.base import Combinator, Place, Visit, check_layers, expect_tuple, located, split_key
 from jbp.inputs import check_key

@@ -20,8 +20,8 @@ from typing import Any, TypeGuard
 import jax
 import jax.numpy as jnp
 from jax.tree_util import register_dataclass
-from jaxtyping import PRNGKeyArray
 
+from jbp.annotations import PRNGKeyArray
 from jbp.arguments import leaf_shapes
 from jbp.combine.base import Combinator, Place, Visit
 from jbp.inputs import check_key, check_net

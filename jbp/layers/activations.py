@@ -17,8 +17,8 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, PRNGKeyArray
 
+from jbp.annotations import Array, Float, PRNGKeyArray
 from jbp.arguments import as_bool, as_number, as_shape, needs_floats, no_params, same_shape
 from jbp.inputs import check_key
 from jbp.layer import Layer, Shape, Sign, Static

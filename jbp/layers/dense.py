@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, PRNGKeyArray
 
+from jbp.annotations import Array, Float, PRNGKeyArray
 from jbp.arguments import as_bool, as_count, as_shape, leaf_shapes, needs_floats
 from jbp.inputs import check_key
 from jbp.layer import EXAMPLE, Layer, Shape

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from jbp.annotations import Array, Bool, Float, PRNGKeyArray
 from jbp.arguments import as_number, as_shape, no_params, same_shape
 from jbp.inputs import check_key
 from jbp.layer import EXAMPLE, Layer, Shape, Static

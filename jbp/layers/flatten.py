@@ -6,8 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from jaxtyping import Array, PRNGKeyArray
-
+from jbp.annotations import Array, PRNGKeyArray
 from jbp.arguments import as_shape, no_params, same_shape
 from jbp.inputs import check_key
 from jbp.layer import Layer, Shape, Static

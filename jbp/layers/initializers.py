@@ -12,8 +12,8 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
 
+from jbp.annotations import Array, Float, PRNGKeyArray
 from jbp.arguments import as_number
 from jbp.inputs import check_key
 from jbp.layer import Shape

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-from jaxtyping import Array
 
+from jbp.annotations import Array
 from jbp.arguments import came, check_weights
 from jbp.pairs.coupled import Coupled
 from jbp.pairs.pair import Pair, Weights, is_pair, widened

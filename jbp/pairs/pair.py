@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+
+from jbp.annotations import Array, Float
 
 Weights = Float[Array, " n"] | None
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
+from jbp.annotations import Array, Float
 from jbp.arguments import leaf_shapes
 from jbp.backprop import Batch, Trainable, check_call, value_grad_output
 from jbp.inputs import check_key

@@ -12,12 +12,12 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
-from jaxtyping import Array, Float
 
-from jbp.pairs import Outer, Pair, Scale, Shift, Sum, Weights, as_floats, at_least_float32, as_shares, weigh
+from jbp.annotations import Array, Float
+from jbp.pairs import Outer, Pair, Scale, Shift, Sum, Weights, as_floats, as_shares, at_least_float32, weigh
 from jbp.stats._rows import in_rows
 from jbp.stats.per_example import each
-from jbp.stats.trees import checked_leaves, batch, map_pairs
+from jbp.stats.trees import batch, checked_leaves, map_pairs
 
 
 def second_moment(pairs: Any, weights: Weights = None) -> Any:

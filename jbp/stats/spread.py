@@ -27,14 +27,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
-from jaxtyping import Array, Float
 
+from jbp.annotations import Array, Float
 from jbp.pairs import Outer, Pair, Scale, Shift, Sum, Weights, silence, weigh
 from jbp.stats._rows import in_rows
 from jbp.stats.moments import proportions, squared_one_by_one, squares
 from jbp.stats.norms import sum_of_squares
 from jbp.stats.per_example import each
-from jbp.stats.trees import checked_leaves, batch, layer_by_layer, leaves, map_pairs
+from jbp.stats.trees import batch, checked_leaves, layer_by_layer, leaves, map_pairs
 
 
 def variance(pairs: Any, weights: Weights = None, centred: bool = True) -> Any:

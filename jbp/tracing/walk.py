@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
+from jbp.annotations import Array, Float
 from jbp.answers import delta_of, error_of
 from jbp.backprop import backward_leaf, example_output, forward_leaf
 from jbp.combine import Branch, Combinator, Repeat, Residual, located

@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Int
 
+from jbp.annotations import Array, Bool, Int
 from jbp.arguments import as_count, check_batch_size, check_one_of, check_weights
 from jbp.inputs import one_array
 from jbp.step import Batch, epoch_keys

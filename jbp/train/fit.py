@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jaxtyping import Array
 
 from jbp import private as privacy
 from jbp import rules
+from jbp.annotations import Array
 from jbp.arguments import as_count, as_target_values, check_narrowing, dtype_of, is_narrow, renamed
 from jbp.backprop import example_output, refuse_swapped
 from jbp.inputs import as_callbacks, as_pair, one_array

@@ -23,9 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jaxtyping import Array, Bool
 
 from jbp import rules
+from jbp.annotations import Array, Bool
 from jbp.arguments import as_count, as_number, as_seed, came
 from jbp.inputs import as_callbacks, check_optimizer, check_params, is_optimizer
 from jbp.layer import Layer
