@@ -43,6 +43,24 @@ from jbp.stats.trees import map_pairs
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
 
+__all__ = [
+    "Delta",
+    "Diagonal",
+    "Product",
+    "fisher_product",
+    "gauss_newton_diagonal",
+    "gauss_newton_product",
+    "hessian_diagonal",
+    "hessian_product",
+    "kronecker_factors",
+    "operator",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 Delta = Literal["exact", "sampled", "true"]
 Product = Callable[[Any], Any]
 

@@ -22,6 +22,29 @@ from jbp.annotations import Array, Bool, Float
 from jbp.arguments import as_target_values, refuse_targets
 from jbp.layers.activations import softmax
 
+__all__ = [
+    "CrossEntropy",
+    "L2Loss",
+    "Loss",
+    "Mask",
+    "MeanSquaredError",
+    "SigmoidBinaryCrossEntropy",
+    "SoftmaxCrossEntropy",
+    "SquaredError",
+    "Target",
+    "cross_entropy",
+    "l2_loss",
+    "mean_squared_error",
+    "sigmoid_binary_cross_entropy",
+    "softmax_cross_entropy",
+    "squared_error",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 Target = Any
 Mask = Bool[Array, "*t"] | None
 

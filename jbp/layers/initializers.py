@@ -18,6 +18,25 @@ from jbp.arguments import as_number
 from jbp.inputs import check_key
 from jbp.layer import Shape
 
+__all__ = [
+    "Initializer",
+    "Normal",
+    "VarianceScaling",
+    "Zeros",
+    "glorot_normal",
+    "glorot_uniform",
+    "he_normal",
+    "he_uniform",
+    "lecun_normal",
+    "lecun_uniform",
+    "standard_normal",
+    "zeros",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 class Initializer:
     """Draws the initial value of one parameter."""
