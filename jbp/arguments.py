@@ -39,7 +39,7 @@ def as_count(value: Any, what: str, low: int = 1) -> int:
     except TypeError:
         count = low - 1
     if count < low or isinstance(value, bool):
-        raise ValueError(f"{what} must be a whole number of at least {low}, but is {value!r}")
+        raise ValueError(f"{what} must be a whole number of at least {low}, but is {came(value)}")
     return count
 
 
@@ -54,7 +54,8 @@ def as_seed(value: Any, what: str = "seed") -> int:
     try:
         seed = -1 if isinstance(value, bool | np.bool_) else operator.index(value)
     except TypeError as error:
-        raise ValueError(f"{what} must be a whole number from 0 to 2**32 - 1, but is {value!r}") from error
+        advice = ": take the number that the key was made from" if is_key(value) else ""
+        raise ValueError(f"{what} must be a whole number from 0 to 2**32 - 1, but is {came(value)}{advice}") from error
     if not 0 <= seed < 2**32:
         raise ValueError(
             f"{what} must be a whole number from 0 to 2**32 - 1, but is {value!r}: of others only the low 32 bits "
@@ -75,7 +76,7 @@ def as_number(value: Any, what: str, low: float = -math.inf, high: float = math.
         number = math.nan
     if not (math.isfinite(number) and low <= number < high):
         span = f" in [{low:g}, {high:g})" if (low, high) != (-math.inf, math.inf) else ""
-        raise ValueError(f"{what} must be a finite number{span}, but is {value!r}")
+        raise ValueError(f"{what} must be a finite number{span}, but is {came(value)}")
     return number
 
 
@@ -103,7 +104,7 @@ def check_max_norm(max_norm: Any, automatic: bool = False, name: str = "max_norm
         value = math.nan
     if not value > 0 or (automatic and math.isinf(value)):
         limit = "finite " if automatic else ""
-        raise ValueError(f"{name} must be a positive {limit}number, but is {max_norm!r}")
+        raise ValueError(f"{name} must be a positive {limit}number, but is {came(max_norm)}")
 
 
 def as_bool(value: Any, what: str, advice: str = "") -> bool:
@@ -128,6 +129,20 @@ def check_choice(what: str, value: Any, choices: Iterable[str]) -> None:
         raise ValueError(f"unknown {what} {value!r}: expected one of {', '.join(choices)}{hint}")
 
 
+def came(value: Any) -> str:
+    """What was given, for the end of an error: in a few words, on one line."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if is_key(value):
+        return "a key" if jnp.shape(value) == () else f"keys of shape {jnp.shape(value)}"
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"an array {value.dtype}{list(value.shape)}"
+    if callable(value) and hasattr(value, "__name__"):
+        return f"the function {value.__name__}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 100 else f"a {type(value).__name__}"
+
+
 def check_function(value: Any, what: str) -> None:
     """Refuse what cannot be called."""
     if not callable(value):
@@ -136,9 +151,15 @@ def check_function(value: Any, what: str) -> None:
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """ "; did you mean 'x'?" for the nearest of the known names, or nothing if none is near."""
+    near = nearest(given, known)
+    return "" if near is None else f"; did you mean {near!r}?"
+
+
+def nearest(given: str, known: Iterable[str]) -> str | None:
+    """The nearest of the known names, or None if none is near."""
     by_lower = {name.lower(): name for name in known}
     near = difflib.get_close_matches(given.lower(), by_lower, n=1, cutoff=0.5)
-    return f"; did you mean {by_lower[near[0]]!r}?" if near else ""
+    return by_lower[near[0]] if near else None
 
 
 def listed(names: Iterable[object], limit: int = 20) -> str:
@@ -147,29 +168,7 @@ def listed(names: Iterable[object], limit: int = 20) -> str:
     return ", ".join(names) if len(names) <= limit else f"{', '.join(names[:limit])}, … ({len(names)} in all)"
 
 
-# ── Nets, layers, losses ────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def check_net(net: Any, layer_class: type) -> None:
-    """Refuse a net that is no layer, or that no compiled program could be cached for."""
-    if not isinstance(net, layer_class):
-        raise ValueError(f"the net must be a layer, such as jbp.serial(...) makes, but is {net!r}")
-    check_hashable(net)
-
-
-def check_loss(loss: Any, loss_class: type) -> None:
-    """Refuse a loss that is none."""
-    if not isinstance(loss, loss_class):
-        raise ValueError(f"the loss must come from jbp.losses, or be an instance of a jbp.losses.Loss, but is {loss!r}")
-
-
-def check_hashable(layer: Any) -> None:
-    """Refuse a layer under which no compiled program could be cached."""
-    try:
-        hash(layer)
-    except TypeError as error:
-        name = type(layer).__name__
-        raise ValueError(f"{name} cannot be hashed: make it a frozen dataclass without array or list fields") from error
+# ── Layers ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def as_shape(shape: Any) -> Shape:
@@ -210,14 +209,6 @@ def leaf_shapes(tree: Any) -> Any:
 # ── Batches of examples ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def check_input(x: Any, key: Any = None) -> None:
-    """Refuse what would end in an error that names nothing: an input that is no array, a key that is none."""
-    if any(not hasattr(leaf, "shape") for leaf in jax.tree.leaves(x)):
-        raise ValueError(f"x must be an array [n, ...], but is a {type(x).__name__}: wrap it in jnp.asarray")
-    if key is not None and not hasattr(key, "dtype"):
-        raise ValueError(f"key must come from jax.random.key(seed), but is {key!r}")
-
-
 def batch_size(x: Any, y: Any, weights: Any = None) -> int:
     """N, if the inputs, the targets and the weights, where there are any, agree on it."""
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves((x, y, weights))]
@@ -237,8 +228,9 @@ def check_batch_size(size: int, n: int) -> None:
 def check_weights(weights: Any, n: int, least: float = -math.inf) -> None:
     """Refuse example weights that are not one finite number ≥ `least` for each of the n examples; traced ones are not
     read."""
-    if weights is not None and (not hasattr(weights, "shape") or weights.shape != (n,)):
-        found = f"shape {weights.shape}" if hasattr(weights, "shape") else f"type {type(weights).__name__}"
+    is_array = isinstance(weights, jax.Array | np.ndarray)
+    if weights is not None and (not is_array or weights.shape != (n,)):
+        found = f"shape {weights.shape}" if is_array else f"type {type(weights).__name__}"
         raise ValueError(f"weights must be an array of one number for each of the {n} examples, but have {found}")
     if weights is None or isinstance(weights, Tracer):
         return
@@ -276,7 +268,15 @@ def is_float(leaf: Any) -> bool:
 
 def is_key(leaf: Any) -> bool:
     """Whether a leaf is a typed PRNG key."""
-    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def is_one_key(key: Any) -> bool:
+    """Whether it is one typed key, or a raw one of the older kind."""
+    if not isinstance(key, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
+        return False
+    shape = jnp.shape(key)
+    return shape == () if is_key(key) else len(shape) == 1 and jnp.issubdtype(key.dtype, jnp.unsignedinteger)
 
 
 def as_key(key: int | jax.Array) -> jax.Array:
@@ -287,12 +287,9 @@ def as_key(key: int | jax.Array) -> jax.Array:
     """
     if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
         return jax.random.key(as_seed(key))
-    given: Any = key
-    shape = jnp.shape(given) if hasattr(given, "dtype") else None
-    raw = shape is not None and not is_key(given) and jnp.issubdtype(given.dtype, jnp.unsignedinteger)
-    if shape is None or not ((is_key(given) and shape == ()) or (raw and len(shape) == 1)):
-        raise ValueError(f"key must be a seed or one key from jax.random.key(seed), but is {key!r}")
-    return given
+    if not is_one_key(key):
+        raise ValueError(f"key must be a seed or one key from jax.random.key(seed), but is {came(key)}")
+    return key
 
 
 def as_dtype(dtype: Any) -> Any:
@@ -343,6 +340,17 @@ def refuse_classes(name: str, classes: Any, k: int) -> None:
         raise ValueError(f"{name} must hold classes 0…{k - 1} of {k} outputs, but holds {wrong[0]}: correct the labels")
 
 
+LABELS = "number the labels 0…k−1, as classes, labels = numpy.unique(y, return_inverse=True) does"
+
+
+def refuse_text(name: str, values: np.ndarray, advice: str) -> None:
+    """Refuse text and objects, which no net computes with."""
+    kinds = (jnp.bool_, jnp.integer, jnp.inexact)
+    if values.dtype.kind in "USO" or not any(jnp.issubdtype(values.dtype, kind) for kind in kinds):
+        kind = "text" if values.dtype.kind in "US" else f"of {values.dtype}"
+        raise ValueError(f"{name} must be numbers, but is {kind}: {advice}")
+
+
 def as_target_values(name: str, targets: Any) -> np.ndarray:
     """Targets as NumPy has them, not narrowed.
 
@@ -350,13 +358,9 @@ def as_target_values(name: str, targets: Any) -> np.ndarray:
         ValueError: if they are no real numbers.
     """
     values = np.asarray(targets)
-    real = (jnp.bool_, jnp.integer, jnp.floating)
-    if values.dtype.kind in "USO" or not any(jnp.issubdtype(values.dtype, kind) for kind in real):
-        kind = "text" if values.dtype.kind in "US" else str(values.dtype)
-        raise ValueError(
-            f"{name} must be numbers, but is {kind}: number the labels 0…k−1, "
-            "as classes, labels = numpy.unique(y, return_inverse=True) does"
-        )
+    refuse_text(name, values, LABELS)
+    if jnp.issubdtype(values.dtype, jnp.complexfloating):
+        raise ValueError(f"{name} must be real numbers, but is {values.dtype}: take the real part")
     return values
 
 

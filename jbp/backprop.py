@@ -22,8 +22,8 @@ from jax import lax
 from jax.core import Tracer
 from jax.sharding import PartitionSpec
 from jax.tree_util import register_dataclass
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from jbp.annotations import Array, Bool, Float, Int, PRNGKeyArray
 from jbp.answers import (
     Kept,
     backward_answer,
@@ -33,18 +33,10 @@ from jbp.answers import (
     error_of,
     forward_answer,
 )
-from jbp.arguments import (
-    at_least_float32,
-    batch_size,
-    check_input,
-    check_loss,
-    check_narrowing,
-    check_net,
-    check_weights,
-    leaf_shapes,
-)
+from jbp.arguments import at_least_float32, batch_size, check_narrowing, check_weights, leaf_shapes
 from jbp.combine import Combinator, Place, located
 from jbp.combine.tied import Uses, unless_shared, unmarked
+from jbp.inputs import as_arrays, check_key, check_loss, check_net, check_params
 from jbp.layer import ArrayLike, Layer
 from jbp.losses import Loss
 from jbp.meshes import as_is, placed, rows, rows_somewhere
@@ -86,7 +78,11 @@ def forward(
     which they are a part (None: 0…n−1): an example draws by its place, so cutting a batch changes nothing it draws.
     """
     check_net(net, Layer)
-    check_input(x, key)
+    check_params(params)
+    check_key(key)
+    x = as_arrays("x", x)
+    if weights is not None:
+        check_weights(weights, len(jax.tree.leaves(x)[0]))
     _check_places(x, mask, rows)
     training = key is not None if training is None else training
     if training and key is None and net.uses_key is True:
@@ -176,6 +172,9 @@ def backward(
     shared by `tied`, and of none else, the pairs are kept until all its uses are found; then the sink sees the one
     merged pair. A linear sink does not wait. Below a layer that couples the examples the pairs are `Coupled`.
     """
+    check_net(net, Layer)
+    check_params(params)
+    delta = as_arrays("delta", delta)
     coupled, saved = coupling_of(net, saved)
     linear = getattr(sink, "linear", False)
 
@@ -312,10 +311,13 @@ def _compiled(net: Layer, loss: Loss, trainable: Trainable) -> Callable[..., tup
     @wraps(value_and_gradient)
     def checked(params: Any, x: Any, y: Any, key: Any = None, *others: Any, **named: Any) -> Any:
         given = dict(zip(("weights", "mask", "rows", "training"), others, strict=False)) | named
-        check(params, Batch(x, y, given.get("weights"), given.get("mask")))
-        if given.get("weights") is not None:  # here, for `jit` would cut whole numbers to their lowest 32 bits
-            given["weights"] = as_floats(given["weights"])
-        return value_and_gradient(params, x, y, key, **given)
+        batch = as_batch(Batch(x, y, *(given.pop(name, None) for name in ("weights", "mask", "rows"))))
+        check_params(params)
+        check_key(key)
+        check(params, batch)
+        if batch.weights is not None:  # here, for `jit` would cut whole numbers to their lowest 32 bits
+            batch = batch._replace(weights=as_floats(batch.weights))
+        return value_and_gradient(params, *batch[:2], key, *batch[2:5], **given)
 
     return checked
 
@@ -337,6 +339,17 @@ class Batch(NamedTuple):
     """What a step divides its weighted sum by. None: by the sum of the weights."""
 
 
+def as_batch(batch: Batch) -> Batch:
+    """With arrays for data frames and tensors of other libraries.
+
+    Raises:
+        ValueError: if x or y is no array, nor anything that gives one.
+    """
+    x, y = as_arrays("x", batch.x), as_arrays("y", batch.y)
+    others = zip(Batch._fields[2:], batch[2:], strict=True)
+    return Batch(x, y, *(as_arrays(name, a) if hasattr(a, "__array__") else a for name, a in others))
+
+
 @placed(lambda answer, net, loss, params, x, *_, **__: (rows(answer[0], x), rows_somewhere(answer[1], x)))
 def value_and_pairs(
     net: Layer, loss: Loss, params: Any, x: Any, y: Any, key: Array | None = None, weights: Weights = None
@@ -354,7 +367,8 @@ def value_and_pairs(
         ValueError: if shapes do not fit (naming the layer), the batch is empty, the loss is none, or weights do not
             fit.
     """
-    check_call(net, loss, params, Batch(x, y, weights))
+    x, y, weights, *_ = check_call(net, loss, params, Batch(x, y, weights))
+    check_key(key)
     if weights is not None:
         x = jax.tree.map(lambda a: silence(weights, a), x)
     output, saved = forward(net, params, x, key, weights)
@@ -498,10 +512,9 @@ def batch_check(net: Layer, loss: Loss, seen: Callable[[Any], Any] | None = None
         for name, values in (("x", x), ("y", y)):
             for leaf in jax.tree.leaves(values):
                 check_narrowing(name, leaf)
-        leaves = jax.tree.leaves((x, y))
-        shapes = tuple(getattr(leaf, "shape", ()) for leaf in leaves)
+        leaves, (own, structure) = jax.tree.leaves((x, y)), jax.tree.flatten(params)
+        shapes = structure, tuple(getattr(leaf, "shape", ()) for leaf in (*leaves, *own))
         if shapes not in outputs:
-            check_input(x)
             batch_size(x, y)
             one = x if seen is None else seen(x)
             outputs[shapes] = example_output(net, loss, params, one, y).shape
@@ -533,19 +546,45 @@ def example_output(net: Layer, loss: Loss, params: Any, x: Any, y: Any) -> Any:
         return output
 
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), (params, x, y))
-    found = jax.eval_shape(output, *shapes)
+    try:
+        found = jax.eval_shape(output, *shapes)
+    except ValueError as error:
+        refuse_swapped(lambda x, y: jax.eval_shape(output, shapes[0], x, y), *shapes[1:], error)
+        raise
     return jax.ShapeDtypeStruct(found.shape[1:], found.dtype)
 
 
-def check_call(net: Any, loss: Any, params: Any, batch: Batch) -> None:
-    """For whatever takes a net, a loss and a batch: refuse what would end in an error that names nothing, or in none.
+def refuse_swapped(fits: Callable[[Any, Any], Any], x: Any, y: Any, error: ValueError) -> None:
+    """Once `error` has said that something is wrong: say so if x and y do not fit, and do the other way round."""
+    try:
+        fits(x, y)
+        return
+    except Exception:
+        pass
+    try:
+        fits(y, x)
+    except Exception:
+        return
+    xs, ys = (jax.tree.map(lambda leaf: jnp.shape(leaf)[1:], a) for a in (x, y))
+    raise ValueError(
+        f"x and y look swapped: net and loss take examples of shape {ys} with targets of shape {xs}, and not x of "
+        f"{xs} with y of {ys}"
+    ) from error
+
+
+def check_call(net: Any, loss: Any, params: Any, batch: Batch) -> Batch:
+    """The batch, in arrays, for whatever takes a net, a loss and a batch.
+
+    What would end in an error that names nothing, or in none, is refused.
 
     Raises:
         ValueError: if the net is no layer, the loss none, x or y no array, the batch empty or of two sizes, weights do
             not fit, or targets are outside the loss's domain.
     """
     check_net(net, Layer)
-    check_input(batch.x)
     check_loss(loss, Loss)
+    check_params(params)
+    batch = as_batch(batch)
     check_weights(batch.weights, batch_size(batch.x, batch.y))
     batch_check(net, loss)(params, batch)
+    return batch

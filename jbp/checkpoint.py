@@ -36,6 +36,13 @@ from jbp.layer import Layer, Shape
 from jbp.losses import Loss
 from jbp.paths import shown
 
+__all__ = ["MissingLayers", "Postprocessing", "Run", "describe", "load", "load_run", "net_from", "save"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 FORMAT = "jbp-1"
 PARAMS, CONFIG = "params.safetensors", "config.json"
 _BLOCK = 1000  # examples predicted at once

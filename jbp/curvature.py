@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,12 +26,12 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import PartitionSpec
 from jax.tree_util import register_dataclass
-from jaxtyping import Array, Float
-from scipy.sparse.linalg import LinearOperator
 
+from jbp.annotations import Array, Float
 from jbp.answers import columns_of, delta_of
-from jbp.arguments import as_count, check_one_of, leaf_shapes
+from jbp.arguments import as_count, check_function, check_one_of, leaf_shapes
 from jbp.backprop import Batch, backward, check_call, fold, forward, scaled
+from jbp.inputs import check_key, check_params
 from jbp.layer import Layer
 from jbp.losses import Loss
 from jbp.meshes import added_up, as_is, placed, rows, whole
@@ -41,6 +41,27 @@ from jbp.stats.kronecker import Factors, Sharing, kronecker
 from jbp.stats.moments import squared, squares
 from jbp.stats.per_example import each
 from jbp.stats.trees import map_pairs
+
+if TYPE_CHECKING:
+    from scipy.sparse.linalg import LinearOperator
+
+__all__ = [
+    "Delta",
+    "Diagonal",
+    "Product",
+    "fisher_product",
+    "gauss_newton_diagonal",
+    "gauss_newton_product",
+    "hessian_diagonal",
+    "hessian_product",
+    "kronecker_factors",
+    "operator",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 Delta = Literal["exact", "sampled", "true"]
 Product = Callable[[Any], Any]
@@ -79,7 +100,7 @@ def gauss_newton_diagonal(
         ValueError: for another `delta`, a missing key, an empty batch, or shapes or weights that do not fit.
         NotImplementedError: if the loss has no `sqrt_hessian`, or below a layer that couples examples.
     """
-    columns, back = _columns(net, loss, params, x, y, _Sent.of(delta, key, samples), weights)
+    columns, back, weights = _columns(net, loss, params, x, y, _Sent.of(delta, key, samples), weights)
     found = diagonal_over(columns, back, weights, per_example)
     if per_example:
         return jax.tree.map(lambda leaf: weigh(weights, leaf), found)
@@ -125,7 +146,7 @@ def kronecker_factors(
     Raises:
         ValueError, NotImplementedError: as `gauss_newton_diagonal`, and for a parameter with uses of several kinds.
     """
-    columns, back = _columns(net, loss, params, x, y, _Sent.of(delta, key, samples), weights)
+    columns, back, weights = _columns(net, loss, params, x, y, _Sent.of(delta, key, samples), weights)
     return factors_over(columns, back, sharing, weights)
 
 
@@ -150,7 +171,7 @@ def gauss_newton_product(net: Layer, loss: Loss, params: Any, x: Any, y: Any, *,
         ValueError: for an empty batch, or shapes or weights that do not fit; at the call, if v is not a tree like the
             parameters.
     """
-    x = _silenced(net, loss, params, Batch(x, y, weights))
+    x, y, weights = _silenced(net, loss, params, Batch(x, y, weights))
     return lambda v: _gauss_newton_product(net, loss, params, x, y, _like_params(params, v), weights)
 
 
@@ -176,7 +197,7 @@ def fisher_product(
             call, if v is not a tree like the parameters.
     """
     sent = _Sent.of(delta, key, samples)
-    x = _silenced(net, loss, params, Batch(x, y, weights))
+    x, y, weights = _silenced(net, loss, params, Batch(x, y, weights))
     return lambda v: _fisher_product(net, loss, params, x, y, _like_params(params, v), sent, weights)
 
 
@@ -191,7 +212,7 @@ def hessian_product(net: Layer, loss: Loss, params: Any, x: Any, y: Any, *, weig
             parameters.
     Source: Pearlmutter 1994, "Fast exact multiplication by the Hessian".
     """
-    x = _silenced(net, loss, params, Batch(x, y, weights))
+    x, y, weights = _silenced(net, loss, params, Batch(x, y, weights))
     return lambda v: _hessian_product(net, loss, params, x, y, _like_params(params, v), weights)
 
 
@@ -227,7 +248,8 @@ def hessian_diagonal(
         ValueError: if a key is needed and missing, for an empty batch, or shapes or weights that do not fit.
     Source: Bekas, Kokiopoulou, Saad 2007, "An estimator for the diagonal of a matrix".
     """
-    x = _silenced(net, loss, params, Batch(x, y, weights))
+    check_key(key)
+    x, y, weights = _silenced(net, loss, params, Batch(x, y, weights))
     if net.piecewise_linear and not net.couples_batch and _has_root(loss):
         value = gauss_newton_diagonal(net, loss, params, x, y, weights=weights)
         return Diagonal(value, jax.tree.map(jnp.zeros_like, value), True)
@@ -254,6 +276,10 @@ def operator(product: Product, params: Any) -> LinearOperator:
     """A product as a symmetric `scipy.sparse.linalg.LinearOperator` on flat vectors, in the order of
     `jax.flatten_util.ravel_pytree(params)`: for SciPy's `cg` (Newton steps), `eigsh` (Lanczos) and others.
     """
+    from scipy.sparse.linalg import LinearOperator  # here, for nothing else needs it and it is slow to load
+
+    check_function(product, "product")
+    check_params(params)
     flat, unravel = ravel_pytree(params)
 
     def matvec(v: Any) -> Any:
@@ -277,6 +303,7 @@ class _Sent:
         """What was asked for, if it is one of these."""
         check_one_of(delta, "delta", ("exact", "sampled", "true"))
         samples = as_count(samples, "samples")
+        check_key(key)
         if delta == "sampled" and key is None:
             raise ValueError("delta='sampled' draws at random: pass key=jax.random.key(...)")
         return _Sent(delta, key, samples)
@@ -325,11 +352,12 @@ def _total_back(net: Layer, params: Any, saved: Any, delta: Any, weights: Weight
 
 def _columns(
     net: Layer, loss: Loss, params: Any, x: Any, y: Any, sent: _Sent, weights: Weights
-) -> tuple[Float[Array, "v n ..."], Callable[[Array], Any]]:
-    """What goes back, and the function that takes a column back and answers with its pairs; both unweighted."""
-    output, saved = forward(net, params, _silenced(net, loss, params, Batch(x, y, weights)), None, weights)
+) -> tuple[Float[Array, "v n ..."], Callable[[Array], Any], Weights]:
+    """What goes back, unweighted; the function that takes a column back and answers with its pairs; the weights."""
+    x, y, weights = _silenced(net, loss, params, Batch(x, y, weights))
+    output, saved = forward(net, params, x, None, weights)
     columns = lax.optimization_barrier(_columns_at(loss, output, y, sent))
-    return columns, lambda column: backward(net, params, saved, column)[1]
+    return columns, lambda column: backward(net, params, saved, column)[1], weights
 
 
 def _columns_at(loss: Loss, output: Array, y: Any, sent: _Sent) -> Float[Array, "v n ..."]:
@@ -343,10 +371,10 @@ def _columns_at(loss: Loss, output: Array, y: Any, sent: _Sent) -> Float[Array, 
     return (jnp.einsum("svn,vn...->sn...", signs, wide) / sent.samples**0.5).astype(columns.dtype)
 
 
-def _silenced(net: Layer, loss: Loss, params: Any, batch: Batch) -> Any:
-    """`x` with zeros in the rows of weight 0, which may hold anything, once the whole call has been looked at."""
-    check_call(net, loss, params, batch)
-    return batch.x if batch.weights is None else jax.tree.map(partial(silence, batch.weights), batch.x)
+def _silenced(net: Layer, loss: Loss, params: Any, batch: Batch) -> tuple[Any, Any, Weights]:
+    """x with zeros in the rows of weight 0, which may hold anything; y; weights. The whole call has been looked at."""
+    x, y, weights, *_ = check_call(net, loss, params, batch)
+    return x if weights is None else jax.tree.map(partial(silence, weights), x), y, weights
 
 
 def _has_root(loss: Loss) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 
 from jbp import combine, layers, losses
 from jbp.arguments import listed
+from jbp.inputs import check_net
 from jbp.layer import Layer
 from jbp.layers import initializers
 from jbp.losses import Loss
@@ -36,6 +37,8 @@ def describe(net: Any) -> Any:
 
     Raises: ValueError for what JSON cannot hold, or a class that its fields do not make again.
     """
+    if not isinstance(net, KINDS):
+        check_net(net, Layer)
     description = _described(net)
     mine = _own_classes(net)
     for name, found in mine.items():

@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 from jax.tree_util import register_dataclass, register_static
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from jbp.annotations import Array, Bool, Float, PRNGKeyArray
 
 Shape = tuple[int, ...]
 ArrayLike = Array | np.ndarray

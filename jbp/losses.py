@@ -17,10 +17,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float
 
+from jbp.annotations import Array, Bool, Float
 from jbp.arguments import as_target_values, refuse_targets
 from jbp.layers.activations import softmax
+
+__all__ = [
+    "CrossEntropy",
+    "L2Loss",
+    "Loss",
+    "Mask",
+    "MeanSquaredError",
+    "SigmoidBinaryCrossEntropy",
+    "SoftmaxCrossEntropy",
+    "SquaredError",
+    "Target",
+    "cross_entropy",
+    "l2_loss",
+    "mean_squared_error",
+    "sigmoid_binary_cross_entropy",
+    "softmax_cross_entropy",
+    "squared_error",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 Target = Any
 Mask = Bool[Array, "*t"] | None
@@ -289,9 +312,15 @@ cross_entropy = CrossEntropy()
 
 def _like(loss: Loss, output: Array, target: Target) -> Array:
     """The target in the output's dtype, if it has the output's shape."""
-    target = jnp.asarray(target)
+    target = jnp.asarray(_given(target))
     _same_shape(loss, target.shape, output.shape)
     return target.astype(output.dtype)
+
+
+def _given(target: Any) -> Any:
+    if target is None:
+        raise ValueError("y must be an array [n, ...], but is None")
+    return target
 
 
 def _same_shape(loss: Loss, target: tuple[int, ...], output: tuple[int, ...]) -> None:
@@ -315,7 +344,7 @@ def _error(loss: Loss, output: Array, target: Target) -> Array:
 
 def _is_index(loss: Loss, output: Any, target: Target) -> bool:
     """Whether the target of one example names classes; otherwise it is a distribution over them."""
-    shape, dtype = jnp.shape(target), jnp.result_type(target)
+    shape, dtype = jnp.shape(_given(target)), jnp.result_type(target)
     if output.ndim == 0:
         raise ValueError(f"{loss!r} needs an output with an axis of classes, but got a scalar")
     if output.shape[-1] == 1:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
 
+from jbp.annotations import Array, Bool, Float
 from jbp.arguments import at_least_float32
 from jbp.losses import Loss
 

@@ -33,11 +33,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
 
+from jbp.annotations import Array, Float
 from jbp.answers import delta_of, error_of
 from jbp.arguments import as_bool, as_count, as_number, at_least_float32, check_max_norm
 from jbp.backprop import Trainable, backward, check_call, forward, mask_at
+from jbp.inputs import check_key
 from jbp.layer import Layer
 from jbp.losses import Loss
 from jbp.meshes import as_is, placed, rows
@@ -112,9 +113,9 @@ def _clipped(
     net: Layer, loss: Loss, params: Any, batch: Batch, key: Array | None, how: Clip, trainable: Trainable
 ) -> tuple[Array, Array, Array, Any]:
     """The outputs, errors and norms, and the sum; norms and sum over the parameters that are trained."""
-    x, y, weights, mask, rows = batch[:5]
     check_max_norm(how.max_norm, how.automatic)
-    check_call(net, loss, params, batch)
+    check_key(key)
+    x, y, weights, mask, rows = check_call(net, loss, params, batch)[:5]
     _check_uncoupled(net)
     params, x, y = widened((params, x, y))
     if weights is not None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from jbp import checkpoint
 from jbp._version import __version__
-from jbp.arguments import as_shape, check_loss, check_net, check_new, did_you_mean, listed, no_run
+from jbp.arguments import as_shape, check_new, did_you_mean, listed, no_run
 from jbp.backprop import apply
 from jbp.checkpoint import (
     CONFIG,
@@ -31,6 +31,7 @@ from jbp.combine import Serial
 from jbp.data.bounds import Bounds
 from jbp.data.columns import Columns
 from jbp.data.preparing import Standardizer
+from jbp.inputs import check_loss, check_net, check_params
 from jbp.layer import Layer, Shape
 from jbp.losses import Loss
 from jbp.train import Event, Fit
@@ -82,6 +83,7 @@ def save(
     """
     check_net(net, Layer)
     check_loss(loss, Loss)
+    check_params(params)
     shape = as_shape(input_shape) if input_shape != () else ()
     example = jax.ShapeDtypeStruct((1, *shape), params_dtype(params))
     output = jax.eval_shape(lambda p, x: apply(net, p, x), params, example)

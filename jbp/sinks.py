@@ -19,6 +19,13 @@ from jax.tree_util import register_dataclass
 
 from jbp.pairs import is_pair, widened
 
+__all__ = ["Sink", "keep", "together", "total"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 Sink = Callable[[Any], Any]
 
 

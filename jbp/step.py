@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple
@@ -24,12 +24,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.tree_util import register_dataclass
-from jaxtyping import Array, Int
 
+from jbp.annotations import Array, Int
 from jbp.answers import one_number
-from jbp.arguments import as_seed, as_shape, batch_size, check_input, check_loss, check_net, check_weights
+from jbp.arguments import as_seed, as_shape, batch_size, came, check_weights
 from jbp.backprop import Batch as Batch
-from jbp.backprop import Trainable, batch_check, forward, mask_at, value_grad_output, value_output_delta
+from jbp.backprop import Trainable, as_batch, batch_check, forward, mask_at, value_grad_output, value_output_delta
+from jbp.inputs import as_metrics, check_loss, check_net, check_optimizer, check_params
 from jbp.layer import Layer
 from jbp.losses import Loss
 from jbp.meshes import as_is, placed, whole
@@ -80,7 +81,7 @@ class Problem:
         ):
             object.__setattr__(self, name, value)
         if self.transform is not None and not callable(self.transform):
-            raise ValueError(f"transform must be a function (x, key) of one example, but is {self.transform!r}")
+            raise ValueError(f"transform must be a function (x, key) of one example, but is {came(self.transform)}")
         try:
             hash(self)
         except TypeError as error:
@@ -263,6 +264,7 @@ def init_state(problem: Problem, example: Any, *, seed: int | None = None, param
     if params is None:
         params, _ = problem.net.init(init_key, seen.shape)
     else:  # whether they fit shows here, by the layer's name
+        check_params(params)
         one = jax.ShapeDtypeStruct((1, *seen.shape), seen.dtype)
         jax.eval_shape(lambda p, x: forward(problem.net, p, x)[0], params, one)
     method_state = problem.method.init(jax.random.fold_in(run_key, 0), problem, params, seen)
@@ -288,7 +290,6 @@ def _start(optimizer: optax.GradientTransformation) -> Callable[[Any, Any, Array
     return jax.jit(lambda params, method_state, key: started(optimizer, params, method_state, key))
 
 
-@lru_cache(maxsize=64)
 def make_step(problem: Problem) -> Callable[[State, Batch], tuple[State, Figures]]:
     """The function (state, batch) -> (state, figures), compiled once for a problem. It takes over the state's memory.
 
@@ -303,6 +304,11 @@ def make_step(problem: Problem) -> Callable[[State, Batch], tuple[State, Figures
             loss's domain.
     """
     _check_problem(problem)
+    return _make_step(problem)
+
+
+@lru_cache(maxsize=64)
+def _make_step(problem: Problem) -> Callable[[State, Batch], tuple[State, Figures]]:
     step = step_function(problem)
     names = [name for name, _ in problem.metrics]
 
@@ -323,8 +329,7 @@ def make_step(problem: Problem) -> Callable[[State, Batch], tuple[State, Figures
         _check_state(state)
         if not isinstance(batch, tuple) or not 2 <= len(batch) <= len(Batch._fields):
             raise ValueError(f"a step takes a jbp.Batch(x, y, …), but got a {type(batch).__name__}")
-        batch = Batch(*batch)
-        check_input(batch.x)
+        batch = as_batch(Batch(*batch))
         check_weights(batch.weights, batch_size(batch.x, batch.y), least=0.0)
         check(state.params, batch)
         weights = None if batch.weights is None else as_floats(batch.weights)
@@ -410,45 +415,23 @@ def as_example(example: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(as_shape(example), jnp.zeros(()).dtype)
 
 
-def is_optimizer(value: Any) -> bool:
-    """Whether it has what an optax transformation has."""
-    return hasattr(value, "init") and hasattr(value, "update") and not isinstance(value, type)
-
-
-def check_optimizer(optimizer: Any) -> None:
-    """Refuse what is no optax transformation."""
-    if not is_optimizer(optimizer):
-        raise ValueError(f"optimizer must come from jbp.optim or optax, but is {optimizer!r}")
-
-
 def _method(method: Any) -> Method:
     if method is None:
         return Backpropagation()
     method = method.as_method() if hasattr(method, "as_method") and not isinstance(method, type) else method
     if not isinstance(method, Method):
         hint = ": jbp.Private becomes one with .bind(batch_size)" if hasattr(method, "bind") else ""
-        raise ValueError(f"method must be a jbp.Method or a rule of jbp.rules, but is {method!r}{hint}")
+        raise ValueError(f"method must be a jbp.Method or a rule of jbp.rules, but is {came(method)}{hint}")
     return method
 
 
 def _metrics(metrics: Any, loss: Loss) -> tuple[tuple[str, Metric], ...]:
-    pairs = metrics.items() if isinstance(metrics, Mapping) else metrics or ()
-    try:
-        found = tuple((name, metric.of(loss) if isinstance(metric, OfLoss) else metric) for name, metric in pairs)
-        sound = all(isinstance(name, str) and callable(metric) for name, metric in found)
-    except (TypeError, ValueError):
-        found, sound = (), False
-    if not sound:
-        raise ValueError(f"metrics must be functions by name, as {{'accuracy': jbp.accuracy}}, but are {metrics!r}")
-    names = [name for name, _ in found]
-    if "loss" in names or len(set(names)) < len(names):
-        raise ValueError(f"metrics must have names of their own, and 'loss' is taken, but are named {', '.join(names)}")
-    return found
+    return tuple((name, m.of(loss) if isinstance(m, OfLoss) else m) for name, m in as_metrics(metrics))
 
 
 def _check_problem(problem: Any) -> None:
     if not isinstance(problem, Problem):
-        raise ValueError(f"expected a jbp.Problem(net, loss, optimizer), but got {problem!r}")
+        raise ValueError(f"expected a jbp.Problem(net, loss, optimizer), but got {came(problem)}")
 
 
 def _check_state(state: Any) -> None:

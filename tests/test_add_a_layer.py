@@ -80,8 +80,8 @@ class ToyTable(Layer):
         return "y = rows[x]", "none"
 '''
 EXPORT = """
-from jbp.layers.toy import Toy as Toy
-from jbp.layers.toy import ToyTable as ToyTable
+from jbp.layers.toy import Toy, ToyTable
+__all__ += ["Toy", "ToyTable"]
 """
 ROW = """
     CaseRow(

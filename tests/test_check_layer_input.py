@@ -119,7 +119,7 @@ BAD = [
     (lambda: jbp.check.layer(jbp.Dense(3)), "shape of one example"),
     (lambda: jbp.check.layer(jbp.Dense(3), (5,), x=jnp.ones((2, 7))), "shape says"),
     (lambda: jbp.check.layer(WRONG[0], (7,)), "call it"),
-    (lambda: jbp.check.layer(WRONG[1], (7,)), "subclass of jbp.Layer"),
+    (lambda: jbp.check.layer(WRONG[1], (7,)), "the net must be a layer"),
     (lambda: jbp.check.layer(WithList([1]), (7,)), "hashed"),
     (lambda: jbp.check.layer(jbp.Dense(3), (7,), dtype=jnp.int32), "floating"),
     (

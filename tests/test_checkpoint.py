@@ -195,7 +195,7 @@ def test_damaged_ties_are_refused_in_a_line(ties, words):
     with pytest.raises(ValueError, match=words) as caught:
         checkpoint.net_from(whole | {"ties": ties})
     assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match="tied takes a net, but got 3"):
+    with pytest.raises(ValueError, match=r"what tied takes must be a layer.* but is 3"):
         checkpoint.net_from(whole | {"layer": 3})
     with pytest.raises(ValueError, match=r"expected the fields of Tied, found \['layer'\]"):
         checkpoint.net_from({key: value for key, value in whole.items() if key != "ties"})

@@ -117,10 +117,19 @@ WRONG: dict[str, tuple[Any, str]] = {
     "stddev": (lambda: loose.initializers.Normal(-1), "stddev of Normal.*-1"),
     "fan": (lambda: loose.initializers.VarianceScaling(1.0, "fan_out", "normal"), "fan_in.*fan_avg"),
     # nets
-    "a function": (lambda: loose.serial(jbp.Dense(3), jnp.tanh), "serial takes layers.*tanh"),
+    "a function": (
+        lambda: loose.serial(jbp.Dense(3), jnp.tanh),
+        "what serial takes must be a layer.*the function tanh",
+    ),
     "a class": (lambda: loose.serial(jbp.Dense(3), jbp.Dropout), r"class Dropout: call it.*Dropout\(\.\.\.\)"),
-    "a class in residual": (lambda: loose.residual(jbp.Dense), "residual got the class Dense"),
-    "a list of layers": (lambda: loose.serial([jbp.Dense(3)]), r"serial takes layers.*\[Dense\(3\)\]"),
+    "a class in residual": (
+        lambda: loose.residual(jbp.Dense),
+        "residual takes must be a layer.*the class Dense: call it",
+    ),
+    "a list of layers": (
+        lambda: loose.serial([jbp.Dense(3)]),
+        r"what serial takes must be a layer.*\[Dense\(3\)\]: several.*serial\(\*layers\)",
+    ),
     "no layers": (jbp.serial, "serial needs at least one layer"),
     "no branches": (jbp.branch, "branch needs at least one layer"),
     "unhashable": (lambda: jbp.serial(Unhashable([1])), "cannot be hashed: make it a frozen dataclass"),

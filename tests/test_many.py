@@ -204,8 +204,8 @@ def test_nothing_is_compiled_for_a_second_call_or_chunk():
 BAD = {
     "no seeds": ({"seeds": []}, r"seeds must be whole numbers, at least one, such as range\(10\), but are \[\]"),
     "one number": ({"seeds": 10}, r"such as range\(10\), but are 10"),
-    "fractions": ({"seeds": [0.5]}, "seeds must be whole numbers"),
-    "bools": ({"seeds": [True]}, "seeds must be whole numbers"),
+    "fractions": ({"seeds": [0.5]}, "seed must be a whole number"),
+    "bools": ({"seeds": [True]}, "seed must be a whole number"),
     "a seed twice": ({"seeds": [1, 2, 1]}, "seeds must differ from one another, but 1 is there 2 times"),
     "no rates": ({"learning_rates": [], "optimizer": momentum}, "learning_rates must be numbers, at least one"),
     "a rate alone": ({"learning_rates": 0.1, "optimizer": momentum}, "learning_rates must be numbers"),
@@ -213,7 +213,7 @@ BAD = {
     "NaN": ({"learning_rates": [float("nan")], "optimizer": momentum}, "a learning rate must be a finite number"),
     "a rate twice": ({"learning_rates": [0.1, 0.1], "optimizer": momentum}, "learning_rates must differ"),
     "no function": ({"learning_rates": [0.1]}, "with learning_rates, optimizer must be a function"),
-    "no rates for it": ({"optimizer": momentum}, r"jbp.optim or optax, but .* needs learning_rates=\[...\]"),
+    "no rates for it": ({"optimizer": momentum}, r"jbp.optim or optax, but .* learning_rates=\[...\]"),
     "not an optimiser": ({"optimizer": "sgd"}, "must come from jbp.optim or optax, but is 'sgd'"),
     "returns none": ({"learning_rates": [0.1], "optimizer": lambda rate: 3}, "must return one of jbp.optim or optax"),
     "reads the rate": (

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jbp.arguments import as_key, batch_size, check_finite, is_float, refuse_classes, refuse_complex
-from jbp.backprop import Trainable, backward, forward, value_and_grad
+from jbp.arguments import as_key, batch_size, check_finite, check_weights, is_float, refuse_classes, refuse_complex
+from jbp.backprop import Batch, Trainable, as_batch, backward, example_output, forward, value_and_grad
 from jbp.check.compare import PRECISION, called, compare, explain, fact, largest, problem
 from jbp.check.compiled import apart, compiled
 from jbp.check.finite_differences import finite_differences
@@ -18,6 +18,7 @@ from jbp.check.kinks import after_moving, at_kink, moved, no_excuse, outside, sp
 from jbp.check.report import Report
 from jbp.check.tolerance import DEEP, EXACT, Level, check_level
 from jbp.check.trees import cast, floats_of, split
+from jbp.inputs import check_loss, check_net, check_params
 from jbp.layer import Layer
 from jbp.losses import Loss
 from jbp.pairs import contract, weigh
@@ -63,13 +64,16 @@ def gradient(
     Raises:
         ValueError: an empty batch, NaN, no parameters to differentiate or to train, shapes that do not fit.
     """
-    if isinstance(net, type) or not isinstance(net, Layer) or not isinstance(loss, Loss):
-        raise ValueError(f"check.gradient takes a net and a loss, but got {net!r} and {loss!r}")
+    check_net(net, Layer)
+    check_loss(loss, Loss)
+    x, y, weights, *_ = as_batch(Batch(x, y, weights))
     key = None if key is None else as_key(key)
     check_level(level)
     refuse_complex("params", params)
     refuse_complex("x", x)
+    check_params(params)
     n = _check_data(params, x, y, weights)
+    example_output(net, loss, params, x, y)  # what does not fit together is no gradient that fails
     only = Trainable.of(trainable)
     trained = _trained(only, params)
     by_hand = _by_hand(net, loss, key, trainable, only)
@@ -237,11 +241,11 @@ def _check_classes(y: Any, output: Any, weights: Any) -> None:
 
 def _check_data(params: Any, x: Any, y: Any, weights: Any) -> int:
     """N, if there is something to check."""
-    n = batch_size(x, y, weights)
+    n = batch_size(x, y)
+    check_weights(weights, n)
     if not any(is_float(leaf) for leaf in jax.tree.leaves(params)):
         raise ValueError("params hold nothing to differentiate: there would be nothing to check")
     check_finite("params", params)
-    check_finite("weights", weights)
     rows = np.arange(n) if weights is None else np.flatnonzero(np.asarray(weights))
     if not rows.size:
         raise ValueError("all weights are 0: there would be nothing to check")

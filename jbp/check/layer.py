@@ -18,7 +18,6 @@ from jbp.arguments import (
     as_key,
     as_shape,
     check_finite,
-    check_hashable,
     is_float,
     is_key,
     refuse_complex,
@@ -38,6 +37,7 @@ from jbp.check.statistics import statistics
 from jbp.check.tolerance import DEEP, MATMUL, Level, check_level
 from jbp.check.trees import as_array, cast, entropy, normal, split
 from jbp.combine import Combinator
+from jbp.inputs import as_arrays, check_net
 from jbp.layer import Layer
 from jbp.paths import paths
 
@@ -82,7 +82,8 @@ def layer(
         ValueError: if what is asked for is no check: not a layer, an empty batch, NaN, shapes that do not fit.
             A layer that breaks its laws raises nothing here: the report fails.
     """
-    _check_layer(layer)
+    check_net(layer, Layer)
+    x = None if x is None else as_arrays("x", x)
     init_key, run_key = jax.random.split(as_key(key))
     seed = entropy(as_key(key))
     dtype, level = as_dtype(dtype), level or (DEEP if isinstance(layer, Combinator) else MATMUL)
@@ -258,16 +259,6 @@ def _params(drawn: Any, given: Any, dtype: Any, seed: Any) -> Any:
         values = leaf.astype(dtype) + (0.1 * a).astype(dtype) if constant else leaf.astype(dtype)
         moved.append(as_array(values))
     return rebuild(moved)
-
-
-def _check_layer(layer: Any) -> None:
-    if isinstance(layer, type):
-        raise ValueError(
-            f"check.layer takes a layer, but got the class {layer.__name__}: call it, {layer.__name__}(...)"
-        )
-    if not isinstance(layer, Layer):
-        raise ValueError(f"check.layer takes a layer (a subclass of jbp.Layer), but got {layer!r}")
-    check_hashable(layer)
 
 
 def _shape(layer: Layer, shape: Any, x: Any) -> tuple[int, ...]:

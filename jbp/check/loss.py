@@ -20,6 +20,7 @@ from jbp.check.kinks import at_kink, at_point, moved, no_excuse, outside, spans
 from jbp.check.report import Entry, Report
 from jbp.check.tolerance import ELEMENTWISE, MATMUL, Level, check_level
 from jbp.check.trees import as_array, cast, entropy, normal, times
+from jbp.inputs import as_arrays, check_loss
 from jbp.losses import Loss
 
 KINDS = ("classes", "distribution", "values", "masses")
@@ -68,8 +69,9 @@ def loss(
     Raises:
         ValueError: not a loss, an unknown kind, NaN, shapes that do not fit.
     """
-    if isinstance(loss, type) or not isinstance(loss, Loss):
-        raise ValueError(f"check.loss takes a loss (an instance of jbp.losses.Loss), but got {loss!r}")
+    check_loss(loss, Loss)
+    output = as_arrays("output", output) if hasattr(output, "__array__") else output
+    target = as_arrays("y", target) if hasattr(target, "__array__") else target
     dtype = as_dtype(dtype)
     check_level(level)
     shape, n = as_shape(shape), as_count(batch, "the batch")

@@ -20,6 +20,7 @@ from jbp.check.compiled import compiled
 from jbp.check.report import Entry, Report
 from jbp.check.tolerance import ELEMENTWISE, Level, check_level
 from jbp.check.trees import as_array, cast, entropy, normal, times
+from jbp.inputs import check_optimizer
 from jbp.paths import paths
 
 
@@ -57,8 +58,7 @@ def optimizer(
         ValueError: not optimisers, too few steps, no or non-finite params.
     """
     for name, side in (("ours", ours), ("theirs", theirs)):
-        if not callable(getattr(side, "init", None)) or not callable(getattr(side, "update", None)):
-            raise ValueError(f"{name} must be an optax GradientTransformation with init and update, but is {side!r}")
+        check_optimizer(side, name)
     if as_count(steps, "steps") < 3:
         raise ValueError(f"steps must be at least 3, for momentum to show, but is {steps}")
     check_level(level)

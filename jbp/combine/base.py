@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import jax
-from jaxtyping import PRNGKeyArray
 
-from jbp.arguments import check_hashable
+from jbp.annotations import PRNGKeyArray
+from jbp.inputs import check_net
 from jbp.layer import Layer
 from jbp.paths import shown
 
@@ -115,11 +115,7 @@ def check_layers(name: str, layers: Any) -> tuple[Layer, ...]:
     if not layers:
         raise ValueError(f"{name} needs at least one layer")
     for layer in layers:
-        if isinstance(layer, type) and issubclass(layer, Layer):
-            raise ValueError(f"{name} got the class {layer.__name__}: call it, as in {layer.__name__}(...)")
-        if not isinstance(layer, Layer):
-            raise ValueError(f"{name} takes layers (subclasses of jbp.Layer), but got {layer!r}")
-        check_hashable(layer)
+        check_net(layer, Layer, f"what {name} takes")
     return layers
 
 

@@ -9,10 +9,11 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import PRNGKeyArray
 
+from jbp.annotations import PRNGKeyArray
 from jbp.arguments import as_shape, check_one_of
 from jbp.combine.base import Combinator, Place, Visit, check_layers, expect_tuple, located, split_key, sum_of
+from jbp.inputs import check_key
 from jbp.layer import Layer, Shape, Static
 
 
@@ -37,6 +38,7 @@ class Branch(Combinator):
 
     def init(self, key: PRNGKeyArray, shape: Shape) -> tuple[tuple[Any, ...], Shape]:
         """A tuple of the layers' parameters; their outputs must fit together."""
+        check_key(key, needed=True)
         shape, params, outs = as_shape(shape), [], []
         for i, (layer, k) in enumerate(
             zip(self.before(None).children, jax.random.split(key, len(self.layers)), strict=True)

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import register_static
-from jaxtyping import Array, PRNGKeyArray
 
+from jbp.annotations import Array, PRNGKeyArray
 from jbp.arguments import as_count, as_shape, leaf_shapes
 from jbp.combine.base import Combinator, Place, Visit, check_layers
+from jbp.inputs import check_key
 from jbp.layer import Layer, Shape, Sign
 from jbp.meshes import alike
 from jbp.pairs import Stack, is_pair
@@ -37,6 +38,7 @@ class Repeat(Combinator):
 
     def init(self, key: PRNGKeyArray, shape: Shape) -> tuple[Any, Shape]:
         """The parameters of the n layers, stacked: an axis l in front of each. The shape must stay."""
+        check_key(key, needed=True)
         shape = as_shape(shape)
         layer, outs = self.before(None).layer, []
 

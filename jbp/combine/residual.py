@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from jaxtyping import PRNGKeyArray
-
+from jbp.annotations import PRNGKeyArray
 from jbp.arguments import as_shape
 from jbp.combine.base import Combinator, Place, Visit, check_layers
+from jbp.inputs import check_key
 from jbp.layer import Layer, Shape
 
 
@@ -29,6 +29,7 @@ class Residual(Combinator):
 
     def init(self, key: PRNGKeyArray, shape: Shape) -> tuple[Any, Shape]:
         """The parameters of f, whose output must have its input's shape."""
+        check_key(key)
         shape = as_shape(shape)
         params, out_shape = self.layer.before(None).init(key, shape)
         if out_shape != shape:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-from jaxtyping import PRNGKeyArray
 
+from jbp.annotations import PRNGKeyArray
 from jbp.arguments import as_shape
 from jbp.combine.base import Combinator, Place, Visit, check_layers, expect_tuple, located, split_key
+from jbp.inputs import check_key
 from jbp.layer import Layer, Shape
 
 
@@ -30,6 +31,7 @@ class Serial(Combinator):
 
     def init(self, key: PRNGKeyArray, shape: Shape) -> tuple[tuple[Any, ...], Shape]:
         """A tuple of the layers' parameters, in layer order."""
+        check_key(key, needed=True)
         shape, params = as_shape(shape), []
         for i, (layer, k) in enumerate(
             zip(self.before(None).children, jax.random.split(key, len(self.layers)), strict=True)

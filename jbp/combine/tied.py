@@ -20,10 +20,11 @@ from typing import Any, TypeGuard
 import jax
 import jax.numpy as jnp
 from jax.tree_util import register_dataclass
-from jaxtyping import PRNGKeyArray
 
-from jbp.arguments import check_hashable, leaf_shapes
+from jbp.annotations import PRNGKeyArray
+from jbp.arguments import leaf_shapes
 from jbp.combine.base import Combinator, Place, Visit
+from jbp.inputs import check_key, check_net
 from jbp.layer import Layer, Shape
 from jbp.pairs import is_pair, merge
 from jbp.paths import shown
@@ -59,9 +60,7 @@ class Tied(Combinator):
     ties: tuple[tuple[Path, Path], ...]
 
     def __post_init__(self) -> None:
-        if not isinstance(self.layer, Layer):
-            raise ValueError(f"tied takes a net, but got {self.layer!r}")
-        check_hashable(self.layer)
+        check_net(self.layer, Layer, "what tied takes")
         object.__setattr__(self, "ties", _ties(self.ties))
         owners = {owner for _, owner in self.ties}
         for borrower, owner in self.ties:
@@ -84,6 +83,7 @@ class Tied(Combinator):
 
     def init(self, key: PRNGKeyArray, shape: Shape) -> tuple[Any, Shape]:
         """The net's parameters, with () in the place of each borrower."""
+        check_key(key)
         params, out_shape = self.layer.init(key, shape)
         for borrower, owner in self.ties:
             lent, wanted = leaf_shapes(_get(params, owner)), leaf_shapes(_get(params, borrower))

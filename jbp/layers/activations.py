@@ -17,9 +17,10 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, PRNGKeyArray
 
+from jbp.annotations import Array, Float, PRNGKeyArray
 from jbp.arguments import as_bool, as_number, as_shape, needs_floats, no_params, same_shape
+from jbp.inputs import check_key
 from jbp.layer import Layer, Shape, Sign, Static
 from jbp.layers.initializers import Initializer, glorot_normal, he_normal, lecun_normal
 
@@ -45,6 +46,7 @@ class Activation(Layer):
 
     def init(self, key: PRNGKeyArray, shape: Shape) -> tuple[tuple[()], Shape]:
         """No parameters; the shape stays."""
+        check_key(key)
         return (), as_shape(shape)
 
     def forward(self, params: Any, x: Float[Array, "..."], key: PRNGKeyArray | None) -> tuple[Array, Any]:

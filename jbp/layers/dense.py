@@ -10,9 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, PRNGKeyArray
 
+from jbp.annotations import Array, Float, PRNGKeyArray
 from jbp.arguments import as_bool, as_count, as_shape, leaf_shapes, needs_floats
+from jbp.inputs import check_key
 from jbp.layer import EXAMPLE, Layer, Shape
 from jbp.layers.activations import Activation
 from jbp.layers.initializers import Initializer, lecun_normal, zeros
@@ -50,6 +51,7 @@ class Dense(Layer):
 
     def init(self, key: PRNGKeyArray, shape: Shape) -> tuple[dict[str, Array], Shape]:
         """A weight [i, o] and, if asked, a bias [o]."""
+        check_key(key, needed=True)
         shape = as_shape(shape)
         if not shape:
             raise ValueError(f"{self!r} needs an input with at least one axis, but one example has shape ()")

@@ -8,9 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from jbp.annotations import Array, Bool, Float, PRNGKeyArray
 from jbp.arguments import as_number, as_shape, no_params, same_shape
+from jbp.inputs import check_key
 from jbp.layer import EXAMPLE, Layer, Shape, Static
 
 
@@ -38,6 +39,7 @@ class Dropout(Layer):
 
     def init(self, key: PRNGKeyArray, shape: Shape) -> tuple[tuple[()], Shape]:
         """No parameters; the shape stays."""
+        check_key(key)
         return (), as_shape(shape)
 
     def opening(self, following: Layer | None) -> Layer | None:

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from jaxtyping import Array, PRNGKeyArray
-
+from jbp.annotations import Array, PRNGKeyArray
 from jbp.arguments import as_shape, no_params, same_shape
+from jbp.inputs import check_key
 from jbp.layer import Layer, Shape, Static
 
 
@@ -22,6 +22,7 @@ class Flatten(Layer):
 
     def init(self, key: PRNGKeyArray, shape: Shape) -> tuple[tuple[()], Shape]:
         """No parameters; [a, b, …] becomes [a·b·…]."""
+        check_key(key)
         return (), (math.prod(as_shape(shape)),)
 
     def opening(self, following: Layer | None) -> Layer | None:

@@ -12,10 +12,30 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
 
+from jbp.annotations import Array, Float, PRNGKeyArray
 from jbp.arguments import as_number
+from jbp.inputs import check_key
 from jbp.layer import Shape
+
+__all__ = [
+    "Initializer",
+    "Normal",
+    "VarianceScaling",
+    "Zeros",
+    "glorot_normal",
+    "glorot_uniform",
+    "he_normal",
+    "he_uniform",
+    "lecun_normal",
+    "lecun_uniform",
+    "standard_normal",
+    "zeros",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 class Initializer:
@@ -46,6 +66,7 @@ class VarianceScaling(Initializer):
 
     def __call__(self, key: PRNGKeyArray, shape: Shape) -> Float[Array, "i o"]:
         """A weight of `shape` [i, o]."""
+        check_key(key, needed=True)
         distribution = "truncated_normal" if self.distribution == "normal" else "uniform"
         return jax.nn.initializers.variance_scaling(self.scale, self.fan, distribution)(key, shape)
 
@@ -61,6 +82,7 @@ class Normal(Initializer):
 
     def __call__(self, key: PRNGKeyArray, shape: Shape) -> Array:
         """An array of `shape`."""
+        check_key(key, needed=True)
         return self.stddev * jax.random.normal(key, shape)
 
 
@@ -70,6 +92,7 @@ class Zeros(Initializer):
 
     def __call__(self, key: PRNGKeyArray, shape: Shape) -> Array:
         """Zeros of `shape`."""
+        check_key(key)
         return jnp.zeros(shape)
 
 

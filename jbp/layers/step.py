@@ -7,8 +7,8 @@ from typing import Literal
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array
 
+from jbp.annotations import Array
 from jbp.arguments import as_number
 from jbp.layer import Layer
 from jbp.layers.activations import Activation

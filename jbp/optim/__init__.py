@@ -1,7 +1,10 @@
 """Gradient descent by hand, in optax's interface: for any optax chain, and wherever `optax.sgd` does."""
 
-from jbp.optim.momentum import MomentumState as MomentumState
-from jbp.optim.momentum import heavy_ball as heavy_ball
-from jbp.optim.momentum import nesterov as nesterov
-from jbp.optim.sgd import SgdState as SgdState
-from jbp.optim.sgd import sgd as sgd
+from jbp.optim.momentum import MomentumState, heavy_ball, nesterov
+from jbp.optim.sgd import SgdState, sgd
+
+__all__ = ["MomentumState", "SgdState", "heavy_ball", "nesterov", "sgd"]
+
+
+def __dir__() -> list[str]:
+    return __all__

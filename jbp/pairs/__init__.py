@@ -10,21 +10,36 @@ Inside a layer there is no n; the spine's `vmap` puts it first. `Stack` puts l b
 """
 
 from jbp.pairs.contract import check_tree as check_tree
-from jbp.pairs.contract import contract as contract
-from jbp.pairs.contract import merge as merge
-from jbp.pairs.coupled import Coupled as Coupled
-from jbp.pairs.outer import Outer as Outer
-from jbp.pairs.pair import Pair as Pair
-from jbp.pairs.pair import Weights as Weights
+from jbp.pairs.contract import contract, merge
+from jbp.pairs.coupled import Coupled
+from jbp.pairs.outer import Outer
+from jbp.pairs.pair import Pair, Weights, is_pair, silence, weigh
 from jbp.pairs.pair import as_floats as as_floats
 from jbp.pairs.pair import as_shares as as_shares
 from jbp.pairs.pair import check_arrays as check_arrays
-from jbp.pairs.pair import is_pair as is_pair
 from jbp.pairs.pair import power_of_2 as power_of_2
-from jbp.pairs.pair import silence as silence
-from jbp.pairs.pair import weigh as weigh
 from jbp.pairs.pair import widened as widened
-from jbp.pairs.scale import Scale as Scale
-from jbp.pairs.shift import Shift as Shift
-from jbp.pairs.stack import Stack as Stack
-from jbp.pairs.sum import Sum as Sum
+from jbp.pairs.scale import Scale
+from jbp.pairs.shift import Shift
+from jbp.pairs.stack import Stack
+from jbp.pairs.sum import Sum
+
+__all__ = [
+    "Coupled",
+    "Outer",
+    "Pair",
+    "Scale",
+    "Shift",
+    "Stack",
+    "Sum",
+    "Weights",
+    "contract",
+    "is_pair",
+    "merge",
+    "silence",
+    "weigh",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-from jaxtyping import Array
 
-from jbp.arguments import check_weights
+from jbp.annotations import Array
+from jbp.arguments import came, check_weights
 from jbp.meshes import placed, whole
 from jbp.pairs.coupled import Coupled
 from jbp.pairs.pair import Pair, Weights, is_pair, widened
@@ -50,9 +50,8 @@ def check_tree(pairs: Any, who: str) -> list[tuple[Any, Pair]]:
     found = jax.tree_util.tree_flatten_with_path(pairs, is_leaf=is_pair)[0]
     for path, leaf in found:
         if not is_pair(leaf):
-            kind = type(leaf).__name__
             raise ValueError(
-                f"{who} takes the pairs that jbp.backward returns, but found a {kind} at pairs{shown(path)}"
+                f"{who} takes the pairs that jbp.backward returns, but found {came(leaf)} at pairs{shown(path)}"
             )
         try:
             leaf.check(None, 1)

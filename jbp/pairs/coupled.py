@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from jax.tree_util import register_dataclass
-from jaxtyping import Array
 
+from jbp.annotations import Array
 from jbp.pairs.pair import Pair, Weights
 
 

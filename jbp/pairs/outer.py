@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from jax import lax
 from jax.tree_util import register_dataclass
-from jaxtyping import Array, Float
 
+from jbp.annotations import Array, Float
 from jbp.pairs.pair import PerUse, Weights, last_axis, lengths, weighed_rows, widened
 
 

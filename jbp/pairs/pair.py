@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
 
+from jbp.annotations import Array, Float
 from jbp.arguments import at_least_float32, dtype_of
 
 Weights = Float[Array, " n"] | None

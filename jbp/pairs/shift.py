@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import jax.numpy as jnp
 from jax.tree_util import register_dataclass
-from jaxtyping import Array, Float
 
+from jbp.annotations import Array, Float
 from jbp.pairs.outer import Outer
 from jbp.pairs.pair import PerUse, Weights, lengths, own_axes, weighed_rows, widened
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import jax
 from jax.tree_util import register_dataclass
-from jaxtyping import Array, Float
 
+from jbp.annotations import Array, Float
 from jbp.meshes import added_up
 from jbp.pairs.outer import Outer
 from jbp.pairs.pair import Pair, Weights

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
-from jbp.arguments import check_loss, leaf_shapes
-from jbp.backprop import Batch, Trainable, value_grad_output
+from jbp.annotations import Array, Float
+from jbp.arguments import leaf_shapes
+from jbp.backprop import Batch, Trainable, check_call, value_grad_output
+from jbp.inputs import check_key
 from jbp.layer import Layer
 from jbp.losses import Loss
 from jbp.meshes import placed, whole
@@ -55,7 +56,8 @@ def alignment(
     """
     if isinstance(rule, Method):
         raise ValueError(f"alignment compares a rule of jbp.rules with the gradient, but got {rule!r}")
-    check_loss(loss, Loss)
+    x, y, weights, *_ = check_call(net, loss, params, Batch(x, y, weights))
+    check_key(key)
     bound = rule_of(rule).bind(net, params, jax.tree.map(lambda a: a[:1], x), Trainable.of(None))
     wanted, carried = leaf_shapes(jax.eval_shape(partial(bound.init, jax.random.key(0)), params)), leaf_shapes(state)
     if wanted != carried:

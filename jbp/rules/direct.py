@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.tree_util import register_dataclass
-from jaxtyping import Array
 
+from jbp.annotations import Array
 from jbp.arguments import as_number
 from jbp.backprop import Trainable, backward, forward
 from jbp.combine import Combinator, Place, Repeat, Visit

@@ -15,8 +15,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
 
+from jbp.annotations import Array
 from jbp.backprop import Batch, Trainable, backward, forward, value_grad_output
 from jbp.combine import Combinator, Visit
 from jbp.layer import Layer, Static

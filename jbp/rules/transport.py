@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
 
+from jbp.annotations import Array
 from jbp.arguments import as_number, check_one_of
 from jbp.backprop import Trainable
 from jbp.combine import Visit

@@ -10,32 +10,50 @@ A rule is given the pair of one layer: what goes through a `Stack` is `pair.over
 so is every answer, whatever the parameters are of: 16 bits hold no squares, and no sums of many.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jbp.arguments import renamed
-from jbp.stats.clip import clip_weights as clip_weights
-from jbp.stats.clip import clipped as clipped
-from jbp.stats.clip import sensitivity as sensitivity
-from jbp.stats.explain import Explanation as Explanation
-from jbp.stats.explain import explain as explain
-from jbp.stats.gram import gram as gram
-from jbp.stats.kronecker import Factors as Factors
-from jbp.stats.kronecker import kronecker as kronecker
-from jbp.stats.moments import second_moment as second_moment
-from jbp.stats.norms import norms as norms
-from jbp.stats.norms import squared_norms as squared_norms
-from jbp.stats.per_example import per_example as per_example
-from jbp.stats.records import Record as Record
-from jbp.stats.records import records as records
-from jbp.stats.spread import noise_and_signal as noise_and_signal
-from jbp.stats.spread import noise_scale as noise_scale
-from jbp.stats.spread import snr as snr
-from jbp.stats.spread import variance as variance
+from jbp.stats.clip import clip_weights, clipped, sensitivity
+from jbp.stats.explain import Explanation, explain
+from jbp.stats.gram import gram
+from jbp.stats.kronecker import Factors, kronecker
+from jbp.stats.moments import second_moment
+from jbp.stats.norms import norms, squared_norms
+from jbp.stats.per_example import per_example
+from jbp.stats.records import Record, records
+from jbp.stats.spread import noise_and_signal, noise_scale, snr, variance
+
+__all__ = [
+    "Explanation",
+    "Factors",
+    "Record",
+    "clip_weights",
+    "clipped",
+    "explain",
+    "gram",
+    "kronecker",
+    "noise_and_signal",
+    "noise_scale",
+    "norms",
+    "per_example",
+    "records",
+    "second_moment",
+    "sensitivity",
+    "snr",
+    "squared_norms",
+    "variance",
+]
 
 
-def __getattr__(name: str) -> Any:
-    """`Rule` was the old name of `Explanation`; a rule is now only what `jbp.rules` holds."""
-    if name == "Rule":
-        renamed("jbp.stats.Rule", "jbp.stats.Explanation")
-        return Explanation
-    raise AttributeError(f"module 'jbp.stats' has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return __all__
+
+
+if not TYPE_CHECKING:  # or a type checker would believe in every name
+
+    def __getattr__(name: str) -> Any:
+        """`Rule` was the old name of `Explanation`; a rule is now only what `jbp.rules` holds."""
+        if name == "Rule":
+            renamed("jbp.stats.Rule", "jbp.stats.Explanation")
+            return Explanation
+        raise AttributeError(f"module 'jbp.stats' has no attribute {name!r}")

@@ -8,8 +8,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
+from jbp.annotations import Array, Float
 from jbp.arguments import check_max_norm
 from jbp.meshes import placed, rows_of_pairs, whole
 from jbp.pairs import Weights, is_pair, weigh

@@ -7,8 +7,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
+from jbp.annotations import Array, Float
 from jbp.meshes import placed, rows_of_pairs
 from jbp.pairs import Outer, Pair
 from jbp.stats.per_example import each

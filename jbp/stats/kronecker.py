@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 from jax.tree_util import register_dataclass
-from jaxtyping import Array, Float
 
+from jbp.annotations import Array, Float
 from jbp.meshes import placed, whole
 from jbp.pairs import Outer, Pair, Scale, Shift, Sum, Weights, silence, weigh
 from jbp.stats._rows import in_rows

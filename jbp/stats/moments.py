@@ -11,8 +11,8 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax.core import Tracer
-from jaxtyping import Array, Float
 
+from jbp.annotations import Array, Float
 from jbp.arguments import at_least_float32
 from jbp.meshes import added_up, placed, whole
 from jbp.pairs import Outer, Pair, Scale, Shift, Sum, Weights, as_floats, as_shares, weigh

@@ -19,8 +19,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
 
+from jbp.annotations import Array, Float
 from jbp.meshes import placed, rows_of_pairs, rows_somewhere
 from jbp.pairs import Outer, Pair, Scale, Shift, Sum, is_pair
 from jbp.stats._rows import in_rows

@@ -6,8 +6,8 @@ from functools import reduce, singledispatch
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array
 
+from jbp.annotations import Array
 from jbp.meshes import placed, rows_of_pairs
 from jbp.pairs import Outer, Pair, Scale, Shift, Sum
 from jbp.stats._rows import in_rows

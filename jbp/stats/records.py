@@ -6,8 +6,8 @@ from functools import reduce, singledispatch
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
+from jbp.annotations import Array, Float
 from jbp.meshes import placed, whole
 from jbp.pairs import Outer, Pair, Scale, Shift, Sum, Weights, silence, weigh
 from jbp.stats._rows import in_rows

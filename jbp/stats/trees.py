@@ -8,8 +8,8 @@ from typing import Any
 
 import jax
 from jax.custom_batching import sequential_vmap
-from jaxtyping import Array, Float
 
+from jbp.annotations import Array, Float
 from jbp.arguments import check_weights
 from jbp.pairs import Pair, Weights, check_tree, is_pair, widened
 from jbp.paths import dotted, layer_of, shown

@@ -11,13 +11,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
+from jbp.annotations import Array, Float
 from jbp.answers import delta_of, error_of
-from jbp.arguments import check_input, check_loss, check_net
-from jbp.backprop import backward_leaf, forward_leaf
+from jbp.backprop import backward_leaf, example_output, forward_leaf
 from jbp.combine import Branch, Combinator, Repeat, Residual, located
 from jbp.combine.tied import Path, Tied, Uses, unmarked
+from jbp.inputs import check_loss, check_net, check_params, one_array
 from jbp.layer import Layer
 from jbp.losses import Loss
 from jbp.pairs import is_pair
@@ -45,11 +45,12 @@ def trace(net: Layer, params: Any, x: Float[Array, "..."], y: Any, loss: Loss) -
 
     Source: lecture A, the three steps; lecture D, every factor by hand.
     """
-    x = jnp.asarray(x)[None]
     check_net(net, Layer)
-    check_input(x)
     check_loss(loss, Loss)
-    target = jnp.asarray(y)[None]
+    check_params(params)
+    x, target = (jnp.asarray(one_array(name, values))[None] for name, values in (("x", x), ("y", y)))
+    if not net.couples_batch:  # else the walk says which layer does
+        example_output(net, loss, params, x, target)
     seen = _Seen()
     seen.comes(x, "the input")
     with jax.disable_jit():  # the scan of `repeat` becomes a loop, whose numbers are there to be read

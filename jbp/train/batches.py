@@ -18,11 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Int
 
+from jbp.annotations import Array, Bool, Int
 from jbp.arguments import as_count, check_batch_size, check_one_of, check_weights
+from jbp.inputs import one_array
 from jbp.step import Batch, epoch_keys
 
+_USUAL = 32
+"""Examples in a batch where nobody says."""
 Sampling = Literal["shuffle", "replacement", "poisson"]
 
 
@@ -161,12 +164,17 @@ def of_mean_one(weights: Any, n: int) -> Array | None:
     """
     if weights is None:
         return None
-    wide = np.asarray(weights)
+    wide = np.asarray(one_array("weights", weights))
     check_weights(wide, n, least=0.0)
     if not wide.any():
         raise ValueError(f"weights must not all be 0, but the {n} given are: there would be nothing to train on")
     wide = wide / float(wide.max())  # or the sum might overflow
     return jnp.asarray(wide / wide.mean(), jnp.zeros(()).dtype)
+
+
+def batch_size_of(given: Any, n: int) -> int:
+    """The batch size that was given; where None was, 32, or all n examples if there are fewer."""
+    return min(_USUAL, n) if given is None else as_count(given, "batch_size")
 
 
 def batch_sizes(n: int, batch_size: int, sampling: str) -> np.ndarray:

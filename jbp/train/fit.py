@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -20,19 +20,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jaxtyping import Array
 
 from jbp import private as privacy
 from jbp import rules
+from jbp.annotations import Array
 from jbp.arguments import as_count, as_target_values, check_narrowing, dtype_of, is_narrow, renamed
-from jbp.backprop import example_output
+from jbp.backprop import example_output, refuse_swapped
+from jbp.inputs import as_callbacks, as_pair, one_array
 from jbp.layer import Layer
 from jbp.losses import Loss
 from jbp.meshes import placed, whole
 from jbp.paths import paths
 from jbp.private import Private
 from jbp.step import Method, Metric, Problem, State, Transform, init_state
-from jbp.train.batches import Resident, ResidentSource, Sampling, Source, batch_sizes, of_mean_one
+from jbp.train.batches import Resident, ResidentSource, Sampling, Source, batch_size_of, batch_sizes, of_mean_one
 from jbp.train.clocks import Chunks, Stopwatch
 from jbp.train.in_place import InPlace
 from jbp.train.live import training_line
@@ -133,7 +134,7 @@ def fit(
     train_data: Data,
     *,
     epochs: int = 10,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     validation_data: Data | None = None,
     params: Any = None,
     seed: int | None = None,
@@ -151,13 +152,14 @@ def fit(
     restore_best: bool | None = None,
     target: float | None = None,
     chunk_steps: int | None = None,
-    callbacks: tuple[Callback, ...] = (),
+    callbacks: Iterable[Callback] = (),
     progress: bool = False,
 ) -> Fit:
     """Train `net` on `train_data` = (x [n, ...], y [n, ...]).
 
-    One step draws `batch_size` examples and applies `optimizer` (any optax transformation, or `jbp.optim`) to their
-    mean gradient. "shuffle" goes through a new permutation each epoch, the last batch shorter where n does not divide;
+    One step draws `batch_size` examples (None: 32, or all of them if there are fewer) and applies `optimizer` (any
+    optax transformation, or `jbp.optim`) to their mean gradient. "shuffle" goes through a new permutation each epoch,
+    the last batch shorter where n does not divide;
     "replacement" picks each example uniformly anew, ⌈n / batch_size⌉ steps to an epoch. `trainable` as in
     `jbp.value_and_grad`. `rule` is another way back than backpropagation: a rule of `jbp.rules`, the name of one
     with its defaults, such as "feedback_alignment", or a `jbp.Method` of your own. The training figures of a row are
@@ -199,15 +201,16 @@ def fit(
         Interrupted: on Ctrl-C, when the chunk ends; a second Ctrl-C does not wait. While the program is still being
             compiled there is nothing to keep, and it is a plain KeyboardInterrupt, once that is done.
     """
-    batch_size, line = as_count(batch_size, "batch_size"), training_line(progress, epochs)
+    line, callbacks = training_line(progress, epochs), as_callbacks(callbacks)
     aims = {"monitor": monitor, "patience": patience, "target": target, "restore_best": restore_best}
     if private is not None:
         privacy.check_fit(private, net, sampling=sampling, weights=weights, **aims)
-    method = method_of(rule, private, in_place, batch_size)
-    problem = Problem(net, loss, optimizer, trainable=trainable, method=method, metrics=metrics, transform=transform)
     data, validation = on_device("train_data", train_data), None
     if validation_data is not None:
         validation = on_device("validation_data", validation_data)
+    batch_size = batch_size_of(batch_size, len(data[0]))
+    method = method_of(rule, private, in_place, batch_size)
+    problem = Problem(net, loss, optimizer, trainable=trainable, method=method, metrics=metrics, transform=transform)
     if private is not None:
         for name, values in zip(("x of train_data", "y of train_data"), train_data, strict=True):
             privacy.refuse_own_statistics(name, values)
@@ -216,8 +219,9 @@ def fit(
     names = [name for name, _ in problem.metrics]
     aim = Aim.over(names, validation is not None, min_delta=min_delta, **aims)
     chunks = Chunks(len(source.sizes), chunk_steps)
-    state = init_state(problem, jax.ShapeDtypeStruct(data[0].shape[1:], data[0].dtype), seed=seed, params=params)
-    check_data("train_data", problem, state.params, data, train_data)
+    with unless_swapped(problem, params, data):
+        state = init_state(problem, jax.ShapeDtypeStruct(data[0].shape[1:], data[0].dtype), seed=seed, params=params)
+        check_data("train_data", problem, state.params, data, train_data)
     check_data("validation_data", problem, state.params, validation, validation_data)
     warn_of_16_bits(problem, state.params)
     blank = Progress(aim, tuple(names), tuple(source.sizes.tolist()))
@@ -351,12 +355,12 @@ def method_of(rule: Any, private: Private | None, in_place: bool, batch_size: in
 
 def on_device(name: str, data: Any) -> tuple[Array, Array]:
     """(x, y) as arrays on the device, with equally many rows, at least one, and no number lost on the way."""
-    if not isinstance(data, tuple | list) or len(data) != 2:
-        raise ValueError(f"{name} must be a pair (x, y) of arrays, but is a {type(data).__name__}")
-    as_target_values(f"y of {name}", data[1])
-    for what, values in zip("xy", data, strict=True):
-        check_narrowing(f"{what} of {name}", values, spread=True)
-    x, y = (jnp.asarray(a) for a in data)
+    values = dict(zip("xy", as_pair(name, data), strict=True))
+    for what, given in values.items():
+        values[what] = one_array(f"{what} of {name}", given)
+        check_narrowing(f"{what} of {name}", values[what], spread=True)
+    as_target_values(f"y of {name}", values["y"])
+    x, y = map(jnp.asarray, values.values())
     if x.ndim == 0 or y.ndim == 0 or len(x) != len(y) or len(x) == 0:
         raise ValueError(
             f"{name} must hold as many targets as inputs, at least one, but has shapes {x.shape} and {y.shape}"
@@ -378,6 +382,26 @@ def warn_of_16_bits(problem: Problem, params: Any) -> None:
             "jax.tree.map(lambda p: p.astype('float32'), params), and narrow what comes out",
             stacklevel=3,
         )
+
+
+@contextmanager
+def unless_swapped(problem: Problem, params: Any, data: tuple[Array, Array]) -> Iterator[None]:
+    """If data turn out not to fit, inside: say so where x and y fit the other way round. Without `params` those that
+    the net would make."""
+
+    def fits(x: Any, y: Any) -> Any:
+        seen = problem.seen(jax.ShapeDtypeStruct(x.shape[1:], x.dtype))
+        made = params
+        if params is None:
+            made = jax.eval_shape(lambda key: problem.net.init(key, seen.shape)[0], jax.random.key(0))
+        one = jax.ShapeDtypeStruct((1, *seen.shape), seen.dtype), jax.ShapeDtypeStruct((1, *y.shape[1:]), y.dtype)
+        example_output(problem.net, problem.loss, made, *one)
+
+    try:
+        yield
+    except ValueError as error:
+        refuse_swapped(fits, *data, error)
+        raise
 
 
 @jax.jit

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 from jax.tree_util import register_dataclass
-from jaxtyping import Array
 
+from jbp.annotations import Array
 from jbp.backprop import backward_leaf, coupling_of, scaled, value_output_delta
 from jbp.combine import Combinator, Repeat, located
 from jbp.combine.tied import Uses, is_shared, unmarked

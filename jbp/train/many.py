@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import operator
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -24,15 +23,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jaxtyping import Array, Bool
 
 from jbp import rules
-from jbp.arguments import as_count, as_number, as_seed
+from jbp.annotations import Array, Bool
+from jbp.arguments import as_count, as_number, as_seed, came
+from jbp.inputs import as_callbacks, check_optimizer, check_params, is_optimizer
 from jbp.layer import Layer
 from jbp.losses import Loss
 from jbp.meshes import placed, whole
-from jbp.step import Method, Metric, Problem, State, Transform, check_optimizer, is_optimizer, started
-from jbp.train.batches import Resident, Rows, batch_sizes, of_mean_one
+from jbp.step import Method, Metric, Problem, State, Transform, as_example, started
+from jbp.train.batches import Resident, Rows, batch_size_of, batch_sizes, of_mean_one
 from jbp.train.clocks import Chunks, Stopwatch
 from jbp.train.fit import (
     BLOCK,
@@ -42,6 +42,7 @@ from jbp.train.fit import (
     check_data,
     method_of,
     on_device,
+    unless_swapped,
     validation_row,
     warn_of_16_bits,
 )
@@ -65,7 +66,7 @@ def fit_many(
     seeds: Iterable[int],
     learning_rates: Sequence[float] | None = None,
     epochs: int = 10,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     validation_data: Data | None = None,
     params: Any = None,
     sampling: Literal["shuffle", "replacement"] = "shuffle",
@@ -80,7 +81,7 @@ def fit_many(
     restore_best: bool | None = None,
     target: float | None = None,
     chunk_steps: int | None = None,
-    callbacks: tuple[Callback, ...] = (),
+    callbacks: Iterable[Callback] = (),
     progress: bool = False,
 ) -> Many:
     """Train one net many times at once: with every seed, and with every learning rate if there are several.
@@ -99,10 +100,10 @@ def fit_many(
         ValueError: for arguments that do not fit together, saying what to do.
         InterruptedMany: on Ctrl-C, when the chunk ends; a second Ctrl-C does not wait.
     """
-    every_seed, rates = _seeds(seeds), _learning_rates(learning_rates)
+    every_seed, rates, callbacks = _seeds(seeds), _learning_rates(learning_rates), as_callbacks(callbacks)
     swept = learning_rates is not None
     _check_optimizer(optimizer, swept)
-    method = method_of(rule, None, False, batch_size)
+    method = method_of(rule, None, False, 1)
     problem = Problem(
         net,
         loss,
@@ -116,18 +117,20 @@ def fit_many(
     if validation_data is not None:
         validation = on_device("validation_data", validation_data)
     x, epochs = data[0], as_count(epochs, "epochs")
-    example = problem.seen(jax.ShapeDtypeStruct(x.shape[1:], x.dtype))
-    sizes = batch_sizes(len(x), batch_size, sampling)
+    example = problem.seen(as_example(x[0]))
+    sizes = batch_sizes(len(x), batch_size_of(batch_size, len(x)), sampling)
     names = [name for name, _ in problem.metrics]
     aim = Aim.over(
         names, validation is not None, monitor=monitor, patience=patience, min_delta=min_delta, target=target,
         restore_best=restore_best,
     )  # fmt: skip
     chunks = Chunks(len(sizes), chunk_steps)
-    shapes = params
-    if params is None:
-        shapes = jax.eval_shape(lambda key: net.init(key, example.shape)[0], jax.random.key(0))
-    check_data("train_data", problem, shapes, data, train_data)
+    check_params(params)
+    with unless_swapped(problem, params, data):
+        shapes = params
+        if params is None:
+            shapes = jax.eval_shape(lambda key: net.init(key, example.shape)[0], jax.random.key(0))
+        check_data("train_data", problem, shapes, data, train_data)
     check_data("validation_data", problem, shapes, validation, validation_data)
     warn_of_16_bits(problem, shapes)
     blank = Progress(aim, tuple(names), tuple(sizes.tolist()))
@@ -321,38 +324,29 @@ def _made(maker: Any, rate: Array) -> optax.GradientTransformation:
 
 
 def _check_optimizer(optimizer: Any, swept: bool) -> None:
-    if not swept and callable(optimizer) and not is_optimizer(optimizer):
-        raise ValueError(
-            f"optimizer must come from jbp.optim or optax, but is {optimizer!r}; "
-            "a function of the learning rate needs learning_rates=[...]"
-        )
     if not swept:
         check_optimizer(optimizer)
     if swept and not (callable(optimizer) and not is_optimizer(optimizer)):
         raise ValueError(
             "with learning_rates, optimizer must be a function from a learning rate to an optimiser, such as "
-            f"lambda rate: jbp.optim.sgd(rate, momentum=0.9), but is {optimizer!r}"
+            f"lambda rate: jbp.optim.sgd(rate, momentum=0.9), but is {came(optimizer)}"
         )
 
 
 def _seeds(seeds: Any) -> tuple[int, ...]:
-    try:
-        given = tuple(seeds)
-        found = tuple(operator.index(seed) for seed in given)
-        wrong = not given or any(isinstance(seed, bool) for seed in given)
-    except TypeError:
-        found, wrong = (), True
-    if wrong:
-        raise ValueError(f"seeds must be whole numbers, at least one, such as range(10), but are {seeds!r}")
+    given = () if isinstance(seeds, str) or not np.iterable(seeds) else tuple(seeds)
+    if not given:
+        raise ValueError(f"seeds must be whole numbers, at least one, such as range(10), but are {came(seeds)}")
+    found = tuple(as_seed(seed) for seed in given)
     _check_distinct("seeds", found)
-    return tuple(as_seed(seed, "each of the seeds") for seed in found)
+    return found
 
 
 def _learning_rates(rates: Any) -> tuple[float, ...] | tuple[None]:
     if rates is None:
         return (None,)
     if isinstance(rates, str) or not np.iterable(rates) or not len(tuple(rates)):
-        raise ValueError(f"learning_rates must be numbers, at least one, such as [0.01, 0.1], but are {rates!r}")
+        raise ValueError(f"learning_rates must be numbers, at least one, such as [0.01, 0.1], but are {came(rates)}")
     found = tuple(as_number(rate, "a learning rate", 0.0) for rate in rates)
     _check_distinct("learning_rates", found)
     return found

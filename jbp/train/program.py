@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
 
+from jbp.annotations import Array, Float
 from jbp.answers import error_of, one_number
 from jbp.backprop import forward
 from jbp.layer import Layer
