@@ -154,18 +154,18 @@ def summary() -> str:
     epochs = [named("training", cell.name) for cell in importlib.import_module("training").CELLS]
     names = [f.name for f in epochs[0].figures[1:]]
     texts = [
-        f"- One gradient step, {len(rows['step'])} nets, in units of `jax.value_and_grad`'s: "
-        f"FLOPs {span('step', 'FLOPs')}, bytes of temporaries {span('step', 'temporary bytes')}, "
-        f"time {span('step', 'time over autodiff')}; tracing and lowering "
-        f"{span('first_step', 'trace + lower', lambda row: row.name in judged)}.",
+        f"- One gradient of {len(rows['step'])} nets takes {span('step', 'FLOPs')} times the FLOPs of "
+        f"`jax.value_and_grad`, {span('step', 'temporary bytes')} times its temporary bytes, "
+        f"{span('step', 'time over autodiff')} times its time, and before the first one "
+        f"{span('first_step', 'trace + lower', lambda row: row.name in judged)} times its tracing and lowering.",
         "- A training step of 48 repeated layers updated in place: "
         f"{deep['in place, temporary MB'].value:.1f} MB of temporaries, where autodiff with optax needs "
         f"{deep['autodiff + optax, temporary MB'].value:.1f}.",
         f"- Norms of 128 examples' gradients: {norms['vmap(grad) over jbp, time']} times faster and "
         f"{norms['vmap(grad) over jbp, bytes']} times leaner than `vmap(grad)`; clipping takes "
         f"{clipped['jbp, in plain steps']} plain steps.",
-        "- An epoch of training (on MNIST of the first 25,600 examples, in the largest net 10,240) of the others, "
-        "as a multiple of jbp's time: above 1, jbp is the faster; ! marks a missed target:",
+        "- How long the others take for an epoch of training, as a multiple of jbp's time: above 1, jbp is faster; "
+        "! marks a missed target. On MNIST the epoch is one of 25,600 examples, in the largest net of 10,240:",
     ]
     lines = [textwrap.fill(text, 118, subsequent_indent="  ") for text in texts]
     lines += ["", "| net | " + " | ".join(names) + " |", "| --- |" + " ---: |" * len(names)]
