@@ -13,7 +13,7 @@ SOURCES = sorted((ROOT / "jbp").rglob("*.py"))
 # A module imports only what stands on an earlier line, or in its own package. The rooms and their order:
 #     pairs → layer → layers → combine → losses → backprop → step → rules, private → train → checkpoint → check → cli
 ORDER = [
-    ("annotations", "arguments", "paths", "_version", "_starting"), ("inputs",),  # the ground
+    ("annotations", "arguments", "paths", "meshes", "_version", "_starting"), ("inputs",),  # the ground
     ("pairs",), ("stats", "sinks", "answers"), ("layer",), ("layers",), ("combine",),
     ("losses", "ties"), ("backprop", "metrics"),
     ("tracing", "curvature", "step"), ("rules", "private"), ("optim", "data", "sharding", "own"),

@@ -20,13 +20,13 @@ LAW = "linear in δ"
 
 def mixed(delta: Any, other: Any) -> Any:
     """Aδ + bδ′ with a and b of their dtype."""
-    a, b = factors(delta.dtype)
+    a, b = coefficients(delta.dtype)
     return a * delta + b * other
 
 
 def linear_in_delta(path: str, found: Any, one: Any, two: Any, level: Level, source: float = 0.0) -> Entry:
     """The entry of this law: `found` for the mixed δ, from what came for each of the two."""
-    a, b = factors(found.dtype)
+    a, b = coefficients(found.dtype)
     one, two = (np.asarray(v).astype(np.float64) for v in (one, two))
     terms = max(abs(a) * largest(one), abs(b) * largest(two))
     if terms > float(jnp.finfo(found.dtype).max) / 64:
@@ -36,6 +36,6 @@ def linear_in_delta(path: str, found: Any, one: Any, two: Any, level: Level, sou
     )
 
 
-def factors(dtype: Any) -> tuple[float, float]:
+def coefficients(dtype: Any) -> tuple[float, float]:
     """Of which the product with a number is exact; small in 16 bits, which have not the range."""
     return (0.75, -1.5) if jnp.finfo(dtype).bits < 32 else (768.0, -1536.0)

@@ -132,8 +132,8 @@ class TrainOptions(Command):
                                    shown="momentum; adam for a regression")  # fmt: skip
     learning_rate: float | None = option(
         None, "step size: a step is RATE times the gradient (or the velocity)", _STEPS, metavar="RATE",
-        shown="0.05; 0.1 for sgd; of fewer than 32 examples by as much less; 0.001 for adam, adamw, rmsprop; 0.01 for a "
-        "regression that names no optimiser",
+        shown="0.05; 0.1 for sgd; of fewer than 32 examples by as much less; 0.001 for adam, adamw, rmsprop; 0.01 for "
+        "a regression that names no optimiser",
     )  # fmt: skip
     schedule: str = option(
         "constant", "learning rate over the steps of the run: constant; cosine or linear to 0; exponential to 1 %; "
