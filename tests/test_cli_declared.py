@@ -103,6 +103,7 @@ def test_how_many_values_were_clipped_is_told_unless_the_data_are_private(files,
     words += ["--bounds", str(files / "bounds.csv"), "--overwrite", "--out", str(tmp_path / "run")]
     assert cli.main(words) == 0
     plan = make_plan(cli.Train(**SMALL, data=files / "kinds.csv", target="kind", bounds=files / "bounds.csv"))
+    assert plan.data.clipped is not None
     outside, of = plan.data.clipped
     assert 1 <= outside <= 3 and of == plan.data.train[0].size
     assert f"values outside are clipped, {outside} of {of} in the training part" in capsys.readouterr().err
@@ -122,7 +123,8 @@ def test_arrays_without_names_take_one_pair_for_all_values(tmp_path):
     (tmp_path / "b.json").write_text('{"x": [0, 10], "y": [0, 2]}')
     options = {"data": tmp_path / "arrays.npz", "task": "regression", "bounds": tmp_path / "b.json"}
     plan = make_plan(cli.Train(**SMALL | {"net": "flatten 4 tanh"}, **options))
-    assert (plan.data.x_scale.low.shape, plan.data.y_scale.high.shape) == ((), ())
+    scales: Any = plan.data.x_scale, plan.data.y_scale
+    assert (scales[0].low.shape, scales[1].high.shape) == ((), ())
     assert -1 <= plan.data.train[0].min() < -0.9 < 0.9 < plan.data.train[0].max() <= 1
     assert -1 <= plan.data.train[1].min() < -0.9 and -0.1 < plan.data.train[1].max() <= 0
 
@@ -180,6 +182,7 @@ def test_a_column_of_weights_is_no_input_and_counts_in_training_alone(files, tmp
     plain = make_plan(cli.Train(**SMALL, data=files / "kinds.csv", target="kind", seed=1))
     assert plan.data.dataset.features == ("age", "income", "rate")
     np.testing.assert_array_equal(plan.data.train[0], plain.data.train[0])
+    assert plan.data.validation is not None and plain.data.validation is not None and plan.data.weights is not None
     np.testing.assert_array_equal(plan.data.validation[0], plain.data.validation[0])
     rows = plan.data.dataset.x_train  # the column runs 0, 1, 2, 3, 4, 0, … down the file
     assert len(plan.data.weights) == len(plan.data.train[0]) < len(rows)
@@ -198,10 +201,12 @@ def test_balanced_classes_count_alike_and_multiply_the_rows_own_weights(files):
     options = {"data": files / "weighted.csv", "target": "kind", "class_weights": "balanced"}
     plan = make_plan(cli.Train(**SMALL, **options))
     y, weights = plan.data.train[1], plan.data.weights
+    assert weights is not None
     assert [weights[y == c].sum() for c in (0, 1)] == pytest.approx([len(y) / 2] * 2)
     assert weights.mean() == pytest.approx(1)
     both = make_plan(cli.Train(**SMALL, **options, weights="w")).data.weights
     own = make_plan(cli.Train(**SMALL, data=files / "weighted.csv", target="kind", weights="w")).data.weights
+    assert both is not None and own is not None
     np.testing.assert_allclose(both, weights * own)
     np.testing.assert_array_equal(balanced_weights(np.array(["a", "b", "a", "a"])), [4 / 6, 2, 4 / 6, 4 / 6])
     with pytest.raises(ValueError, match="expected labels"):
@@ -219,6 +224,7 @@ def test_balanced_classes_find_the_rare_one_in_small_batches(tmp_path):
     options |= SMALL | {"net": "", "epochs": 60, "class_weights": "balanced", "standardize": False}
     plan, run = make_plan(cli.Train(**options)), tmp_path / "run"
     (seen, kind), weights = plan.data.train, plan.data.weights
+    assert weights is not None
     expected = [np.average(kind[seen[:, 0] == a], weights=weights[seen[:, 0] == a]) for a in (0, 1)]
     assert expected[0] < 0.3 and expected[1] > 0.65
     cli.Train(**options, out=run)()

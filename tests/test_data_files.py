@@ -2,6 +2,8 @@
 
 import zipfile
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -18,7 +20,7 @@ def spoiled(array, index, value):
     return array
 
 
-def check_parts(data, n, n_test, x_shape, dtype=np.float64):
+def check_parts(data, n, n_test, x_shape, dtype: Any = np.float64):
     assert data.x_train.shape == (n, *x_shape) and data.x_test.shape == (n_test, *x_shape)
     assert data.x_train.dtype == data.x_test.dtype == dtype
     kind = np.int32 if data.task == "classification" else np.float64
@@ -53,7 +55,10 @@ def test_npz(tmp_path, case, own_test):
     assert (data.name, data.task, data.classes, data.features) == ("own", expected_task, classes, ())
     assert data.y_test is not None
     check_parts(
-        data, *((20, 7) if own_test else (16, 4)), x.shape[1:], np.float32 if x.dtype == np.uint8 else np.float64
+        data,
+        *((20, 7) if own_test else (16, 4)),
+        x.shape[1:],
+        np.dtype("float32" if x.dtype == np.uint8 else "float64"),
     )
     if own_test:
         np.testing.assert_array_equal(data.x_train, x)

@@ -92,7 +92,7 @@ def test_an_example_of_16_bits_is_clipped_to_the_bound_at_both_ends_of_the_range
     for bound in (norm / 3, 3 * norm):
         if bound < 1e-38:
             continue
-        norms, total = sums_of(dtype, x, y, bound, lean=lean)
+        norms, total = sums_of(dtype, x, y, float(bound), lean=lean)
         assert norms == pytest.approx([norm], rel=1e-6)
         assert total == pytest.approx(gradient * min(1.0, bound / norm), rel=1e-6)
         assert np.linalg.norm(total) <= bound * (1 + 1e-6)
@@ -121,9 +121,9 @@ class Narrow(Layer):
         x = x.astype(jnp.bfloat16)
         return (x @ params.astype(jnp.bfloat16)).astype(jnp.float32), x
 
-    def backward(self, params: Any, x: Any, delta: Any) -> Any:
+    def backward(self, params: Any, saved: Any, delta: Any) -> Any:
         delta = delta.astype(jnp.bfloat16)
-        return (delta @ params.astype(jnp.bfloat16).T).astype(jnp.float32), Outer.of(x, delta, params.shape)
+        return (delta @ params.astype(jnp.bfloat16).T).astype(jnp.float32), Outer.of(saved, delta, params.shape)
 
 
 @pytest.mark.parametrize("lean", [False, True])

@@ -163,7 +163,10 @@ def test_weights_count_alike_in_batches_of_any_size(batch_size: int):
     params = net.init(jax.random.key(0), (WIDTH,))[0]
     gathered = optax.GradientTransformation(  # keeps the sum of the gradients it saw, and moves nothing
         lambda params: jax.tree.map(jnp.zeros_like, params),
-        lambda grads, seen, params=None: (jax.tree.map(jnp.zeros_like, grads), jax.tree.map(jnp.add, seen, grads)),
+        lambda updates, state, params=None: (
+            jax.tree.map(jnp.zeros_like, updates),
+            jax.tree.map(jnp.add, state, updates),
+        ),  # fmt: skip
     )
     rows = N - N % batch_size  # a short last batch is a step like the others
     data, options = (X[:rows], Y[:rows]), {"epochs": 1, "batch_size": batch_size, "weights": weights[:rows]}

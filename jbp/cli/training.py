@@ -309,9 +309,9 @@ def _optimizer(
 def _mixing(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
     """An optimiser that mixes types, as Adam does, where JAX is told to be strict about them."""
 
-    def update(*given: Any) -> Any:
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            return optimizer.update(*given)
+            return optimizer.update(updates, state, params)
 
     return optax.GradientTransformation(optimizer.init, update)
 
