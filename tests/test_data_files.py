@@ -1,7 +1,6 @@
 """Own data: what .npz and .csv files become, and the error that each kind of bad file gets."""
 
 import zipfile
-
 from typing import Any
 
 import numpy as np

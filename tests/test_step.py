@@ -166,7 +166,7 @@ def test_weights_count_alike_in_batches_of_any_size(batch_size: int):
         lambda updates, state, params=None: (
             jax.tree.map(jnp.zeros_like, updates),
             jax.tree.map(jnp.add, state, updates),
-        ),  # fmt: skip
+        ),
     )
     rows = N - N % batch_size  # a short last batch is a step like the others
     data, options = (X[:rows], Y[:rows]), {"epochs": 1, "batch_size": batch_size, "weights": weights[:rows]}
