@@ -166,7 +166,7 @@ def test_proportions_of_weights_of_any_size_and_type(weights):
     expected = weights.astype(np.float64) / weights.astype(np.float64).sum()
     pair = jbp.Shift(jnp.asarray(np.random.default_rng(3).normal(size=(8, 1, 5)), jnp.float32), (5,))
     with jax.enable_x64(False):
-        np.testing.assert_allclose(shares(weights), expected, rtol=1e-6)
+        np.testing.assert_allclose(np.asarray(shares(weights)), expected, rtol=1e-6)
         found, moment = stats.variance(pair, weights), stats.second_moment(pair, weights)
         net, y = jbp.serial(jbp.Dense(5, use_bias=False)), pair.delta[:, 0]
         params, x = ({"weight": jnp.zeros((1, 5), jnp.float32)},), jnp.ones((8, 1), jnp.float32)
