@@ -291,7 +291,7 @@ def value_and_grad(net: Layer, loss: Loss, trainable: Any = None) -> Callable[..
 @lru_cache(maxsize=256)
 def _compiled(net: Layer, loss: Loss, trainable: Trainable) -> Callable[..., tuple[Array, Any]]:
     @partial(jax.jit, static_argnames="training")
-    @placed(lambda answer, params, *_: (PartitionSpec(), as_is(params)))
+    @placed(lambda answer, params, *_, **__: (PartitionSpec(), as_is(params)))
     def value_and_gradient(
         params: Any,
         x: Any,

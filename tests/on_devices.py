@@ -27,7 +27,7 @@ NET = jbp.serial(jbp.repeat(BLOCK, 2), jbp.tied(jbp.serial(jbp.Dense(4), jbp.rel
 X, Y = jax.random.normal(KEY, (8, 2, 4)), jnp.arange(16).reshape(8, 2) % 3
 PARAMS = NET.init(KEY, (2, 4))[0]
 """Its weights are used twice in an example, or four times where they are tied."""
-FLAT = jbp.serial(jbp.Dense(4), jbp.relu, jbp.repeat(jbp.serial(jbp.Dense(4), jbp.relu), 2), jbp.Dense(3))
+FLAT = jbp.serial(jbp.Dense(4), jbp.leaky_relu, jbp.repeat(jbp.serial(jbp.Dense(4), jbp.leaky_relu), 2), jbp.Dense(3))
 FLAT_PARAMS = FLAT.init(KEY, (4,))[0]
 """Piecewise linear, and used once: its Hessian diagonal is Gauss-Newton's."""
 
