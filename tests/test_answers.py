@@ -368,7 +368,7 @@ LOSS_DOORS = {
     "value_and_grad": lambda loss: jbp.value_and_grad(NET, loss)(PARAMS, X, Y),
     "value_and_pairs": lambda loss: jbp.value_and_pairs(NET, loss, PARAMS, X, Y),
     "clipped_sum": lambda loss: private.clipped_sum(NET, loss, PARAMS, X, Y, 1.0),
-    "trace": lambda loss: jbp.trace(NET, PARAMS, X[0], Y[0], loss),
+    "trace": lambda loss: jbp.trace(NET, loss, PARAMS, X[0], Y[0]),
     "fit": lambda loss: jbp.fit(NET, loss, jbp.optim.sgd(0.1), (X, Y), batch_size=4, epochs=1),
 }
 

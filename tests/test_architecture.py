@@ -15,8 +15,8 @@ SOURCES = sorted((ROOT / "jbp").rglob("*.py"))
 ORDER = [
     ("annotations", "arguments", "paths", "meshes", "_version", "_starting"), ("inputs",),  # the ground
     ("pairs",), ("stats", "sinks", "answers"), ("layer",), ("layers",), ("combine",),
-    ("losses", "ties"), ("backprop", "metrics"),
-    ("tracing", "curvature", "step"), ("rules", "private"), ("optim", "data", "sharding", "own"),
+    ("losses", "ties", "optim"), ("backprop", "metrics"),
+    ("tracing", "curvature", "step"), ("rules", "private"), ("data", "sharding", "own"),
     ("train", "description"), ("checkpoint", "many"), ("runs",), ("check", "bridge"), ("cli",), ("__main__",),
 ]  # fmt: skip
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
@@ -32,7 +32,7 @@ ONLY = {
 MOST_ARGUMENTS = 8
 """Of an internal function in all; of a public one, those that may be given by position."""
 MORE_ARGUMENTS = {
-    "jbp.check.compare.compare": "what a verdict hangs on is named at the call, which gives two or three of its seven "
+    "jbp.check.compare.compare": "what a verdict hangs on is named at the call, which gives two or three of its eight "
     "keywords",
 }
 """Internal functions that take more, each with its reason."""

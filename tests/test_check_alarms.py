@@ -292,10 +292,10 @@ class Forgetful(jbp.Layer):
     def forward(self, params, x, key):
         return params["gain"] * x, x
 
-    def backward(self, params, x, delta):
+    def backward(self, params, saved, delta):
         if self.on_the_way:
-            return delta, {"gain": jbp.pairs.Scale(x[None], delta[None], x.shape)}
-        return params["gain"] * delta, {"gain": jbp.pairs.Shift(delta[None], x.shape)}
+            return delta, {"gain": jbp.pairs.Scale(saved[None], delta[None], saved.shape)}
+        return params["gain"] * delta, {"gain": jbp.pairs.Shift(delta[None], saved.shape)}
 
 
 class Clipping(Scaled):

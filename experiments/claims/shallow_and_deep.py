@@ -105,10 +105,10 @@ def multiply(config: Config) -> dict[str, Any]:
     example = (2.0, np.array([0.8, 1.5, -0.7]), 1.0)
     trace = jbp.trace(
         CHAIN,
+        jbp.losses.squared_error,
         chain_params(jnp.asarray(example[1])),
         jnp.array([example[0]]),
         jnp.array([1.0]),
-        jbp.losses.squared_error,
     )
     grads = [row.value.item() for row in trace.rows if row.step == "gradient" and row.symbol.startswith("∂e/∂")]
     by_hand = factors(*example)

@@ -72,21 +72,23 @@ def complex_step(
             run = compiled(along)
             entries = []
             on_kink = cache(lambda: kinks_along(function, point, extra, entropy(key, len(names))))
+
+            def at(here: Leaves, i: int, note: str) -> Entry:
+                v = directions_in(i, point, entropy(key, i), 2)
+                measured, found, terms = (np.asarray(a) for a in run(here, extra, v))
+                size = max(float(terms.max()), source * largest(v[i]))
+                options: dict[str, Any] = {"dtype": np.float64, "terms": size, "note": note}
+                return compare(law, names[i], oracle, found, measured, COMPLEX_STEP, **options)
+
             for i, name in enumerate(names):
                 if not point[i].size:
                     entries.append(skipped(law, name, oracle, EMPTY))
                     continue
-                seed, here, note = entropy(key, i), point, ""
-                for move in range(MOVES):
-                    v = directions_in(i, point, seed, 2)
-                    measured, found, terms = (np.asarray(a) for a in run(here, extra, v))
-                    size = max(float(terms.max()), source * largest(v[i]))
-                    entry = compare(
-                        law, name, oracle, found, measured, COMPLEX_STEP, dtype=np.float64, terms=size, note=note
-                    )
+                entry = at(point, i, "")
+                for move in range(1, MOVES):
                     if entry.verdict == "pass" or not on_kink():
                         break
-                    here, note = beside(point, entropy(seed, move + 1, 0)), "moved 1 % away from a kink"
+                    entry = at(beside(point, entropy(key, i, move, 0)), i, "moved 1 % away from a kink")
                 entries.append(entry)
             return entries
         except Exception as error:

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from jbp.arguments import listed
 from jbp.runs import to_json
+from jbp.tracing import pictures
 from jbp.tracing.result import HEADS, TITLES, Trace
 from jbp.train.live import Line
 
@@ -188,13 +189,13 @@ def print_confusion(counts: list[list[int]], classes: list[str], part: str = "te
     console.print(table)
 
 
-def print_trace(trace: Trace, form: str) -> None:
+def print_trace(trace: Trace, form: str, full: bool = False) -> None:
     """The numbers of one example, a table for each step: for the terminal, as Markdown, or as JSON."""
     if form != "table":
-        print(trace.markdown() if form == "markdown" else to_json(trace.to_dict()))
+        print(trace.markdown(full=full) if form == "markdown" else to_json(trace.to_dict()))
         return
     table, console = _table(*HEADS), Console()
-    for step, *words in trace.cells():
+    for step, *words in trace.cells(full=full, width=min(max(16, console.width - 72), pictures.WIDTH)):
         if step and table.row_count:
             console.print(table)
             table = _table(*HEADS)
@@ -202,6 +203,8 @@ def print_trace(trace: Trace, form: str) -> None:
             table.title, table.title_justify, table.title_style = TITLES[step], "left", "bold"
         table.add_row(*map(escape, words))
     console.print(table)
+    if trace.has_pictures and not full:
+        print(f"{pictures.LEGEND}; --full prints every number")
 
 
 def print_layers(rows: Iterable[tuple[str, tuple[int, ...], int]]) -> None:

@@ -15,14 +15,14 @@ import numpy as np
 from jbp import losses, tracing
 from jbp.arguments import as_count, as_seed
 from jbp.checkpoint import Run, load_run, params_dtype
-from jbp.cli import console, netspec
+from jbp.cli import console, netspec, written
 from jbp.cli.options import LOSSES, TrainOptions
 from jbp.cli.parser import Command, argument, layers_option, option
 from jbp.cli.training import make_plan, output_activation
 from jbp.runs import SAVED
 
 _OF_CLASSES = ("softmax_cross_entropy", "cross_entropy")
-_RUN, _NET, _OUT = "example of a run", "a net without a run", "output"
+_RUN, _NET, _STEP, _OUT = "example of a run", "a net without a run", "the step that follows", "output"
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,23 @@ class Trace(Command):
                            metavar="NUMBERS", shown="drawn at random")  # fmt: skip
     y: str | None = option(None, "its target: as many numbers as outputs, or the number of a class", _NET,
                            metavar="NUMBERS", shown="drawn at random")  # fmt: skip
-    seed: int = option(0, "of parameters, and of x and y where they are drawn", _NET, metavar="N")
+    params: str | Path | None = option(
+        None, 'its parameters: JSON such as {"1.weight": [[1, 2], [3, 4]], "1.bias": [0, 0]}, or lines of text such as '
+        "1.weight,1,2, a line for each row; layers count from 1; or a .safetensors file", _NET, metavar="FILE",
+        shown="drawn at random")  # fmt: skip
+    seed: int = option(0, "of parameters, x and y where they are drawn", _NET, metavar="N")
 
+    learning_rate: float | None = option(None, "η: show the parameters after w ← w − η·∂e/∂w too", _STEP, metavar="X")
+    momentum: float = option(0.0, "β of v ← β·v + ∂e/∂w, w ← w − η·v, from v = 0", _STEP, metavar="X")
+
+    full: bool = option(False, "every number of large arrays", _OUT)
     json: bool = option(False, "print every number in full as JSON", _OUT)
     markdown: bool = option(False, "print the tables as Markdown", _OUT)
 
     summary: ClassVar[str] = "show one example's numbers forward, back and in the gradients"
     epilog: ClassVar[str] = """examples:
   jbp trace --net "2 tanh" --x 0.5,-1 --y 1         (a 2-2-1 net, to check by hand)
+  jbp trace --net "2 tanh" --x 0.5,-1 --y 1 --params weights.json --learning-rate 0.1
   jbp trace runs/digits-2026-11-23-1 --example 3
   jbp trace --net "3 relu" --outputs 4 --loss softmax_cross_entropy --y 2 --markdown
 """
@@ -65,12 +74,13 @@ class Trace(Command):
         if (self.run is None) == (self.net is None):
             found = "neither" if self.run is None else "both"
             raise ValueError(f"expected the folder of a run or --net with hidden layers, got {found}")
-        found = tracing.trace(*(self._of_run() if self.run is not None else self._of_net()))
-        console.print_trace(found, form)
+        subject = self._of_run() if self.run is not None else self._of_net()
+        found = tracing.trace(*subject, learning_rate=self.learning_rate, momentum=self.momentum)
+        console.print_trace(found, form, self.full)
         return found
 
     def _of_run(self) -> tuple[Any, ...]:
-        """Net, parameters, example, target and loss of a run."""
+        """Net, loss, parameters, example and target of a run."""
         assert self.run is not None
         run = load_run(self.run, self.layers)
         without_data = SAVED in run.config
@@ -88,7 +98,7 @@ class Trace(Command):
                              f"but is {self.example}")  # fmt: skip
         dtype, one = params_dtype(run.params), (x[self.example], y[self.example])
         x_one, y_one = (a.astype(dtype) if np.issubdtype(a.dtype, np.floating) else a for a in one)
-        return run.net, run.params, x_one, y_one, plan.loss
+        return run.net, plan.loss, run.params, x_one, y_one
 
     def _of_saved(self, run: Run) -> tuple[Any, ...]:
         """The same of a run of `jbp.save`, which knows of no data: the example is given, in their units, or drawn."""
@@ -104,10 +114,10 @@ class Trace(Command):
             x = run.preprocessing(x[None])[0]
         if self.y is not None and run.y_scale is not None:
             y = run.y_scale(y[None])[0]
-        return run.net, run.params, *(a if a.dtype.kind == "i" else a.astype(dtype) for a in (x, y)), run.loss
+        return run.net, run.loss, run.params, *(a if a.dtype.kind == "i" else a.astype(dtype) for a in (x, y))
 
     def _of_net(self) -> tuple[Any, ...]:
-        """Net, parameters, example, target and loss of the options."""
+        """Net, loss, parameters, example and target of the options."""
         assert self.net is not None
         if self.example:
             raise ValueError("example is for a run; with --net give the example itself as --x and --y")
@@ -118,8 +128,9 @@ class Trace(Command):
         x = _example(self.x, shape, random).astype(dtype)
         net = netspec.build(self.net, shape, self.outputs, output_activation(self.output_activation, self.loss))
         params, _ = net.init(jax.random.key(self.seed), shape)
+        params = params if self.params is None else written.params(self.params, params)
         y = _target(self.y, self.outputs, self.loss, random, dtype)
-        return net, params, x, y, getattr(losses, self.loss)
+        return net, getattr(losses, self.loss), params, x, y
 
 
 def _example(text: str | None, shape: tuple[int, ...], random: Any) -> np.ndarray:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ import numpy as np
 
 from jbp.annotations import Array, Float
 from jbp.answers import delta_of, error_of
+from jbp.arguments import renamed
 from jbp.backprop import backward_leaf, example_output, forward_leaf
 from jbp.combine import Branch, Combinator, Repeat, Residual, located
 from jbp.combine.tied import Path, Tied, Uses, unmarked
@@ -21,32 +23,73 @@ from jbp.inputs import check_loss, check_net, check_params, one_array
 from jbp.layer import Layer
 from jbp.losses import Loss
 from jbp.pairs import is_pair
-from jbp.paths import dotted, shown
+from jbp.paths import shown
 from jbp.sinks import total
 from jbp.tracing import formulas
-from jbp.tracing.result import Step, Trace, TraceRow
+from jbp.tracing.descent import Descent, named
+from jbp.tracing.result import Part, Trace, TraceRow
 
 Indices = tuple[int, ...]
+P = ParamSpec("P")
 
 
-def trace(net: Layer, params: Any, x: Float[Array, "..."], y: Any, loss: Loss) -> Trace:
-    """The numbers of one example, in evaluation: forward, the loss, back, and the gradients, each with its formula.
+def _in_either_order(trace: Callable[P, Trace]) -> Callable[P, Trace]:
+    """`trace`, which also takes (net, params, x, y, loss), as it did before, and then says so."""
+
+    @wraps(trace)
+    def called(*args: Any, **named: Any) -> Trace:
+        old = len(args) > 1 and not isinstance(args[1], Loss)
+        if old and (isinstance(named.get("loss"), Loss) or (len(args) == 5 and isinstance(args[4], Loss))):
+            renamed("jbp.trace(net, params, x, y, loss)", "jbp.trace(net, loss, params, x, y)")
+            named |= dict(zip(("net", "params", "x", "y", "loss"), args, strict=False))
+            args = ()
+        return trace(*args, **named)  # type: ignore[call-arg]
+
+    return called
+
+
+@_in_either_order
+def trace(
+    net: Layer,
+    loss: Loss,
+    params: Any,
+    x: Float[Array, "..."],
+    y: Any,
+    *,
+    learning_rate: float | None = None,
+    momentum: float = 0.0,
+    velocity: Any = None,
+) -> Trace:
+    """The numbers of one example, in evaluation: forward, the loss, back, the gradients, and the step they make.
 
     `x` [...] and the target `y` [...] are one example, without a batch axis; `params` as `net.init` makes them. For
-    each layer, by its path: input x, parameters and output y; then δ = ∂e/∂y and δ_x = ∂e/∂x; then for each parameter
-    what its pair holds, h and δ, and the gradient they make. `residual` and `branch` have rows where paths meet. Under
-    `repeat` each repetition has rows of its own; under `tied` each use of a shared parameter, and a row for their sum.
+    each layer: input x, parameters and output y; then δ = ∂e/∂y and δ_x = ∂e/∂x; then for each parameter what its pair
+    holds, h and δ, and the gradient they make; and with a learning rate η what the parameter becomes:
 
-        print(jbp.trace(net, params, x, y, jbp.losses.squared_error))
+        w ← w − η ∂e/∂w,  or with momentum β  v ← β v + ∂e/∂w;  w ← w − η v  from the `velocity` v, or from 0
+
+    Layers are named as lectures do, by numbers that count those with parameters, from 1; what follows has the number
+    and its kind: in 2 tanh 1 they are 1, 1.tanh and 2, and what comes before all parameters is 0.flatten. A number of a
+    layer is had by its name, in Greek or not. `residual` and `branch` have rows where paths meet. Under `repeat` each
+    repetition is a layer; under `tied` each use of a shared parameter, and there is a row for their sum.
+
+        t = jbp.trace(net, jbp.losses.squared_error, params, x, y, learning_rate=0.1)
+        t, t["2.delta"], t["1.tanh.y"], t["loss.e"], t["2.de/dweight"], t["2.weight_new"], [row.value for row in t]
+
+    Printed, large arrays are told by their range and a picture; `t.text(full=True)` has every number. The parameters
+    after the step are `t.params`, and the velocity `t.velocity`, to go on from.
 
     Raises:
-        ValueError: if net, parameters, example and loss do not fit together, naming the layer.
+        ValueError: if net, parameters, example and loss do not fit together, naming the layer; momentum without a
+            learning rate.
         NotImplementedError: for a layer that couples the examples of a batch: one alone says nothing about it.
 
     Source: lecture A, the three steps; lecture D, every factor by hand.
     """
     check_net(net, Layer)
     check_loss(loss, Loss)
+    if learning_rate is None and (momentum != 0 or velocity is not None):
+        raise ValueError("momentum and velocity are of a step: give its learning_rate too, such as 0.1")
     check_params(params)
     x, target = (jnp.asarray(one_array(name, values))[None] for name, values in (("x", x), ("y", y)))
     if not net.couples_batch:  # else the walk says which layer does
@@ -57,8 +100,12 @@ def trace(net: Layer, params: Any, x: Float[Array, "..."], y: Any, loss: Loss) -
         output, saved = _Forward(seen)((), net, params, x, None)
         errors, delta = jax.vmap(error_of(loss))(output, target), jax.vmap(delta_of(loss))(output, target)
         seen.loss(loss, output, target, errors, delta)
-        _Backward(seen)((), net, params, saved, delta)
-    return Trace((*seen.rows, *seen.gradients))
+        _, grads = _Backward(seen)((), net, params, saved, delta)
+    rows = [*seen.rows, *seen.gradients]
+    if learning_rate is None:
+        return Trace(tuple(rows))
+    descent = Descent.of(learning_rate, momentum, params, velocity, grads)
+    return Trace((*rows, *descent.rows(rows)), descent.params, descent.velocity)
 
 
 @dataclass
@@ -129,9 +176,6 @@ class _Place:
     repetition: Indices
     layer: Layer
 
-    def __str__(self) -> str:
-        return shown(self.path, self.repetition) or repr(self.layer)
-
     def inside(self, back: bool) -> Iterator[Indices]:
         """The repetition of each visit to the layers inside."""
         if not isinstance(self.layer, Repeat):
@@ -147,6 +191,8 @@ class _Seen:
         self.rows: list[TraceRow] = []
         self.gradients: list[TraceRow] = []
         self._origins: dict[int, tuple[str, Any]] = {}  # with the array itself, so that its id stays its own
+        self._names: dict[Any, str] = {}
+        self._count = 0  # layers with parameters so far
 
     def comes(self, array: Any, origin: str) -> None:
         """Remember where an array comes from."""
@@ -154,14 +200,19 @@ class _Seen:
 
     def forward(self, place: _Place, params: Any, x: Any, y: Any) -> None:
         """A layer's input, parameters and output."""
+        self._count += bool(jax.tree.leaves(params))
+        name = self._named(place, bool(jax.tree.leaves(params)))
         self._row("forward", place, "x", self._origin(x), x)
         for path, leaf in jax.tree.leaves_with_path(params):
-            self._row("forward", place, _name(path), "", jnp.asarray(leaf)[None])
+            typed = f"params{shown(place.path)}{shown(path)}{''.join(f'[{i}]' for i in place.repetition)}"
+            self._row("forward", place, named(path), typed, jnp.asarray(leaf)[None])
         self._row("forward", place, "y", place.layer.formulas()[0], y)
-        self.comes(y, f"y of {place}")
+        self.comes(y, f"y of {name}")
 
     def joined(self, place: _Place, x: Any, ys: list[Any], y: Any) -> None:
         """Where a combinator's paths meet, on the way forward."""
+        if isinstance(place.layer, Residual | Branch):
+            self._named(place, False)
         if isinstance(place.layer, Residual):
             self._row("forward", place, "x", self._origin(x), x)
             self._row("forward", place, "f(x)", self._origin(ys[0]), ys[0])
@@ -171,7 +222,7 @@ class _Seen:
             joined = " + ".join(names) if place.layer.join == "sum" else f"{', '.join(names)} side by side"
             self._row("forward", place, "y", f"y = {joined}", y)
         if isinstance(place.layer, Residual | Branch):
-            self.comes(y, f"y of {_short(place)}")
+            self.comes(y, f"y of {self._called(place)}")
 
     def loss(self, loss: Loss, output: Any, target: Any, errors: Any, delta: Any) -> None:
         """Output, target, error and its δ."""
@@ -188,7 +239,7 @@ class _Seen:
         self._row("backward", place, "δ", self._origin(delta), delta)
         if delta_x is not None:
             self._row("backward", place, "δ_x", place.layer.formulas()[1], delta_x)
-            self.comes(delta_x, f"δ_x of {place}")
+            self.comes(delta_x, f"δ_x of {self._called(place)}")
 
     def met(self, place: _Place, delta: Any, deltas: list[Any], delta_x: Any) -> None:
         """Where a combinator's paths meet, on the way back: the δ of the copies add up."""
@@ -202,12 +253,12 @@ class _Seen:
         else:
             names = self._members("backward", place, "δ", known)
             self._row("backward", place, "δ_x", f"δ_x = {' + '.join(names)}", delta_x)
-        self.comes(delta_x, f"δ_x of {_short(place)}")
+        self.comes(delta_x, f"δ_x of {self._called(place)}")
 
     def gradient(self, place: _Place, pairs: Any) -> None:
         """What each pair holds, and the gradient it makes."""
         for path, pair in jax.tree.leaves_with_path(pairs, is_leaf=is_pair):
-            name = _name(path)
+            name = named(path)
             for part in dataclasses.fields(pair):
                 held = getattr(pair, part.name)
                 if isinstance(held, jax.Array):
@@ -227,7 +278,7 @@ class _Seen:
                 names = self._members("gradient", place, "use", [part[i][1][None] for part in parts])
                 self._row("gradient", place, f"∂e/∂{name}", f"∂e/∂{name} = {' + '.join(names)}", leaf[None])
 
-    def _members(self, step: Step, place: _Place, symbol: str, arrays: list[Any]) -> list[str]:
+    def _members(self, step: Part, place: _Place, symbol: str, arrays: list[Any]) -> list[str]:
         """A row for each of the arrays that meet; answers with their symbols."""
         names = [f"{symbol}{_SUBSCRIPTS[i] if i < 9 else f'_{i + 1}'}" for i in range(len(arrays))]
         for name, array in zip(names, arrays, strict=True):
@@ -247,9 +298,21 @@ class _Seen:
     def _origin(self, array: Any) -> str:
         return self._origins.get(id(array), ("", None))[0]
 
-    def _row(self, step: Step, place: _Place, symbol: str, formula: str, value: Any) -> None:
-        named = _short_name(place.layer)
-        row = TraceRow(step, place.path, place.repetition, named, symbol, formula, np.asarray(value)[0])
+    def _named(self, place: _Place, has_params: bool) -> str:
+        """A name of its own: the number, or that of the last one with parameters, and the kind."""
+        name = first = str(self._count) if has_params else f"{self._count}.{_word(place.layer)}"
+        taken, i = set(self._names.values()), 2
+        while name in taken:
+            name, i = f"{first}{i}", i + 1
+        self._names[place] = name
+        return name
+
+    def _called(self, place: _Place) -> str:
+        return self._names.get(place, "loss" if isinstance(place.layer, Loss) else _word(place.layer))
+
+    def _row(self, step: Part, place: _Place, symbol: str, formula: str, value: Any) -> None:
+        named, name = _short_name(place.layer), self._called(place)
+        row = TraceRow(step, place.path, place.repetition, named, symbol, formula, np.asarray(value)[0], name)
         same = self.gradients[-8:] if step == "gradient" else []
         if any((r.where, r.symbol) == (row.where, symbol) and np.array_equal(r.value, row.value) for r in same):
             return  # weight and bias share their δ
@@ -270,11 +333,6 @@ def _short_name(layer: Any) -> str:
     return type(layer).__name__.lower() if isinstance(layer, Combinator) else repr(layer)
 
 
-def _short(place: _Place) -> str:
-    """A combinator in a word; with its kind, since `residual` shares its path with the layer inside."""
-    return f"{shown(place.path, place.repetition)} {_short_name(place.layer)}".strip()
-
-
-def _name(path: Any) -> str:
-    """A parameter's name in its layer: `weight`; in deeper trees `a.weight`."""
-    return dotted(path) if path else "parameter"
+def _word(layer: Any) -> str:
+    """A layer's kind in one word: dropout for Dropout(0.5)."""
+    return _short_name(layer).partition("(")[0].lower()
