@@ -88,10 +88,7 @@ def check_scalar(what: str, value: Any, allowed: Callable[[float], bool], wanted
     real = jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)
     if array.shape == () and real and (not known or allowed(float(array))):
         return
-    came = repr(value) if array.shape == () and known else f"an array of shape {array.shape}"
-    if not known and not real:
-        came += f" and type {array.dtype}"
-    raise ValueError(f"{what} must be {wanted}, but is {came}: {advice}")
+    raise ValueError(f"{what} must be {wanted}, but is {came(value)}: {advice}")
 
 
 def check_max_norm(max_norm: Any, automatic: bool = False, name: str = "max_norm") -> None:

@@ -82,6 +82,7 @@ def forward(
     check_key(key)
     x = as_arrays("x", x)
     if weights is not None:
+        weights = as_arrays("weights", weights) if hasattr(weights, "__array__") else weights
         check_weights(weights, len(jax.tree.leaves(x)[0]))
     _check_places(x, mask, rows)
     training = key is not None if training is None else training

@@ -249,6 +249,7 @@ def hessian_diagonal(
     Source: Bekas, Kokiopoulou, Saad 2007, "An estimator for the diagonal of a matrix".
     """
     check_key(key)
+    samples = as_count(samples, "samples")
     x, y, weights = _silenced(net, loss, params, Batch(x, y, weights))
     if net.piecewise_linear and not net.couples_batch and _has_root(loss):
         value = gauss_newton_diagonal(net, loss, params, x, y, weights=weights)
@@ -258,7 +259,6 @@ def hessian_diagonal(
             f"the Hessian's diagonal needs no key only where the net is piecewise linear, couples no examples and the "
             f"loss has a sqrt_hessian, but {net!r} with {loss!r} is not so: pass key=jax.random.key(...)"
         )
-    samples = as_count(samples, "samples")
     flat, unravel = ravel_pytree(params)
 
     unravel_wide = ravel_pytree(widened(params))[1]

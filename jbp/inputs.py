@@ -42,7 +42,7 @@ def check_loss(loss: Any, loss_class: type) -> None:
     names = {repr(kind()): kind for kind in _subclasses(loss_class) if kind.__module__ == loss_class.__module__}
     names = sorted(name for name, kind in names.items() if not kind.__name__.startswith("_"))
     said = loss if isinstance(loss, str) else getattr(loss, "__name__", "")
-    near = nearest(said, names)
+    near = next((name for name in names if said and name.startswith(said)), None) or nearest(said, names)
     if isinstance(loss, type) and issubclass(loss, loss_class):
         advice = f"call it, as in {loss.__name__}()"
     else:

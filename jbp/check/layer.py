@@ -20,6 +20,7 @@ from jbp.arguments import (
     check_finite,
     is_float,
     is_key,
+    leaf_shapes,
     refuse_complex,
 )
 from jbp.backprop import forward
@@ -37,7 +38,7 @@ from jbp.check.statistics import statistics
 from jbp.check.tolerance import DEEP, MATMUL, Level, check_level
 from jbp.check.trees import as_array, cast, entropy, normal, split
 from jbp.combine import Combinator
-from jbp.inputs import as_arrays, check_net
+from jbp.inputs import as_arrays, check_net, check_params
 from jbp.layer import Layer
 from jbp.paths import paths
 
@@ -95,6 +96,11 @@ def layer(
         drawn, out_shape = _init(layer, init_key, shape)
     except Exception as error:
         return Report(subject, (problem("runs", "init", explain(error)),))
+    if params is not None:
+        check_params(params)
+        if leaf_shapes(params) != leaf_shapes(drawn):  # the layer itself says what does not fit
+            like = jax.ShapeDtypeStruct((1, *shape), dtype) if x is None else x
+            jax.eval_shape(lambda p, x: forward(layer, p, x)[0], params, like)
     params = _params(drawn, params, dtype, seed)
     scales = SCALES if x is None and jnp.finfo(dtype).bits >= 32 else ()
     if x is None:

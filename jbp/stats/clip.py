@@ -94,7 +94,13 @@ def clip_factor(
 
 
 def sensitivity(max_norm: MaxNorm) -> Float[Array, ""] | float:
-    """By how much `clipped` changes at most, in norm, when one example of weight 1 comes or goes."""
+    """By how much `clipped` changes at most, in norm, when one example of weight 1 comes or goes.
+
+    Raises:
+        ValueError: if a bound is not positive.
+    """
+    for name, bound in max_norm.items() if isinstance(max_norm, Mapping) else [("", max_norm)]:
+        check_max_norm(bound, name=f"the max_norm of {name}" if name else "max_norm")
     return math.hypot(*max_norm.values()) if isinstance(max_norm, Mapping) else max_norm
 
 
