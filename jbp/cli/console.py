@@ -90,7 +90,7 @@ def print_checks(rows: list[Any], seconds: float, form: str, full: bool, own: bo
             what = f"{len(alike)} {kind}s: {listed([thing[0].name for thing in alike], 6)}"
             table.add_row(*map(escape, _checked(what, [row for thing in alike for row in thing], dtypes)))
     Console().print(table)
-    print("errors in units of eps × the magnitude of the leaf; the worst of each, by its share of what is allowed")
+    print("found of allowed, in eps × the largest number compared with; of each, what came closest to its bound")
     compared = sum(row.report["compared"] for row in rows)
     failed = sum(not row.passed for row in rows)
     print(f"{len(rows)} checks, {compared:,} numbers compared, {failed} failed, {seconds:.0f} s")
