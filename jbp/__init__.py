@@ -5,11 +5,11 @@ Every name is loaded from its own module when it is first asked for: `import jbp
 
 from jbp import _starting as _starting  # isort: split
 
-from typing import TYPE_CHECKING as _TYPE_CHECKING
+import typing as _typing
 
 from jbp._version import __version__ as __version__
 
-if _TYPE_CHECKING:
+if _typing.TYPE_CHECKING:
     from jbp import check as check
     from jbp import checkpoint as checkpoint
     from jbp import combine as combine

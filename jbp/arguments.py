@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -268,7 +268,7 @@ def is_key(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def is_one_key(key: Any) -> bool:
+def is_one_key(key: Any) -> TypeGuard[jax.Array]:
     """Whether it is one typed key, or a raw one of the older kind."""
     if not isinstance(key, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
         return False

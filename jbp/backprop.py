@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache, partial, wraps
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,7 @@ from jbp.losses import Loss
 from jbp.meshes import as_is, placed, rows, rows_somewhere
 from jbp.pairs import (
     Coupled,
+    Pairs,
     Weights,
     as_floats,
     is_pair,
@@ -52,6 +53,9 @@ from jbp.pairs import (
 )
 from jbp.paths import shown
 from jbp.sinks import Sink, keep, total
+
+P = TypeVar("P")
+"""A tree of parameters."""
 
 
 def _forward_spread(answer: tuple[Any, Any], net: Layer, params: Any, x: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
@@ -69,7 +73,7 @@ def forward(
     training: bool | None = None,
     mask: Bool[ArrayLike, "n t"] | None = None,
     rows: Int[ArrayLike, " n"] | None = None,
-) -> tuple[Any, Any]:
+) -> tuple[Array, Any]:
     """Step 1: the outputs [n, ...] and every h that the way back needs.
 
     `training` None means training if there is a key; in evaluation a key is not looked at. `weights` [n] only reach
@@ -162,6 +166,12 @@ def _backward_spread(
     return rows(delta_x, delta), as_is(params) if sums else rows_somewhere(found, delta)
 
 
+@overload
+def backward(net: Layer, params: Any, saved: Any, delta: Float[ArrayLike, "n ..."]) -> tuple[Any, Pairs]: ...
+@overload
+def backward(
+    net: Layer, params: Any, saved: Any, delta: Float[ArrayLike, "n ..."], sink: Sink = keep
+) -> tuple[Any, Any]: ...
 @placed(_backward_spread)
 def backward(
     net: Layer, params: Any, saved: Any, delta: Float[ArrayLike, "n ..."], sink: Sink = keep
@@ -266,7 +276,25 @@ def apply(net: Layer, params: Any, x: Float[ArrayLike, "n ..."]) -> Array:
     return forward(net, params, x)[0]
 
 
-def value_and_grad(net: Layer, loss: Loss, trainable: Any = None) -> Callable[..., tuple[Array, Any]]:
+class ValueAndGrad(Protocol):
+    """What `value_and_grad` answers with."""
+
+    def __call__(
+        self,
+        params: P,
+        x: Any,
+        y: Any,
+        key: PRNGKeyArray | None = None,
+        weights: Weights = None,
+        mask: Any = None,
+        rows: Any = None,
+        training: bool | None = None,
+    ) -> tuple[Float[Array, ""], P]:
+        """The value, and the gradient in the tree of the parameters."""
+        raise NotImplementedError
+
+
+def value_and_grad(net: Layer, loss: Loss, trainable: Any = None) -> ValueAndGrad:
     """The function (params, x, y, key=None, weights=None, mask=None, rows=None, training=None) -> (value, gradient):
     steps 1, 2 and 3, compiled.
 
@@ -290,7 +318,7 @@ def value_and_grad(net: Layer, loss: Loss, trainable: Any = None) -> Callable[..
 
 
 @lru_cache(maxsize=256)
-def _compiled(net: Layer, loss: Loss, trainable: Trainable) -> Callable[..., tuple[Array, Any]]:
+def _compiled(net: Layer, loss: Loss, trainable: Trainable) -> ValueAndGrad:
     @partial(jax.jit, static_argnames="training")
     @placed(lambda answer, params, *_, **__: (PartitionSpec(), as_is(params)))
     def value_and_gradient(
@@ -354,7 +382,7 @@ def as_batch(batch: Batch) -> Batch:
 @placed(lambda answer, net, loss, params, x, *_, **__: (rows(answer[0], x), rows_somewhere(answer[1], x)))
 def value_and_pairs(
     net: Layer, loss: Loss, params: Any, x: Any, y: Any, key: Array | None = None, weights: Weights = None
-) -> tuple[Float[Array, " n"], Any]:
+) -> tuple[Float[Array, " n"], Pairs]:
     """Steps 1 and 2: the error eₙ of every example, and the pairs, not contracted yet: what `jbp.stats` reads.
 
     The δ in the pairs belong to one example's error each and are not divided by N; `jbp.contract(pairs)` is the mean
@@ -546,11 +574,12 @@ def example_output(net: Layer, loss: Loss, params: Any, x: Any, y: Any) -> Any:
         jax.vmap(error_of(loss))(output, y)
         return output
 
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), (params, x, y))
+    like = partial(jax.tree.map, lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)))
+    made = partial(jax.eval_shape, output, like(params))
     try:
-        found = jax.eval_shape(output, *shapes)
+        found = made(like(x), like(y))
     except ValueError as error:
-        refuse_swapped(lambda x, y: jax.eval_shape(output, shapes[0], x, y), *shapes[1:], error)
+        refuse_swapped(made, like(x), like(y), error)
         raise
     return jax.ShapeDtypeStruct(found.shape[1:], found.dtype)
 

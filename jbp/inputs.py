@@ -110,9 +110,8 @@ def as_callbacks(callbacks: Any) -> tuple[Callable[[Any], Any], ...]:
     Raises:
         ValueError: if they are no functions, or one that stands alone.
     """
-    found = (
-        tuple(callbacks) if isinstance(callbacks, Iterable) and not isinstance(callbacks, str | Mapping) else (None,)
-    )
+    several = isinstance(callbacks, Iterable) and not isinstance(callbacks, str | Mapping)
+    found: tuple[Any, ...] = tuple(callbacks) if several else (None,)
     if not all(map(callable, found)):
         advice = ": one alone is callbacks=[function]" if callable(callbacks) else ""
         raise ValueError(f"callbacks must be functions of an event, as [function], but are {came(callbacks)}{advice}")

@@ -37,7 +37,7 @@ from jax import lax
 from jbp.annotations import Array, Float
 from jbp.answers import delta_of, error_of
 from jbp.arguments import as_bool, as_count, as_number, at_least_float32, check_max_norm
-from jbp.backprop import Trainable, backward, check_call, forward, mask_at
+from jbp.backprop import P, Trainable, backward, check_call, forward, mask_at
 from jbp.inputs import check_key
 from jbp.layer import Layer
 from jbp.losses import Loss
@@ -70,7 +70,7 @@ _BUCKETS = 2e6
 def clipped_sum(
     net: Layer,
     loss: Loss,
-    params: Any,
+    params: P,
     x: Any,
     y: Any,
     max_norm: float | Array,
@@ -79,7 +79,7 @@ def clipped_sum(
     weights: Weights = None,
     automatic: bool = False,
     lean: bool = False,
-) -> tuple[Float[Array, " n"], Float[Array, " n"], Any]:
+) -> tuple[Float[Array, " n"], Float[Array, " n"], P]:
     """The errors eₙ [n], the norms ‖gₙ‖ [n] and Σₙ wₙ cₙ gₙ, with cₙ = min(1, C/‖gₙ‖) or, `automatic`, C/(‖gₙ‖ + 0.01).
 
     A sum, not a mean: `weights` [n] are by default 1. Norms and sum come from one backward pass that keeps its pairs;

@@ -3,11 +3,13 @@
 import ast
 import importlib
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
+import jax
 import pytest
 
 import jbp
@@ -76,7 +78,7 @@ def test_type_checkers_read_the_names_that_are_there():
     tree = ast.parse((ROOT / "jbp" / "__init__.py").read_text())
     (block,) = [n for n in tree.body if isinstance(n, ast.If)]
     imports = [n for n in block.body if isinstance(n, ast.ImportFrom)]
-    read = {alias.asname: f"{n.module}.{alias.name}" for n in imports for alias in n.names}
+    read = {f"{alias.asname}": f"{n.module}.{alias.name}" for n in imports for alias in n.names}
     assert all(full.rpartition(".")[2] == name for name, full in read.items())  # `as` the same name: handed on
     assigned = {ast.unparse(n.targets[0]) for n in block.body if isinstance(n, ast.Assign)}
     assert assigned == {"load"}
@@ -112,6 +114,19 @@ def test_the_version_is_the_one_in_the_source_and_the_package():
     project = (ROOT / "pyproject.toml").read_text()
     assert 'path = "jbp/_version.py"' in project and not re.search(r'^version = "', project, re.MULTILINE)
     assert jbp.__version__ in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_program_that_type_checkers_read_runs():
+    """`make types` checks it in pyright's strict mode."""
+    source = ROOT / "tests" / "typed" / "user_program.py"
+    assert source.read_text().startswith("# pyright: strict")
+    with jax.numpy_dtype_promotion("standard"):  # optax needs it
+        runpy.run_path(str(source))["main"]()
+
+
+def test_the_types_go_with_the_package():
+    assert (ROOT / "jbp" / "py.typed").exists()
+    assert 'packages = ["jbp"]' in (ROOT / "pyproject.toml").read_text()  # so with it goes what lies there
 
 
 def test_the_import_loads_nothing():

@@ -131,7 +131,7 @@ def weighed(name: str):
             "expected weighted": expected(params, x, y, weights),
             "expected mean": expected(params, x, y, even),
             "padded": run(params, padded(x), padded(y), weights=jnp.concatenate([even, jnp.zeros(2)])),
-            "doubled": run(params, *(jnp.concatenate([a, a]) for a in (x, y))),
+            "doubled": run(params, jnp.concatenate([x, x]), jnp.concatenate([y, y])),
         }
 
     return compiled(results)(params, x, y, weights)

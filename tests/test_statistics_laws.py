@@ -447,7 +447,7 @@ def stacked(pair: Any, depth: int) -> Any:
         bad(lambda p: stats.norms(p, {"head": "9.*"}), "matches none of 0.bias, 0.weight"),
         *(
             bad(
-                lambda p, g=g: stats.norms(p, {"a": g}),
+                lambda p, g=g: stats.norms(p, {"a": g}),  # type: ignore[arg-type]
                 f"'a' must be a pattern of paths .* but is {re.escape(repr(g))}",
             )
             for g in (3, (), None, ("*.bias", 3))

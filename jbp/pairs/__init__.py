@@ -13,7 +13,7 @@ from jbp.pairs.contract import check_tree as check_tree
 from jbp.pairs.contract import contract, merge
 from jbp.pairs.coupled import Coupled
 from jbp.pairs.outer import Outer
-from jbp.pairs.pair import Pair, Weights, is_pair, silence, weigh
+from jbp.pairs.pair import Pair, Pairs, Weights, is_pair, silence, weigh
 from jbp.pairs.pair import as_floats as as_floats
 from jbp.pairs.pair import as_shares as as_shares
 from jbp.pairs.pair import check_arrays as check_arrays
@@ -28,6 +28,7 @@ __all__ = [
     "Coupled",
     "Outer",
     "Pair",
+    "Pairs",
     "Scale",
     "Shift",
     "Stack",

@@ -10,7 +10,7 @@ from jbp.annotations import Array
 from jbp.arguments import came, check_weights
 from jbp.meshes import placed, whole
 from jbp.pairs.coupled import Coupled
-from jbp.pairs.pair import Pair, Weights, is_pair, widened
+from jbp.pairs.pair import Pair, Pairs, Weights, is_pair, widened
 from jbp.pairs.stack import Stack
 from jbp.pairs.sum import Sum, folded
 from jbp.paths import shown
@@ -61,7 +61,7 @@ def check_tree(pairs: Any, who: str) -> list[tuple[Any, Pair]]:
 
 
 @placed(whole)
-def contract(pairs: Any, weights: Weights = None) -> Any:
+def contract(pairs: Pairs | Pair, weights: Weights = None) -> Any:
     """Step 3: contract every pair over the batch, which makes the gradient.
 
     `pairs` is the tree that `jbp.backward` returns; the result is the tree of the parameters.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, TypeGuard
+from typing import Any, Protocol, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,18 @@ from jax import lax
 from jbp.annotations import Array, Float
 from jbp.arguments import at_least_float32, dtype_of
 
-Weights = Float[Array, " n"] | None
+Weights = Float[Array | np.ndarray, " n"] | None
+
+
+class Pairs(Protocol):
+    """A tree of pairs in the tree of the parameters, as `jbp.backward` returns it: a name for type checkers.
+
+    At a place, which indices and names lead to as in the parameters, stands a pair or a part of the tree.
+    """
+
+    def __getitem__(self, place: Any, /) -> Any:
+        """What stands at an index or a name."""
+        ...
 
 
 class Pair(ABC):
@@ -180,7 +191,7 @@ def check_arrays(pair: Any, shape: tuple[int, ...] | None, axes: int, widths: di
     )
 
 
-def silence(weights: Array, a: Array) -> Array:
+def silence(weights: Array | np.ndarray, a: Array) -> Array:
     """`a` [n, ...] with zeros in the rows of weight 0 (or False), by selection: they may hold anything, even NaN."""
     kept = weights.astype(bool).reshape((-1,) + (1,) * (a.ndim - 1))
     return jnp.where(kept, a, jnp.zeros_like(a))
@@ -196,7 +207,7 @@ def weigh(weights: Weights, delta: Array) -> Array:
     return silence(w, w.reshape((-1,) + (1,) * (delta.ndim - 1)) * delta)
 
 
-def as_shares(weights: Array) -> Array:
+def as_shares(weights: Array | np.ndarray) -> Array:
     """wₙ/Σw of weights of any size and type, in at least float32; NaN if they add up to 0."""
     w = as_floats(weights)
     # By a power of 2, which changes no bit, so that their sum neither overflows nor is 0.
@@ -204,7 +215,7 @@ def as_shares(weights: Array) -> Array:
     return w / w.sum()
 
 
-def as_floats(weights: Array) -> Array:
+def as_floats(weights: Array | np.ndarray) -> Array:
     """Weights in at least float32, whole numbers too."""
     if isinstance(weights, np.ndarray) and not jnp.issubdtype(weights.dtype, jnp.inexact):
         weights = weights.astype(np.float64)  # JAX would cut integers of 64 bits to their lowest 32

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -12,16 +12,28 @@ import jax.numpy as jnp
 from jbp.annotations import Array, Float
 from jbp.arguments import check_max_norm
 from jbp.meshes import placed, rows_of_pairs, whole
-from jbp.pairs import Weights, is_pair, weigh
+from jbp.pairs import Pair, Pairs, Weights, is_pair, weigh
 from jbp.stats.norms import group_norms, most
 from jbp.stats.trees import Per, groups_of, leaves
 
 MaxNorm = float | Array | Mapping[str, float]
 
 
+@overload
+def clip_weights(
+    pairs: Pairs | Pair,
+    max_norm: MaxNorm,
+    per: Literal["network"] = "network",
+    automatic: bool = False,
+    gamma: float = 0.01,
+) -> Float[Array, " n"]: ...
+@overload
+def clip_weights(
+    pairs: Pairs | Pair, max_norm: MaxNorm, per: Per, automatic: bool = False, gamma: float = 0.01
+) -> dict[str, Float[Array, " n"]]: ...
 @placed(rows_of_pairs)
 def clip_weights(
-    pairs: Any, max_norm: MaxNorm, per: Per = "network", automatic: bool = False, gamma: float = 0.01
+    pairs: Pairs | Pair, max_norm: MaxNorm, per: Per = "network", automatic: bool = False, gamma: float = 0.01
 ) -> Any:
     """cₙ = min(1, C/‖gₙ‖), with which ‖cₙgₙ‖ ≤ C for every example; `automatic`: cₙ = C/(‖gₙ‖ + γ), for every norm.
 
@@ -54,7 +66,7 @@ def clip_weights(
 
 @placed(whole)
 def clipped(
-    pairs: Any,
+    pairs: Pairs | Pair,
     max_norm: MaxNorm,
     per: Per = "network",
     automatic: bool = False,
@@ -74,7 +86,7 @@ def clipped(
         ValueError, NotImplementedError: as `clip_weights`.
     """
     found = leaves(pairs, weights)
-    c = clip_weights(pairs, max_norm, per, automatic, gamma)
+    c: Any = clip_weights(pairs, max_norm, per, automatic, gamma)
     factors = {"network": c} if per == "network" else c
     owner = {path: name for name, members in groups_of(pairs, per).items() for path in members}
     totals = [pair.total(weigh(weights, factors[owner[path]])) for path, pair in found.items()]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jbp.pairs import Outer, Pair, Scale, Shift, Stack, Sum
+from jbp.pairs import Outer, Pair, Pairs, Scale, Shift, Stack, Sum
 from jbp.stats._rows import in_rows
 from jbp.stats.moments import squares
 from jbp.stats.norms import by_gram, normed
@@ -24,7 +24,7 @@ class Explanation(NamedTuple):
     second_moment: str
 
 
-def explain(pairs: Any) -> tuple[Explanation, ...]:
+def explain(pairs: Pairs | Pair) -> tuple[Explanation, ...]:
     """For each parameter, by dotted path, its pair and the rule that serves it; a user's own layer included.
 
     Raises:

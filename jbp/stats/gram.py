@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from functools import singledispatch
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
 
 from jbp.annotations import Array, Float
 from jbp.meshes import placed, rows_of_pairs
-from jbp.pairs import Outer, Pair
+from jbp.pairs import Outer, Pair, Pairs
 from jbp.stats.per_example import each
 from jbp.stats.trees import Per, groups_of, leaves
 
 
+@overload
+def gram(
+    pairs: Pairs | Pair, others: Pairs | Pair | None = None, per: Literal["network"] = "network"
+) -> Float[Array, "n m"]: ...
+@overload
+def gram(pairs: Pairs | Pair, others: Pairs | Pair | None = None, *, per: Per) -> dict[str, Float[Array, "n m"]]: ...
+@overload
+def gram(pairs: Pairs | Pair, others: Pairs | Pair | None, per: Per) -> dict[str, Float[Array, "n m"]]: ...
 @placed(rows_of_pairs)
-def gram(pairs: Any, others: Any = None, per: Per = "network") -> Any:
+def gram(pairs: Pairs | Pair, others: Pairs | Pair | None = None, per: Per = "network") -> Any:
     """⟨gₙ, gₘ⟩ [n, m]: of the examples with one another, or with the examples of `others`, another backward pass
     of the same net.
 

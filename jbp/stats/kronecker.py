@@ -11,7 +11,7 @@ from jax.tree_util import register_dataclass
 
 from jbp.annotations import Array, Float
 from jbp.meshes import placed, whole
-from jbp.pairs import Outer, Pair, Scale, Shift, Sum, Weights, silence, weigh
+from jbp.pairs import Outer, Pair, Pairs, Scale, Shift, Sum, Weights, silence, weigh
 from jbp.stats._rows import in_rows
 from jbp.stats.trees import map_pairs
 
@@ -28,7 +28,7 @@ class Factors:
 
 
 @placed(whole)
-def kronecker(pairs: Any, sharing: Sharing = "expand", weights: Weights = None) -> Any:
+def kronecker(pairs: Pairs | Pair, sharing: Sharing = "expand", weights: Weights = None) -> Any:
     """The `Factors` of every parameter, in the tree of the parameters: A from what came in, G from the δ.
 
     A weight used once in an example: A = 1/N Σₙ h hᵀ, G = 1/N Σₙ δ δᵀ. Used T times: "expand" takes each use for an

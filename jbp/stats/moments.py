@@ -15,14 +15,14 @@ from jax.core import Tracer
 from jbp.annotations import Array, Float
 from jbp.arguments import at_least_float32
 from jbp.meshes import added_up, placed, whole
-from jbp.pairs import Outer, Pair, Scale, Shift, Sum, Weights, as_floats, as_shares, weigh
+from jbp.pairs import Outer, Pair, Pairs, Scale, Shift, Sum, Weights, as_floats, as_shares, weigh
 from jbp.stats._rows import in_rows
 from jbp.stats.per_example import each
 from jbp.stats.trees import batch, checked_leaves, map_pairs
 
 
 @placed(whole)
-def second_moment(pairs: Any, weights: Weights = None) -> Any:
+def second_moment(pairs: Pairs | Pair, weights: Weights = None) -> Any:
     """1/N Σₙ gₙ², entry by entry, in the tree of the parameters; with `weights` [n] Σₙ wₙ gₙ², not renormalised.
 
     gₙ is the gradient of eₙ alone. A row of weight 0 takes no part, whatever its δ holds; for its h to be finite, give

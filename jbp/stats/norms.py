@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import singledispatch
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -22,14 +22,20 @@ from jax import lax
 
 from jbp.annotations import Array, Float
 from jbp.meshes import placed, rows_of_pairs, rows_somewhere
-from jbp.pairs import Outer, Pair, Scale, Shift, Sum, is_pair
+from jbp.pairs import Outer, Pair, Pairs, Scale, Shift, Sum, is_pair
 from jbp.stats._rows import in_rows
 from jbp.stats.per_example import each
-from jbp.stats.trees import Per, groups_of, leaves, map_pairs, over_stacks
+from jbp.stats.trees import Groups, Per, groups_of, leaves, map_pairs, over_stacks
 
 
+@overload
+def norms(pairs: Pairs | Pair, per: Literal["network"] = "network") -> Float[Array, " n"]: ...
+@overload
+def norms(pairs: Pairs | Pair, per: Literal["layer"] | Groups) -> dict[str, Float[Array, " n"]]: ...
+@overload
+def norms(pairs: Pairs | Pair, per: str) -> Any: ...
 @placed(rows_of_pairs)
-def norms(pairs: Any, per: Per = "network") -> Any:
+def norms(pairs: Pairs | Pair, per: Per = "network") -> Any:
     """‖gₙ‖ of every example, the gradient of eₙ alone, not divided by N; gₙ is never formed.
 
     `per` says over what: the "network" [n]; each "layer", a dict from its path to [n]; each "parameter", the tree of
@@ -62,7 +68,7 @@ def group_norms(pairs: Any, groups: dict[str, list[str]], of: Callable[[Pair], A
 
 
 @placed(lambda answer, pairs: rows_somewhere(answer, pairs, -3))
-def squared_norms(pairs: Any) -> Any:
+def squared_norms(pairs: Pairs | Pair) -> Any:
     """‖gₙ‖² for each parameter: [n], and [l, n] for each repetition of a `repeat`. Also a sink for `jbp.backward`."""
     return map_pairs(square, pairs) if jax.tree.leaves(pairs) else pairs
 

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 
 from jbp.annotations import Array
 from jbp.meshes import placed, rows_of_pairs
-from jbp.pairs import Outer, Pair, Scale, Shift, Sum
+from jbp.pairs import Outer, Pair, Pairs, Scale, Shift, Sum
 from jbp.stats._rows import in_rows
 from jbp.stats.trees import map_pairs
 
 
 @placed(rows_of_pairs)
-def per_example(pairs: Any) -> Any:
+def per_example(pairs: Pairs | Pair) -> Any:
     """gₙ for every example, in the tree of the parameters: [n, *shape] for each. Each is of eₙ alone, not divided by N.
 
     This is the one statistic that fills N × P numbers; ask it last.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jbp.annotations import Array, Float
 from jbp.meshes import placed, whole
-from jbp.pairs import Outer, Pair, Scale, Shift, Sum, Weights, silence, weigh
+from jbp.pairs import Outer, Pair, Pairs, Scale, Shift, Sum, Weights, silence, weigh
 from jbp.stats._rows import in_rows
 from jbp.stats.moments import proportions
 from jbp.stats.trees import leaves
@@ -29,7 +29,7 @@ class Record(NamedTuple):
 
 
 @placed(whole)
-def records(pairs: Any, weights: Weights = None) -> dict[str, Record]:
+def records(pairs: Pairs | Pair, weights: Weights = None) -> dict[str, Record]:
     """A `Record` for each parameter, by dotted path. A weight's h is the output of the layer below, where units live.
 
     Of a parameter whose uses differ in kind, what came in and δ are those of all uses together. Of `weights` [n], of

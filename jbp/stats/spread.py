@@ -33,7 +33,7 @@ from jax.core import Tracer
 
 from jbp.annotations import Array, Float
 from jbp.meshes import placed, whole
-from jbp.pairs import Outer, Pair, Scale, Shift, Sum, Weights, silence, weigh
+from jbp.pairs import Outer, Pair, Pairs, Scale, Shift, Sum, Weights, silence, weigh
 from jbp.stats._rows import in_rows
 from jbp.stats.moments import proportions, squared_one_by_one, squares
 from jbp.stats.norms import sum_of_squares
@@ -42,7 +42,7 @@ from jbp.stats.trees import batch, checked_leaves, layer_by_layer, leaves, map_p
 
 
 @placed(whole)
-def variance(pairs: Any, weights: Weights = None, centred: bool = True) -> Any:
+def variance(pairs: Pairs | Pair, weights: Weights = None, centred: bool = True) -> Any:
     """Unbiased: 1/(N−1) Σₙ (gₙ − ḡ)², entry by entry.
 
     With `weights` [n] of any sum, only their proportions pₙ = wₙ/Σw count: Σ pₙ (gₙ − ḡ)²/(1 − Σ pₙ²), ḡ = Σ pₙ gₙ,
@@ -69,7 +69,7 @@ def variance(pairs: Any, weights: Weights = None, centred: bool = True) -> Any:
 
 
 @placed(whole)
-def snr(pairs: Any, weights: Weights = None) -> Any:
+def snr(pairs: Pairs | Pair, weights: Weights = None) -> Any:
     """The signal-to-noise ratio ḡ²/variance of one example's gradient, entry by entry; NaN where both are 0.
 
     Weights as for `variance`.
@@ -82,7 +82,7 @@ def snr(pairs: Any, weights: Weights = None) -> Any:
 
 
 @placed(whole)
-def noise_scale(pairs: Any, weights: Weights = None) -> Float[Array, ""]:
+def noise_scale(pairs: Pairs | Pair, weights: Weights = None) -> Float[Array, ""]:
     """tr Σ/‖G‖²: the batch size at which the noise of the mean gradient is as large as the gradient itself.
 
     Both parts are corrected for the batch being small: tr Σ = 1/(N−1) Σ ‖gₙ − ḡ‖² and ‖G‖² = ‖ḡ‖² − tr Σ/N, each
@@ -101,7 +101,7 @@ def noise_scale(pairs: Any, weights: Weights = None) -> Float[Array, ""]:
 
 
 @placed(whole)
-def noise_and_signal(pairs: Any, weights: Weights = None) -> tuple[Float[Array, ""], Float[Array, ""]]:
+def noise_and_signal(pairs: Pairs | Pair, weights: Weights = None) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """(tr Σ, ‖G‖²), the two unbiased parts of `noise_scale`: average them over several batches before dividing.
 
     Raises:

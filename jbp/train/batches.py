@@ -164,7 +164,7 @@ def of_mean_one(weights: Any, n: int) -> Array | None:
     """
     if weights is None:
         return None
-    wide = weights if isinstance(weights, str) else np.asarray(one_array("weights", weights))
+    wide: Any = weights if isinstance(weights, str) else np.asarray(one_array("weights", weights))
     check_weights(wide, n, least=0.0)
     if not wide.any():
         raise ValueError(f"weights must not all be 0, but the {n} given are: there would be nothing to train on")
