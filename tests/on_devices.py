@@ -6,6 +6,8 @@ Everything is compared with the same on one device; a case prints what it compar
 import sys
 from functools import partial
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -95,7 +97,7 @@ def compared(found, wanted):
         for a, b in zip(jax.tree.leaves(found[name]), jax.tree.leaves(want), strict=True):
             a, b = np.asarray(a), np.asarray(b)
             scale = np.abs(b[np.isfinite(b)]).max(initial=0.0)
-            tolerance = {"rtol": 1e-7} if name in ("snr", "noise_scale") else {"rtol": 1e-11, "atol": 1e-12 * scale}
+            tolerance: Any = {"rtol": 1e-7} if name in ("snr", "noise_scale") else {"rtol": 1e-11, "atol": 1e-12 * scale}
             np.testing.assert_allclose(a, b, **tolerance, err_msg=name)
         print(name)
 

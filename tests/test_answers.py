@@ -44,10 +44,10 @@ class Mine(Layer):
             "t differs": lambda: Outer(jnp.ones((2, x.size)), d[None], shape),
             "exchanged": lambda: Outer(d[None], x[None], shape),
             "another shape": lambda: Outer(x[None], d[None], shape[::-1]),
-            "a list as shape": lambda: Outer(x[None], d[None], list(shape)),
+            "a list as shape": lambda: Outer(x[None], d[None], list(shape)),  # type: ignore[arg-type]
             "integers": lambda: Outer(x[None], d[None].astype(int), shape),
             "integers in": lambda: Outer(x[None].astype(int), d[None], shape),
-            "a number": lambda: Outer(1.0, d[None], shape),
+            "a number": lambda: Outer(1.0, d[None], shape),  # type: ignore[arg-type]
             "a gain": lambda: Scale(x[None], d[None], shape),
             "an array": lambda: jnp.outer(x, d),
             "None": lambda: None,

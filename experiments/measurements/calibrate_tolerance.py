@@ -12,6 +12,7 @@ import argparse
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,8 @@ def layer_errors(net: Layer, shape: Any, n: int, seeds: range, dtype: Any) -> It
 def slope_errors(function: Any, gradient: Any, leaves: Any, extra: Any, seed: int) -> Iterator[tuple[Level, float]]:
     """The errors of finite differences and the complex step, leaf by leaf."""
     names = [str(i) for i in range(len(leaves))]
-    for level, oracle in ((FINITE_DIFFERENCE, finite_differences), (COMPLEX_STEP, complex_step)):
+    step: Any = partial(complex_step, source=0.0)  # errors beside the slope itself, whatever it came from
+    for level, oracle in ((FINITE_DIFFERENCE, finite_differences), (COMPLEX_STEP, step)):
         for entry in oracle(function, gradient, leaves, extra, names, (seed,)):
             if entry.verdict != "skip":
                 yield level, entry.error if entry.compared else float("inf")
