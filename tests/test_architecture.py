@@ -15,7 +15,7 @@ SOURCES = sorted((ROOT / "jbp").rglob("*.py"))
 ORDER = [
     ("annotations", "arguments", "paths", "meshes", "_version", "_starting"), ("inputs",),  # the ground
     ("pairs",), ("stats", "sinks", "answers"), ("layer",), ("layers",), ("combine",),
-    ("losses", "ties", "optim"), ("backprop", "metrics"),
+    ("losses", "ties", "trainable", "optim"), ("backprop", "metrics"),
     ("tracing", "curvature", "step"), ("rules", "private"), ("data", "sharding", "own"),
     ("train", "description"), ("checkpoint", "many"), ("runs",), ("check", "bridge"), ("cli",), ("__main__",),
 ]  # fmt: skip
@@ -250,9 +250,9 @@ def namesakes(sources: dict[str, str]) -> dict[str, list[str]]:
     """The names without underscore under which several modules define a class or a function."""
     found: dict[str, list[str]] = {}
     for module, source in sources.items():
-        for node in parsed(source).body:
-            if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
-                found.setdefault(node.name, []).append(module)
+        nodes = [node for node in parsed(source).body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
+        for name in {node.name for node in nodes if not node.name.startswith("_")}:  # once for all its overloads
+            found.setdefault(name, []).append(module)
     return {name: modules for name, modules in found.items() if len(modules) > 1}
 
 
