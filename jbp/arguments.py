@@ -132,7 +132,8 @@ def came(value: Any) -> str:
         return f"the class {value.__name__}"
     if is_key(value):
         return "a key" if jnp.shape(value) == () else f"keys of shape {jnp.shape(value)}"
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
+    is_one = isinstance(value, np.ndarray | np.generic) and value.shape == ()
+    if hasattr(value, "shape") and hasattr(value, "dtype") and not is_one:
         return f"an array {value.dtype}{list(value.shape)}"
     if callable(value) and hasattr(value, "__name__"):
         return f"the function {value.__name__}"

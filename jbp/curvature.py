@@ -225,7 +225,7 @@ class Diagonal(NamedTuple):
     exact: bool
 
 
-@placed(lambda answer, *rest, **named: Diagonal(*[_as_params(None, *rest, **named)] * 2, PartitionSpec()))
+@placed(lambda answer, *rest, **named: Diagonal(*[_as_params(None, *rest, **named)] * 2, PartitionSpec()))  # type: ignore[call-arg]
 def hessian_diagonal(
     net: Layer,
     loss: Loss,

@@ -509,9 +509,9 @@ BAD = [
     (lambda: optim.sgd(True), "learning_rate .* but is True"),
     (lambda: optim.sgd(1j), "learning_rate .* but is 1j"),
     (lambda: optim.sgd(None), "learning_rate .* but is None"),  # pyright: ignore[reportArgumentType]
-    (lambda: optim.sgd(ROW), r"learning_rate .* but is an array of shape \(1,\)"),
-    (lambda: optim.sgd(jnp.asarray(ROW)), r"learning_rate .* but is an array of shape \(1,\)"),
-    (lambda: optim.sgd(jnp.asarray(True)), r"learning_rate .* but is an array of shape \(\) and type bool"),
+    (lambda: optim.sgd(ROW), r"learning_rate .* but is an array float64\[1\]"),
+    (lambda: optim.sgd(jnp.asarray(ROW)), r"learning_rate .* but is an array float64\[1\]"),
+    (lambda: optim.sgd(jnp.asarray(True)), r"learning_rate .* but is an array bool\[\]"),
     (lambda: optim.heavy_ball(-0.1), "learning_rate .* but is -0.1"),
     (lambda: optim.nesterov(-0.1), "learning_rate .* but is -0.1"),
     (lambda: optim.sgd(0.1, 1.0), r"momentum must be a number in \[0, 1\).* but is 1.0: 0.9 is usual"),
