@@ -143,6 +143,9 @@ DOORS: dict[str, Callable[..., Any]] = {
     "jbp.trace": lambda net, loss, params, x, y: [
         row.value for row in loose.trace(net=net, loss=loss, params=params, x=_first(x), y=_first(y)).rows
     ],
+    "jbp.trace, with a step": lambda number: [
+        row.value for row in jbp.trace(NET, losses.l2_loss, PARAMS, X[0], Y[0], learning_rate=0.1, momentum=number).rows
+    ],
     "jbp.Problem": lambda net, loss, optimizer, metrics: jbp.Problem(net, loss, optimizer, metrics=metrics) and None,
     "jbp.init_state": lambda problem, params, seed: jbp.init_state(problem, (2,), params=params, seed=seed).params,
     "jbp.make_step": _step,
@@ -243,7 +246,8 @@ def enter(name: str, **wrong: Any) -> Any:
 
 HOLD = {
     "jbp.Batch", "jbp.Event", "jbp.Fit", "jbp.Many", "jbp.Outer", "jbp.Progress", "jbp.Run", "jbp.State",
-    "jbp.train.One", "jbp.stats.Explanation", "jbp.Sum", "jbp.Sums", "jbp.TraceRow", "jbp.optim.MomentumState",
+    "jbp.train.One", "jbp.stats.Explanation", "jbp.Sum", "jbp.Sums",
+    "jbp.Trace", "jbp.TraceRow", "jbp.optim.MomentumState",
     "jbp.optim.SgdState",
 }  # fmt: skip
 """Classes that hold what they are given, or what jbp answers with."""
