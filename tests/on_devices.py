@@ -5,7 +5,6 @@ Everything is compared with the same on one device; a case prints what it compar
 
 import sys
 from functools import partial
-
 from typing import Any
 
 import jax
@@ -97,7 +96,8 @@ def compared(found, wanted):
         for a, b in zip(jax.tree.leaves(found[name]), jax.tree.leaves(want), strict=True):
             a, b = np.asarray(a), np.asarray(b)
             scale = np.abs(b[np.isfinite(b)]).max(initial=0.0)
-            tolerance: Any = {"rtol": 1e-7} if name in ("snr", "noise_scale") else {"rtol": 1e-11, "atol": 1e-12 * scale}
+            ratio = name in ("snr", "noise_scale")
+            tolerance: Any = {"rtol": 1e-7} if ratio else {"rtol": 1e-11, "atol": 1e-12 * scale}
             np.testing.assert_allclose(a, b, **tolerance, err_msg=name)
         print(name)
 

@@ -52,5 +52,5 @@ def test_errors_of_nets_ties_and_statistics_name_places_alike():
     missing = re.escape("there are no parameters at [0]['weight']: [0]['weight'] is missing")
     with pytest.raises(ValueError, match=missing):
         jbp.tied(net, {(1, 1, "weight"): (0, "weight")}).init(jax.random.key(0), (3,))
-    with pytest.raises(ValueError, match=re.escape("found a int at pairs[1]['weight']")):
+    with pytest.raises(ValueError, match=re.escape("found 3 at pairs[1]['weight']")):
         jbp.stats.norms(((), {"weight": 3}))

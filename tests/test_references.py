@@ -63,11 +63,11 @@ class TestMazur:
 
     def test_forward_pass(self):
         output, saved = jbp.forward(self.net, self.start, self.x)
-        net_h = saved[0] @ self.start[0]["weight"] + self.start[0]["bias"].reshape(1, 2)
+        net_h = saved[0].saved @ self.start[0]["weight"] + self.start[0]["bias"].reshape(1, 2)
         assert_prints(net_h, "0.3775 0.3925")
-        assert_prints(saved[2], "0.593269992 0.596884378")
+        assert_prints(saved[2].saved, "0.593269992 0.596884378")
         assert_prints(output, "0.75136507 0.772928465")
-        net_o = saved[2] @ self.start[2]["weight"] + self.start[2]["bias"].reshape(1, 2)
+        net_o = saved[2].saved @ self.start[2]["weight"] + self.start[2]["bias"].reshape(1, 2)
         assert_prints(net_o, "1.105905967 1.224921404")
         each = [self.loss.value(output[0, k : k + 1], self.y[0, k : k + 1]) for k in range(2)]
         assert_prints(jnp.stack(each), "0.274811083 0.023560026")
@@ -140,7 +140,7 @@ class TestCS231n:
         params = ({"weight": jnp.ones((2, 1))}, {"weight": jnp.full((1, 1), -4.0)})
         output, saved = jbp.forward(net, params, jnp.array([[-2.0, 5.0]]))
         delta_x, pairs = jbp.backward(net, params, saved, jnp.ones((1, 1)))
-        assert_prints(saved[1], "3")
+        assert_prints(saved[1].saved, "3")
         assert_prints(output, "-12")
         assert_prints(delta_x, "-4 -4")
         assert_prints(jbp.contract(pairs)[1]["weight"], "3")
@@ -254,7 +254,7 @@ def test_exclusive_or_with_relu():
     x, y = jnp.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]), jnp.array([[0.0], [1.0], [1.0], [0.0]])
     assert_prints(jbp.apply(net.layers[0], params[0], x), "0 -1 1 0 1 0 2 1")
     output, saved = jbp.forward(net, params, x)
-    assert_prints(saved[2], "0 0 1 0 1 0 2 1")
+    assert_prints(saved[2].saved, "0 0 1 0 1 0 2 1")
     assert_prints(output, "0 1 1 0")
     # "it obtained zero error … at a global minimum of the loss function": nothing pulls at any parameter.
     value, grads = jbp.value_and_grad(net, jbp.losses.mean_squared_error)(params, x, y)
@@ -272,7 +272,7 @@ def test_life_of_a_relu_network():
     params = (dense([[0.3, 0.2], [-0.1, 0.4]], [0, 0]), (), dense([[0.5], [-0.3]], [0]))
     x, y = jnp.array([[1.0, 2.0]]), jnp.array([[1.0]])
     output, saved = jbp.forward(net, params, x)
-    assert_prints(saved[2], "0.1 1.0")
+    assert_prints(saved[2].saved, "0.1 1.0")
     assert_prints(output, "-0.25")
     value, grads = jbp.value_and_grad(net, jbp.losses.l2_loss)(params, x, y)
     assert_prints(value, "0.78125")
