@@ -117,7 +117,7 @@ def fit_many(
     if validation_data is not None:
         validation = on_device("validation_data", validation_data)
     x, epochs = data[0], as_count(epochs, "epochs")
-    example = problem.seen(as_example(x[0]))
+    example = problem.seen(jax.ShapeDtypeStruct(x.shape[1:], x.dtype))
     sizes = batch_sizes(len(x), batch_size_of(batch_size, len(x)), sampling)
     names = [name for name, _ in problem.metrics]
     aim = Aim.over(
