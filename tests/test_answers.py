@@ -258,6 +258,25 @@ class Odd(Layer):
         return delta, ()
 
 
+@dataclass(frozen=True, repr=False)
+class Unready(Odd):
+    """A layer whose init answers what `how` says."""
+
+    def init(self, key, shape) -> Any:
+        return {"parameters alone": {"weight": X}, "no shape": (X, None), "three things": (X, shape, shape)}[self.how]
+
+
+@pytest.mark.parametrize("how", ["parameters alone", "no shape", "three things"])
+def test_a_wrong_answer_of_init_is_one_line_with_the_layers_path(how):
+    words = r"init must return \(params, out_shape\), but returned a (dict|tuple of [23]: \(an array .*\))$"
+    layer = Unready(how)
+    for net in (jbp.residual(layer), jbp.branch(layer), jbp.repeat(layer, 2), jbp.tied(layer, {1: 0}), layer):
+        message = refused(lambda net=net: jbp.serial(jbp.tanh, net).init(KEY, (2,)), words)
+        assert message.startswith("layer [1]"), message
+    problem = jbp.Problem(layer, losses.l2_loss, jbp.optim.sgd(0.1))
+    refused(lambda: jbp.init_state(problem, (2,)), words)
+
+
 ODD = {
     "y alone": r"forward must return \(y, saved\), but returned an array float64\[2\]",
     "three things": r"forward must return \(y, saved\), but returned a tuple of 3: \(an array",

@@ -31,7 +31,7 @@ MORE = ("training without set_mesh",)
 
 @pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.soak) if c in MORE else c for c in HOLDS])
 def test_on_four_devices_everything_is_as_on_one(case):
-    # One after another: four devices on few cores wait for one another in vain where XLA runs what is independent at once.
+    # One after another: where XLA runs at once what can be, four devices on few cores wait for one another for ever.
     flags = (
         "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0 "
         "--xla_cpu_enable_concurrency_optimized_scheduler=false"

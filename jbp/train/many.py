@@ -31,7 +31,7 @@ from jbp.inputs import as_callbacks, check_optimizer, check_params, is_optimizer
 from jbp.layer import Layer
 from jbp.losses import Loss
 from jbp.meshes import placed, whole
-from jbp.step import Method, Metric, Problem, State, Transform, as_example, started
+from jbp.step import Method, Metric, Problem, State, Transform, started
 from jbp.train.batches import Resident, Rows, batch_size_of, batch_sizes, of_mean_one
 from jbp.train.clocks import Chunks, Stopwatch
 from jbp.train.fit import (
