@@ -44,10 +44,10 @@ class Mine(Layer):
             "t differs": lambda: Outer(jnp.ones((2, x.size)), d[None], shape),
             "exchanged": lambda: Outer(d[None], x[None], shape),
             "another shape": lambda: Outer(x[None], d[None], shape[::-1]),
-            "a list as shape": lambda: Outer(x[None], d[None], list(shape)),
+            "a list as shape": lambda: Outer(x[None], d[None], list(shape)),  # type: ignore[arg-type]
             "integers": lambda: Outer(x[None], d[None].astype(int), shape),
             "integers in": lambda: Outer(x[None].astype(int), d[None], shape),
-            "a number": lambda: Outer(1.0, d[None], shape),
+            "a number": lambda: Outer(1.0, d[None], shape),  # type: ignore[arg-type]
             "a gain": lambda: Scale(x[None], d[None], shape),
             "an array": lambda: jnp.outer(x, d),
             "None": lambda: None,
@@ -126,7 +126,8 @@ def test_a_wrong_answer_of_backward_is_one_line_with_the_layers_path(how):
 
 def test_the_right_answer_passes_and_is_the_gradient_of_dense():
     params, _ = Mine().init(KEY, (2,))
-    assert_close(*(jbp.value_and_grad(net, losses.l2_loss)(params, X, Y) for net in (Mine(), jbp.Dense(3))), "layer")
+    mine, dense = (jbp.value_and_grad(net, losses.l2_loss)(params, X, Y) for net in (Mine(), jbp.Dense(3)))
+    assert_close(mine, dense, "layer")
 
 
 SQUARE = Mine("no t", 2)

@@ -252,7 +252,8 @@ def namesakes(sources: dict[str, str]) -> dict[str, list[str]]:
     for module, source in sources.items():
         for node in parsed(source).body:
             if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
-                found.setdefault(node.name, []).append(module)
+                modules = found.setdefault(node.name, [])
+                modules += [] if module in modules else [module]  # an overloaded function is there several times
     return {name: modules for name, modules in found.items() if len(modules) > 1}
 
 
