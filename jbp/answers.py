@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
-from jbp.arguments import is_number
+from jbp.arguments import as_shape, is_number
 from jbp.pairs import is_pair
 from jbp.paths import paths, shown
 
@@ -36,6 +36,17 @@ class Kept:
     def of(saved: Any, x: Any, y: Any) -> Kept:
         """Of what a layer saved when it made y of x, both with n in front."""
         return Kept(saved, _form(x), _form(y))
+
+
+def init_answer(layer: Any, answer: Any) -> tuple[Any, Any]:
+    """(params, out_shape), if a layer's init answered so.
+
+    Raises:
+        ValueError: saying what it answered instead.
+    """
+    if not isinstance(answer, tuple | list) or len(answer) != 2 or not isinstance(answer[1], tuple | list | int):
+        raise ValueError(f"{layer!r}.init must return (params, out_shape), but returned {described(answer)}")
+    return answer[0], as_shape(answer[1])
 
 
 def forward_answer(layer: Any, answer: Any, batch: int | None = None) -> tuple[Any, Any]:

@@ -35,6 +35,7 @@ from jbp.answers import (
 )
 from jbp.arguments import at_least_float32, batch_size, check_narrowing, check_weights, leaf_shapes
 from jbp.combine import Combinator, Place, located
+from jbp.combine.coupling import coupled_places, has_modes
 from jbp.combine.tied import Uses, unless_shared, unmarked
 from jbp.inputs import as_arrays, check_key, check_loss, check_net, check_params
 from jbp.layer import ArrayLike, Layer
@@ -51,7 +52,6 @@ from jbp.pairs import (
     weigh,
     widened,
 )
-from jbp.paths import shown
 from jbp.sinks import Sink, keep, total
 from jbp.trainable import Trainable as Trainable
 
@@ -110,14 +110,7 @@ def forward(
             return forward_leaf(layer, params, x, keys, mask if layer.uses_mask else None)
 
     output, saved = visit((), net, params, x, key)
-    return output, _Ran(saved, training) if _has_modes(net) else saved
-
-
-def _has_modes(net: Layer) -> bool:
-    """Whether a layer inside couples the examples in training only."""
-    if isinstance(net, Combinator):
-        return bool(net.couples_batch) and any(map(_has_modes, net.children))
-    return net.couples_batch == "training"
+    return output, _Ran(saved, training) if has_modes(net) else saved
 
 
 def _check_places(x: Any, mask: Any, rows: Any) -> None:
@@ -150,7 +143,7 @@ def coupling_of(net: Layer, saved: Any) -> tuple[dict[Place, str], Any]:
     training = True
     if isinstance(saved, _Ran):
         saved, training = saved.saved, saved.training
-    return (_coupled_places(net, training) if net.couples_batch else {}), saved
+    return (coupled_places(net, training) if net.couples_batch else {}), saved
 
 
 def _keys(key: PRNGKeyArray, n: int, rows: Any) -> PRNGKeyArray:
@@ -205,29 +198,6 @@ def backward(
         return visit
 
     return at(())((), net, params, saved, delta)
-
-
-def _coupled_places(net: Layer, training: bool) -> dict[Place, str]:
-    """The places of the leaf layers below a layer that couples the examples, each with the path of such a layer."""
-    found: dict[Place, str] = {}
-    culprits: dict[Place, str] = {}
-
-    def at(above: Place) -> Callable[[Place, Layer, bool], bool]:
-        def visit(place: Place, layer: Layer, coupled: bool) -> bool:
-            here = above + place
-            if isinstance(layer, Combinator):
-                return layer.walk_coupling(at(here), coupled)
-            couples = layer.couples_batch is True or (training and layer.couples_batch == "training")
-            if couples:
-                culprits[here] = f"{shown(here) or 'of the net'} ({layer!r})"
-            if coupled:
-                found[here] = ""
-            return coupled or couples
-
-        return visit
-
-    at(())((), net, False)
-    return dict.fromkeys(found, " and ".join(culprits.values()))
 
 
 # Inlined, so that the compiled program is the same as without `jit`, but layers alike are traced only once.

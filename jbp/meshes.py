@@ -64,14 +64,16 @@ def placed(spread: Callable[..., Any]) -> Callable[[Callable[P, R]], Callable[P,
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        call: Callable[..., Any] = function
+
         @wraps(function)
-        def run(*arguments: P.args, **named: P.kwargs) -> R:
+        def run(*arguments: Any, **named: Any) -> R:
             mesh = _explicit_mesh((arguments, named))
             if mesh is None:
-                return function(*arguments, **named)
+                return call(*arguments, **named)
             with use_abstract_mesh(mesh.update_axis_types(dict.fromkeys(mesh.explicit_axes, AxisType.Auto))):
                 within: Any = _over_arrays(lambda a: reshard(a, PartitionSpec()), (arguments, named))
-                answer = function(*within[0], **within[1])
+                answer = call(*within[0], **within[1])
             with use_abstract_mesh(mesh):
                 return _over_arrays(reshard, answer, spread(answer, *arguments, **named))
 

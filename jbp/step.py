@@ -26,7 +26,7 @@ import optax
 from jax.tree_util import register_dataclass
 
 from jbp.annotations import Array, Int
-from jbp.answers import one_number
+from jbp.answers import init_answer, one_number
 from jbp.arguments import as_seed, as_shape, batch_size, came, check_weights
 from jbp.backprop import Batch as Batch
 from jbp.backprop import Trainable, as_batch, batch_check, forward, mask_at, value_grad_output, value_output_delta
@@ -262,7 +262,7 @@ def init_state(problem: Problem, example: Any, *, seed: int | None = None, param
     seen = problem.seen(as_example(example))
     init_key, run_key = jax.random.split(problem.method.root_key(seed))
     if params is None:
-        params, _ = problem.net.init(init_key, seen.shape)
+        params, _ = init_answer(problem.net, problem.net.init(init_key, seen.shape))
     else:  # whether they fit shows here, by the layer's name
         check_params(params)
         one = jax.ShapeDtypeStruct((1, *seen.shape), seen.dtype)

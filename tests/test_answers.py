@@ -126,7 +126,8 @@ def test_a_wrong_answer_of_backward_is_one_line_with_the_layers_path(how):
 
 def test_the_right_answer_passes_and_is_the_gradient_of_dense():
     params, _ = Mine().init(KEY, (2,))
-    assert_close(*(jbp.value_and_grad(net, losses.l2_loss)(params, X, Y) for net in (Mine(), jbp.Dense(3))), "layer")
+    mine, dense = (jbp.value_and_grad(net, losses.l2_loss)(params, X, Y) for net in (Mine(), jbp.Dense(3)))
+    assert_close(mine, dense, "layer")
 
 
 SQUARE = Mine("no t", 2)
@@ -256,6 +257,25 @@ class Odd(Layer):
 
     def backward(self, params, saved, delta):
         return delta, ()
+
+
+@dataclass(frozen=True, repr=False)
+class Unready(Odd):
+    """A layer whose init answers what `how` says."""
+
+    def init(self, key, shape) -> Any:
+        return {"parameters alone": {"weight": X}, "no shape": (X, None), "three things": (X, shape, shape)}[self.how]
+
+
+@pytest.mark.parametrize("how", ["parameters alone", "no shape", "three things"])
+def test_a_wrong_answer_of_init_is_one_line_with_the_layers_path(how):
+    words = r"init must return \(params, out_shape\), but returned a (dict|tuple of [23]: \(an array .*\))$"
+    layer = Unready(how)
+    for net in (jbp.residual(layer), jbp.branch(layer), jbp.repeat(layer, 2), jbp.tied(layer, {1: 0}), layer):
+        message = refused(lambda net=net: jbp.serial(jbp.tanh, net).init(KEY, (2,)), words)
+        assert message.startswith("layer [1]"), message
+    problem = jbp.Problem(layer, losses.l2_loss, jbp.optim.sgd(0.1))
+    refused(lambda: jbp.init_state(problem, (2,)), words)
 
 
 ODD = {

@@ -20,15 +20,22 @@ HOLDS = {
     "shard_map": {"second_moment", "gram", "diagonal", "hessian_diagonal", "kronecker", "norms", "clipped_sum"},
     "explicit": {"value_and_grad", "clipped_sum", "second_moment", "gram", "diagonal", "hessian_product"},
     "model": {"value_and_grad", "clipped_sum", "second_moment", "gram", "diagonal", "hessian_product"},
-    "eager": {"value_and_grad", "clipped_sum", "second_moment", "gram", "diagonal", "hessian_product"},
+    "eager": {"value_and_grad", "clipped_sum", "apply", "backward", "together"},
     "training": {"fit", "make_step", "in_place", "private", "rule", "fit_many", "alignment"},
     "training without set_mesh": {"fit", "make_step", "in_place", "private", "rule", "fit_many", "alignment"},
 }
 
 
-@pytest.mark.parametrize("case", HOLDS)
+MORE = ("training without set_mesh",)
+
+
+@pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.soak) if c in MORE else c for c in HOLDS])
 def test_on_four_devices_everything_is_as_on_one(case):
-    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+    # One after another: where XLA runs at once what can be, four devices on few cores wait for one another for ever.
+    flags = (
+        "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0 "
+        "--xla_cpu_enable_concurrency_optimized_scheduler=false"
+    )
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(ROOT / "tests" / "on_devices.py"), case]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)

@@ -361,12 +361,13 @@ def test_records_of_a_parameter_whose_uses_differ_in_kind_and_with_weights():
         jax.random.normal(jax.random.fold_in(KEY, k), (4, t, o)) for k, t, o in ((1, 3, 2), (2, 3, 2), (3, 3, 2))
     )
     h, gain = h.at[:, :, 0].set(0.0), gain.at[0].set(0.0)
-    outer, scale, shift = jbp.Outer(h, h[..., :1], (2, 1)), jbp.Scale(gain, delta, (2, 1)), jbp.Shift(delta, (2, 1))
+    used = jnp.concatenate((h, h[..., :1]), 2)
+    outer, scale, shift = jbp.Outer(h, used, (2, 3)), jbp.Scale(gain, delta, (2, 3)), jbp.Shift(delta, (2, 3))
     w = jnp.asarray([2.0, 0.0, 0.0, 0.0])
     for weights, p in ((None, np.full(4, 0.25)), (w, np.asarray(w) / 2), (jnp.arange(4.0), np.arange(4) / 6)):
         found = stats.records(jbp.Sum((outer, scale, shift)), weights)["."]
         inputs = np.concatenate([np.reshape(a, (4, -1)) for a in (h, gain)], 1)
-        deltas = np.concatenate([np.reshape(a, (4, -1)) for a in (h[..., :1], delta, delta)], 1)
+        deltas = np.concatenate([np.reshape(a, (4, -1)) for a in (used, delta, delta)], 1)
         np.testing.assert_allclose(found.h, np.sqrt(p @ np.square(inputs).mean(1)), rtol=1e-13)
         np.testing.assert_allclose(found.delta, np.sqrt(p @ np.square(deltas).mean(1)), rtol=1e-13)
         np.testing.assert_allclose(found.saturated, p @ (np.abs(inputs) >= 0.99).mean(1), rtol=1e-13)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jbp.annotations import PRNGKeyArray
+from jbp.answers import init_answer
 from jbp.arguments import as_shape, check_one_of
 from jbp.combine.base import Combinator, Place, Visit, check_layers, expect_tuple, located, split_key, sum_of
 from jbp.inputs import check_key
@@ -44,7 +45,7 @@ class Branch(Combinator):
             zip(self.before(None).children, jax.random.split(key, len(self.layers)), strict=True)
         ):
             with located((i,), layer):
-                p, out = layer.init(k, shape)
+                p, out = init_answer(layer, layer.init(k, shape))
             params.append(p)
             outs.append(out)
         return tuple(params), self._joined_shape(outs)

@@ -12,6 +12,7 @@ from jax import lax
 from jax.tree_util import register_static
 
 from jbp.annotations import Array, PRNGKeyArray
+from jbp.answers import init_answer
 from jbp.arguments import as_count, as_shape, leaf_shapes
 from jbp.combine.base import Combinator, Place, Visit, check_layers
 from jbp.inputs import check_key
@@ -43,7 +44,7 @@ class Repeat(Combinator):
         layer, outs = self.before(None).layer, []
 
         def one(k: PRNGKeyArray) -> Any:
-            params, out_shape = layer.init(k, shape)
+            params, out_shape = init_answer(layer, layer.init(k, shape))
             outs.append(out_shape)
             return params
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jbp.annotations import PRNGKeyArray
+from jbp.answers import init_answer
 from jbp.arguments import as_shape
 from jbp.combine.base import Combinator, Place, Visit, check_layers
 from jbp.inputs import check_key
@@ -31,7 +32,8 @@ class Residual(Combinator):
         """The parameters of f, whose output must have its input's shape."""
         check_key(key)
         shape = as_shape(shape)
-        params, out_shape = self.layer.before(None).init(key, shape)
+        layer = self.layer.before(None)
+        params, out_shape = init_answer(layer, layer.init(key, shape))
         if out_shape != shape:
             raise ValueError(
                 f"residual needs a layer whose output has its input's shape, but {self.layer!r} "

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from jbp.annotations import PRNGKeyArray
+from jbp.answers import init_answer
 from jbp.arguments import as_shape
 from jbp.combine.base import Combinator, Place, Visit, check_layers, expect_tuple, located, split_key
 from jbp.inputs import check_key
@@ -37,7 +38,7 @@ class Serial(Combinator):
             zip(self.before(None).children, jax.random.split(key, len(self.layers)), strict=True)
         ):
             with located((i,), layer):
-                p, shape = layer.init(k, shape)
+                p, shape = init_answer(layer, layer.init(k, shape))
             params.append(p)
         return tuple(params), shape
 

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
 from jbp.annotations import PRNGKeyArray
+from jbp.answers import init_answer
 from jbp.arguments import leaf_shapes
 from jbp.combine.base import Combinator, Place, Visit
 from jbp.inputs import check_key, check_net
@@ -84,7 +85,7 @@ class Tied(Combinator):
     def init(self, key: PRNGKeyArray, shape: Shape) -> tuple[Any, Shape]:
         """The net's parameters, with () in the place of each borrower."""
         check_key(key)
-        params, out_shape = self.layer.init(key, shape)
+        params, out_shape = init_answer(self.layer, self.layer.init(key, shape))
         for borrower, owner in self.ties:
             lent, wanted = leaf_shapes(_get(params, owner)), leaf_shapes(_get(params, borrower))
             if lent != wanted:

@@ -187,6 +187,10 @@ def fit(
     or has reached `target`. The parameters returned are the best epoch's if `restore_best` (by default, when
     `patience` is given), else the last.
 
+    Data and parameters may be spread over a mesh of devices; under one with explicit axes, JAX's default, the compiler
+    sees to how a step is. The numbers are those of one device. Each step draws from all the examples, wherever they
+    lie, so nothing is faster for it; the parameters stay spread as `params` are.
+
     Everything random (initial parameters, order, dropout, noise) follows from `seed`, by default 0, for a private run
     from the operating system: same arguments, same machine, same bits. `chunk_steps` (by default an epoch, or about a
     second's work if that is shorter) changes none of them. Each of the `callbacks` gets an `Event` after every chunk,

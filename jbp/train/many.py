@@ -31,7 +31,7 @@ from jbp.inputs import as_callbacks, check_optimizer, check_params, is_optimizer
 from jbp.layer import Layer
 from jbp.losses import Loss
 from jbp.meshes import placed, whole
-from jbp.step import Method, Metric, Problem, State, Transform, as_example, started
+from jbp.step import Method, Metric, Problem, State, Transform, started
 from jbp.train.batches import Resident, Rows, batch_size_of, batch_sizes, of_mean_one
 from jbp.train.clocks import Chunks, Stopwatch
 from jbp.train.fit import (
@@ -117,7 +117,7 @@ def fit_many(
     if validation_data is not None:
         validation = on_device("validation_data", validation_data)
     x, epochs = data[0], as_count(epochs, "epochs")
-    example = problem.seen(as_example(x[0]))
+    example = problem.seen(jax.ShapeDtypeStruct(x.shape[1:], x.dtype))
     sizes = batch_sizes(len(x), batch_size_of(batch_size, len(x)), sampling)
     names = [name for name, _ in problem.metrics]
     aim = Aim.over(

@@ -34,7 +34,7 @@ _ROOT = "return _diagonal_columns(jnp.where(t == 0, jnp.zeros_like(t), jnp.sqrt(
 _DELTA = "return _per_position(-jnp.where(t == 0, jnp.zeros_like(t), t / output), mask)"
 _ACT, _DROP, _LOSS, _REPEAT = "layers/activations.py", "layers/dropout.py", "losses.py", "combine/repeat.py"
 _SPINE = "backprop.py"
-_MARKS = "_coupled_places(net, training) if net.couples_batch else {}"
+_MARKS = "coupled_places(net, training) if net.couples_batch else {}"
 _MARKED = f"return ({_MARKS}), saved"
 
 EQUIVALENT: dict[tuple[str, str, str, str], str] = {
