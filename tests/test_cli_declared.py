@@ -314,3 +314,12 @@ def test_data_standardised_by_their_own_figures_are_refused_in_private_training(
             fit(np.asarray(wrong, float))
     with pytest.raises(ValueError, match="y of train_data was standardised"):
         fit(x, unbiased[:, :2], jbp.losses.squared_error)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("b.csv", "column,low,high\nborn,1970-01-01,1.2.1970\n"), ("b.json", '{"born": ["1970-01-01", "1970-02-01"]}')],
+)
+def test_bounds_of_a_column_of_dates_are_dates(name: str, text: str, tmp_path):
+    (tmp_path / name).write_text(text)
+    assert read_bounds(tmp_path / name) == {"born": (0.0, 31.0)}

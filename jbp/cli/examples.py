@@ -81,7 +81,7 @@ class Examples:
         """Refuse a column of x or y whose values fall together on their way to the net."""
         names, advice = self.dataset.features, "take its logarithm or leave far values out"
         if self.x_scale is None:
-            advice = "standardise (leave out no-standardize), or subtract an offset from it"
+            advice = "standardise, declare its bounds (--bounds), or subtract an offset from it"
         if isinstance(self.x_scale, Bounds):
             advice, x = "give it narrower bounds", np.clip(x, self.x_scale.low, self.x_scale.high)
         if isinstance(self.y_scale, Bounds):

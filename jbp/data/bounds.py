@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from jbp.arguments import about, as_number, cannot_read, did_you_mean, existing_file, is_numeric, listed
+from jbp.data.dates import days, looks_like_date
 from jbp.data.preparing import Standardizer
 
 _HEADER = ["column", "low", "high"]
@@ -112,6 +113,15 @@ def bounds_of(known: Mapping[str, tuple[float, float]], names: Iterable[str]) ->
     return Bounds(low, high)
 
 
+def _number(word: str) -> float:
+    """A number, or a date as the number that a column of dates has; ValueError for another word."""
+    if looks_like_date(word.strip()):
+        return days(word.strip())
+    if not is_numeric(word):
+        raise ValueError(f"{word!r} is no number")
+    return float(word)
+
+
 def _from_json(text: str) -> dict[str, tuple[float, float]]:
     def unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(items)
@@ -130,6 +140,7 @@ def _from_json(text: str) -> dict[str, tuple[float, float]]:
     for name, pair in content.items():
         if not isinstance(pair, list) or len(pair) != 2:
             raise ValueError(f"expected [low, high] for column {name!r}, found {pair!r}; correct it")
+        pair = [days(side) if isinstance(side, str) and looks_like_date(side) else side for side in pair]
         found[name] = (as_number(pair[0], f"low of {name!r}"), as_number(pair[1], f"high of {name!r}"))
     return found
 
@@ -146,9 +157,7 @@ def _from_csv(text: str) -> dict[str, tuple[float, float]]:
         raise ValueError(f"expected a first line {','.join(_HEADER)}, found {found_line!r}; name the columns so")
     for line, row in rows[1:]:
         try:
-            if not all(map(is_numeric, row[1:])):
-                raise ValueError
-            name, low, high = row[0], *map(float, row[1:])
+            name, low, high = row[0], *map(_number, row[1:])
         except ValueError:
             raise ValueError(
                 f"expected a column, its low and its high, found {','.join(row)!r} in line {line}; correct it"

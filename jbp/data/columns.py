@@ -141,7 +141,11 @@ class Columns:
     def numbers(self, table: Table) -> np.ndarray:
         """The same before anything is learned: NaN where a value is missing, which is refused if `missing` is None."""
         if self.missing is None:
-            _check_missing(table, self.names, "fill them in, or pass missing='mean' or 'indicator' (--missing)")
+            _check_missing(
+                table,
+                self.names,
+                "fill them in or, unless training is private, pass missing='mean' or 'indicator' (--missing)",
+            )
         return self._numbers(table, "refuse")
 
     def _numbers(self, table: Table, unknown: str) -> np.ndarray:
