@@ -87,7 +87,8 @@ def print_checks(rows: list[Any], seconds: float, form: str, full: bool, own: bo
             for thing in alike:
                 table.add_row(*map(escape, _checked(thing[0].name, thing, dtypes)))
         else:
-            what = f"{len(alike)} {kind}{'es' if kind.endswith('s') else 's'}: {listed([thing[0].name for thing in alike], 6)}"
+            plural = "es" if kind.endswith("s") else "s"
+            what = f"{len(alike)} {kind}{plural}: {listed([thing[0].name for thing in alike], 6)}"
             table.add_row(*map(escape, _checked(what, [row for thing in alike for row in thing], dtypes)))
     Console().print(table)
     print("found of allowed, in eps × the largest number compared with; of each, what came closest to its bound")

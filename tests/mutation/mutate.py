@@ -238,7 +238,7 @@ def find(tree: ast.Module, qualname: str) -> Any:
     """The function of this name in a module."""
     node: Any = tree
     for part in qualname.split("."):
-        node = next(n for n in node.body if getattr(n, "name", None) == part)
+        node = [n for n in node.body if getattr(n, "name", None) == part][-1]  # behind its overloads
     return node
 
 

@@ -18,7 +18,7 @@ _RANGE = '"a schedule\'s rate", rate, lambda rate: 0 <= rate < np.inf'
 _TOLD = "test_bad_input_is_told_in_one_sentence_what_was_expected_and_what_came"
 _MEMORY = "stacks more than is needed: memory alone"
 _TEXT = "return lax.select(kept, values * (1 / (1 - self.drop_rate)), lax.full_like(values, 0))"
-_SCALE_PAIR = 'return jnp.einsum("nto,nto->o", self.h, weigh(weights, self.delta)).reshape(self.shape)'
+_SCALE_PAIR = 'return jnp.einsum("nto,nto->o", h, weigh(weights, delta)).reshape(self.shape).astype(self.dtype)'
 _SCALE = "1 / (1 - self.drop_rate)"
 _CLASSES = "shape == output.shape[:-1] and jnp.issubdtype(dtype, jnp.integer)"
 _LAST = "return jnp.minimum(steps, jnp.iinfo(steps.dtype).max - 1) + 1"
@@ -38,19 +38,19 @@ _MARKS = "coupled_places(net, training) if net.couples_batch else {}"
 _MARKED = f"return ({_MARKS}), saved"
 
 EQUIVALENT: dict[tuple[str, str, str, str], str] = {
-    (_REPEAT, "return (delta_x, distinct[plan.input] if plan.shares_output else None), answers[0].distinct(found)", "0",
+    (_REPEAT, "return alike(carry, carried), answers[0].distinct(found)", "0",
      "0 → -1"): _LONE,
     (_REPEAT, "found = answers[0].whole(found, None)", "0", "0 → -1"): _LONE,
     (_DENSE, "dtype = jnp.promote_types(a.dtype, weight.dtype)", "jnp.promote_types(a.dtype, weight.dtype)",
      "last arguments swapped"): "promotion is symmetric",
     **{(_DENSE, "a, weight = a.astype(dtype), weight.astype(dtype)", what, "astype left out"):
        "`lax.dot_general` widens it by itself" for what in ("a.astype(dtype)", "weight.astype(dtype)")},
-    ("combine/residual.py", "return delta if delta_x is None else delta + delta_x, found",
-     "delta if delta_x is None else delta + delta_x", "always the second"):
+    ("combine/residual.py", "return None if delta_x is None else delta + delta_x, found",
+     "None if delta_x is None else delta + delta_x", "always the second"):
         "delta_x is None for integer input only, to which no float can be added and kept: the branch is never taken",
     **{(_LOSS, text, "jnp.zeros_like(t)", "zeros_like left out"): "where t == 0, t is that zero"
        for text in (_ROOT, _DELTA)},
-    ("pairs/scale.py", _SCALE_PAIR, "jnp.einsum('nto,nto->o', self.h, weigh(weights, self.delta))",
+    ("pairs/scale.py", _SCALE_PAIR, "jnp.einsum('nto,nto->o', h, weigh(weights, delta))",
      "last arguments swapped"): "a product element by element: h∘δ = δ∘h",
     **{(_LOSS, "return delta / _positions(delta) if _positions(delta) > 1 else delta", what, change): _ONE
        for what, change in (("_positions(delta) > 1", "comparison → GtE"), ("1", "1 → 0"),
@@ -130,7 +130,7 @@ HELD: dict[tuple[str, str, str, str], tuple[str, str]] = {
         "tests/test_combine.py::test_only_shared_pairs_wait_for_their_other_uses")
        for start, what in (("None, ", "saved if linear else unless_shared(sink, params, saved)"),
                            ("delta_x, ", "sink(pairs) if linear else unless_shared(sink, params, pairs)"))},
-    (_SPINE, f"value, output, saved, delta = {_CALL}", _CALL, "last arguments swapped"):
+    (_SPINE, f"value, output, saved, delta, scale = {_CALL}", _CALL, "last arguments swapped"):
         ("the mode and the key exchanged",
          "tests/test_modes_and_masks.py::test_value_and_grad_takes_the_mode_and_a_key_means_training"),
     **{("optim/_scalars.py", f"check_scalar({_RANGE}, wanted, \"correct the schedule\")", what, change): (
