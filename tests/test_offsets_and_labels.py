@@ -253,3 +253,11 @@ def test_a_regression_trains_with_the_default_net_and_rate(columns: int, tmp_pat
     (tmp_path / "t.csv").write_text("\n".join(rows))
     result = cli.Train(data="t.csv", target="y", out="run", epochs=20, quiet=True)()
     assert result.summary["test_r2"] > 0.3
+
+
+def test_whole_numbers_written_with_a_point_are_said_to_be_taken_for_values(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.csv").write_text("x,y\n" + "".join(f"{i / 7},{1 + i % 2}.0\n" for i in range(20)))
+    read = load_dataset("t.csv", target="y")
+    assert read.task == "regression" and "column 'y' is taken for values to predict" in read.notes[0]
+    assert not load_dataset("t.csv", target="y", task="regression").notes

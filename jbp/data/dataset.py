@@ -81,9 +81,15 @@ def from_parts(name: str, train: Part, test: Part | None, task: Task | None) -> 
 
     Raises: ValueError naming the place of the first thing that is wrong.
     """
+    read: tuple[str, ...] = ()
     if task is None:
         task = "regression" if train.y.dtype.kind == "f" else "classification"
         labels.check_task_is_plain(train.y, train.place)
+        if labels.might_be_labels(train.y):
+            read = (
+                f"{train.place('y')} is taken for values to predict, for its whole numbers are written with a point: "
+                "pass task='classification' (--task classification) if they are labels",
+            )
     prepare = _labels if task == "classification" else _values
     x_train, y_train = _inputs(train), prepare(train)
     x_test = y_test = None
@@ -115,7 +121,7 @@ def from_parts(name: str, train: Part, test: Part | None, task: Task | None) -> 
                 f"expected enough rows to hold out a fifth as the test part, found only {n}"
                 f"{f' of {len(names)} classes' if names else ''}; give more"
             ) from error
-    return Dataset(name, task, x_train, y_train, x_test, y_test, names, notes=notes)
+    return Dataset(name, task, x_train, y_train, x_test, y_test, names, notes=(*read, *notes))
 
 
 def _inputs(part: Part) -> np.ndarray:

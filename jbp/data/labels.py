@@ -60,6 +60,13 @@ def check_task_is_plain(y: np.ndarray, place: Callable[..., str]) -> None:
         )
 
 
+def might_be_labels(y: np.ndarray) -> bool:
+    """Whether numbers with a point may be labels all the same, as data frames write them beside gaps: 1.0."""
+    if y.dtype.kind != "f" or y.ndim != 1 or not (y == np.floor(y)).all():
+        return False
+    return 3 * len(np.unique(y)) <= len(y) and len(np.unique(y)) <= 20
+
+
 def warn_of_near_equal(words: Iterable[str], what: str) -> None:
     """Warn of words that differ only in case, in spaces, in how Unicode or a number is written: each is its own."""
     groups: dict[str, list[str]] = {}
