@@ -183,7 +183,7 @@ def run(widths: tuple[int, ...], batch: int, rounds: int) -> dict[str, Any]:
     programs: dict[tuple[str, str], Any] = {("plain gradient", "jbp"): jbp.value_and_grad(net, LOSS)}
     programs |= {(name, "jbp"): jax.jit(program) for name, program in by_pairs(net).items()}
     programs |= {(name, "autodiff"): jax.jit(program) for name, program in by_autodiff().items()}
-    built = {key: jax.jit(program).lower(*args).compile() for key, program in programs.items()}
+    built: dict[Any, Any] = {key: jax.jit(program).lower(*args).compile() for key, program in programs.items()}
     for name in by_autodiff():
         ours, theirs = (jax.tree.leaves(built[name, way](*args)) for way in ("jbp", "autodiff"))
         for a, b in zip(ours, theirs, strict=True):
