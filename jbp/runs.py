@@ -165,7 +165,7 @@ def default_targets(outputs: int) -> tuple[str, ...]:
 def fit_figures(fit: Fit) -> dict[str, Any]:
     """What a summary says of training: the validation figures of the epoch whose parameters these are, and more."""
     rows = fit.history
-    best = next((row for row in rows if row["epoch"] == fit.best_epoch), rows[-1] if rows else {})
+    best = fit.kept
     speeds = [row["examples_per_second"] for row in rows]
     return {name: best[name] for name in best if name.startswith("validation_")} | {
         "seconds": rows[-1]["seconds"] if rows else None,

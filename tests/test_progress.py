@@ -120,3 +120,16 @@ def test_weights_of_examples_count_in_the_figures_too_and_a_batch_of_none_has_no
     (row,) = fitted.history
     assert row["train_loss"] == pytest.approx(float(np.average(errors, weights=weights)), rel=1e-12)
     assert row["train_one"] == pytest.approx(1, rel=1e-12)
+
+
+def test_where_the_start_was_best_the_figures_are_those_of_the_start():
+    """And not the last epoch's beside the parameters of the start."""
+    options = {"epochs": 2, "batch_size": 4, "validation_data": (X, Y), "patience": 5}
+    net, worse = jbp.serial(jbp.Dense(3)), jbp.optim.sgd(50.0)
+    fitted = jbp.fit(net, LOSS, worse, (X, Y), seed=1, **options)
+    loss = float(jax.vmap(LOSS.value)(jbp.apply(net, fitted.params, X), Y).mean())
+    assert fitted.best_epoch == 0 and fitted.kept["validation_loss"] == pytest.approx(loss, rel=1e-12)
+    assert fitted.kept["validation_loss"] < fitted.history[-1]["validation_loss"]
+    many = jbp.fit_many(net, LOSS, worse, (X, Y), seeds=[1], **options)
+    assert many.figures("validation_loss") == pytest.approx([loss], rel=1e-9)
+    assert Progress.from_json(Progress(AIM, (), (), start={"a": 1.0}).to_json()).start == {"a": 1.0}

@@ -79,7 +79,9 @@ def _single(many: Many, r: int) -> Fit:
     """Run r as `fit` would have returned it."""
     run = many.runs[r]
     state = jax.tree.map(lambda leaf: leaf[r], many.state)
-    return Fit(many.params_of(r), state, run.history, run.best_epoch, run.stop_reason, many.step_losses[r])
+    return Fit(
+        many.params_of(r), state, run.history, run.best_epoch, run.stop_reason, many.step_losses[r], start=run.start
+    )
 
 
 def _summary(plan: Plan, many: Many, test: dict[int, dict[str, Any]]) -> dict[str, Any]:

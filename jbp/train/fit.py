@@ -38,7 +38,7 @@ from jbp.train.clocks import Chunks, Stopwatch
 from jbp.train.in_place import InPlace
 from jbp.train.live import training_line
 from jbp.train.program import copy, evaluation_program, ledger, steps_program
-from jbp.train.progress import Aim, EpochEnd, Progress, Row, Steps, StopReason, see
+from jbp.train.progress import Aim, EpochEnd, Progress, Row, Steps, StopReason, kept_row, see
 from jbp.train.signals import ctrl_c
 
 Data = tuple[Any, Any]
@@ -63,6 +63,13 @@ class Fit:
     """The loss of every step taken, in order; NaN of one whose batch was empty, or all of weight 0."""
     epsilon: float | None = None
     """Of a private training, what all steps taken together cost, whichever parameters are used."""
+    start: Row = field(default_factory=dict, repr=False)
+    """The validation figures before the first step; none without validation data."""
+
+    @property
+    def kept(self) -> Row:
+        """The figures that go with `params`: the history's row of the epoch, or `start` if the start was best."""
+        return kept_row(self.history, self.start, self.best_epoch)
 
     @property
     def opt_state(self) -> Any:
@@ -277,7 +284,16 @@ class _Run:
         def result(reason: StopReason) -> Fit:
             restored = best is not None and reason != "interrupted"
             kept, epoch = (best, progress.best_epoch) if restored else (state.params, None)
-            return Fit(kept, state, progress.rows, epoch, reason, progress.all_losses(), self._spent(progress.taken))
+            return Fit(
+                kept,
+                state,
+                progress.rows,
+                epoch,
+                reason,
+                progress.all_losses(),
+                self._spent(progress.taken),
+                progress.start,
+            )
 
         with ctrl_c() as interrupt:
             if validation is not None:  # how good the start is; also compiles the program before the first step

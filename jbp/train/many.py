@@ -263,7 +263,9 @@ class _Going:
         """What it left, if all runs end for this reason."""
         reason = self.progress.stop_reason or reason
         best = self.progress.best_epoch if restores and reason not in ("interrupted", "diverged") else None
-        return One(self.seed, self.rate, self.progress.rows, best, reason, self.progress.diverged_at)
+        return One(
+            self.seed, self.rate, self.progress.rows, best, reason, self.progress.diverged_at, self.progress.start
+        )
 
 
 class _Programs(NamedTuple):

@@ -12,7 +12,7 @@ import numpy as np
 
 from jbp.step import State
 from jbp.train.fit import Interrupted
-from jbp.train.progress import Row, StopReason
+from jbp.train.progress import Row, StopReason, kept_row
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,14 @@ class One:
     stop_reason: StopReason
     diverged_at: int | None
     """The step at which the loss became non-finite, counted from 1; None if it never did."""
+    start: Row = field(default_factory=dict, repr=False)
+    """The validation figures before the first step."""
 
     def figure(self, name: str) -> float:
         """A figure of the history, at the epoch whose parameters were kept; NaN if diverged, or without such a row."""
         if self.diverged_at is not None:
             return math.nan
-        rows = [row for row in self.history if self.best_epoch in (None, row["epoch"])]
-        return rows[-1].get(name, math.nan) if rows else math.nan
+        return kept_row(self.history, self.start, self.best_epoch).get(name, math.nan)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -67,6 +67,13 @@ class Aim:
         )
 
 
+def kept_row(rows: Sequence[Row], start: Row, best_epoch: int | None) -> Row:
+    """The figures of the epoch whose parameters are kept: the best, the start if that is epoch 0, or the last."""
+    if best_epoch == 0:
+        return start
+    return next((row for row in rows if row["epoch"] == best_epoch), rows[-1] if rows else {})
+
+
 class Steps(NamedTuple):
     """Figures of an epoch's first steps, and whether the parameters after them are finite."""
 
@@ -101,6 +108,8 @@ class Progress:
     sizes: tuple[int, ...] = field(repr=False)
     """How many examples each step of an epoch draws, on average where it is drawn by chance."""
     rows: tuple[Row, ...] = field(default=(), repr=False)
+    start: Row = field(default_factory=dict, repr=False)
+    """The validation figures before the first step: those of what is kept, if no epoch is better."""
     best: float = math.inf
     """The deciding figure at its best, with the sign turned where higher is better."""
     best_epoch: int = 0
@@ -181,6 +190,8 @@ def _steps(progress: Progress, seen: Steps) -> Progress:
 
 def _epoch_end(progress: Progress, seen: EpochEnd) -> Progress:
     row = seen.figures
+    if not seen.epoch:
+        progress = dataclasses.replace(progress, start=row)
     if seen.epoch:
         step = seen.epoch * len(progress.sizes)
         row = {"epoch": seen.epoch, "step": step, "train_loss": progress.mean(progress.losses)}
