@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax.numpy as jnp
 
 from jbp.annotations import Array, Bool, Float
-from jbp.arguments import at_least_float32
+from jbp.arguments import at_least_float32, check_narrowing
 from jbp.losses import Loss
 
 
@@ -59,6 +59,7 @@ class Accuracy:
 
     def _right(self, output: Array, target: Any) -> Bool[Array, "..."]:
         """Which positions [*t], or labels of positions [*t, k], are right."""
+        check_narrowing("the target", target)
         loss, target = self.loss, jnp.asarray(target)
         if loss is None:
             raise ValueError("accuracy depends on what an output predicts: say jbp.accuracy.of(loss)(output, target)")
@@ -67,6 +68,7 @@ class Accuracy:
         if said.dtype == jnp.bool_:
             if target.shape != said.shape:
                 raise ValueError(f"accuracy of {loss!r} needs targets {said.shape}, but got {target.shape}")
+            known = known & (target == target)
             return (said == (target.astype(at_least_float32(output.dtype)) > 0.5)) & known
         if not jnp.issubdtype(said.dtype, jnp.integer):
             raise ValueError(
@@ -77,12 +79,16 @@ class Accuracy:
             raise ValueError(
                 f"accuracy of {loss!r} over one output is always 1: take two outputs, or one yes-or-no loss"
             )
-        wanted = target.argmax(-1) if target.shape == output.shape else target
+        wanted = target
+        if target.shape == output.shape:
+            known, wanted = known & (target == target), target.argmax(-1)
         if wanted.shape != said.shape:
             raise ValueError(
                 f"accuracy of {loss!r} on outputs {output.shape} needs classes {said.shape} or "
                 f"distributions {output.shape}, but got {target.shape}"
             )
+        if not jnp.issubdtype(wanted.dtype, jnp.integer):
+            raise ValueError(f"accuracy of {loss!r} needs classes as whole numbers, but got {wanted.dtype}")
         # In whichever of the two types is wider: a class that a narrow one does not hold must not wrap to one it does.
         wide = wanted.dtype if jnp.iinfo(wanted.dtype).bits >= 32 else jnp.int32
         return (said.astype(wide) == wanted.astype(wide)) & known.all(-1)

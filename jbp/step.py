@@ -35,7 +35,7 @@ from jbp.layer import Layer
 from jbp.losses import Loss
 from jbp.meshes import as_is, placed, whole
 from jbp.metrics import OfLoss
-from jbp.pairs import Weights, as_floats, as_shares
+from jbp.pairs import Weights, as_floats, as_shares, of_size_one
 
 Metric = Callable[..., Array]
 """(output, target) of one example -> a scalar; its mean is reported, and higher is better. With a third argument `mask`
@@ -332,7 +332,8 @@ def _make_step(problem: Problem) -> Callable[[State, Batch], tuple[State, Figure
         batch = as_batch(Batch(*batch))
         check_weights(batch.weights, batch_size(batch.x, batch.y), least=0.0)
         check(state.params, batch)
-        weights = None if batch.weights is None else as_floats(batch.weights)
+        own = batch.weights if batch.divisor is not None else of_size_one(batch.weights)
+        weights = None if own is None else as_floats(own)
         return compiled(state, batch._replace(weights=weights))
 
     return checked

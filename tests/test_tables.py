@@ -13,7 +13,9 @@ import jbp
 from jbp import cli
 from jbp.cli.training import make_plan
 from jbp.data import Columns, Standardizer, load_dataset
+from jbp.data.cells import Dialect
 from jbp.data.dates import days
+from jbp.data.tables import load_rows
 
 HALF = np.arange(200) % 2
 
@@ -354,3 +356,21 @@ def test_a_run_that_is_saved_by_hand_reads_rows_as_its_data_were_read(capsys):
     jbp.save("mine", net, done.params, loss=loss, input_shape=(8,), classes=data.classes, features=data.columns,
              x_scale=scale)  # fmt: skip
     assert [row[0] for row in predicted(capsys, "mine", "t.csv")[1:]] == ANSWER.tolist()
+
+
+def test_rows_to_predict_are_read_with_the_decimal_sign_of_training(tmp_path, monkeypatch):
+    """20.000 in a file like that of training, which had decimal commas, is not 20."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.csv").write_text("a;y\n" + "".join(f"{i},5;{'no' if i < 20 else 'yes'}\n" for i in range(40)))
+    cli.Train(data="t.csv", target="y", net="", epochs=1, out="run", quiet=True)()
+    columns = jbp.load("run").columns
+    (tmp_path / "new.csv").write_text("a;b\n20.000;1\n30.000;2\n")
+    with pytest.raises(ValueError, match=r"20\.000"):
+        load_rows("new.csv", columns, Dialect())
+    assert load_rows("new.csv", columns, Dialect(decimal=".")).tolist() == [[20.0], [30.0]]
+
+
+@pytest.mark.parametrize("rows", [{"a": 1.0, "b": 2.0}, {"a": [1.0], "b": [1.0, 2.0]}, {"a": "1", "b": "2"}])
+def test_rows_by_hand_are_lists_of_one_length(rows):
+    with pytest.raises(ValueError, match="expected a list of cells for each column, all of one length"):
+        Columns.plain(["a", "b"]).encode(rows)

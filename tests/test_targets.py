@@ -96,6 +96,8 @@ def test_rows_of_weight_0_and_masked_positions_may_hold_anything():
     np.testing.assert_array_equal(run(PARAMS, X, y, weights=weights)[0], run(PARAMS, X, CLASSES, weights=weights)[0])
     with pytest.raises(ValueError, match="row 4 has 99"):
         run(PARAMS, X, y)
+    fits = [jbp.fit(NET, SOFTMAX, SGD, (X, labels), epochs=1, weights=weights).params for labels in (y, CLASSES)]
+    jax.tree.map(np.testing.assert_array_equal, *fits)
     mask = np.ones((2, 3), bool)
     mask[1, 2] = False
     positions = spoiled(np.array([[0, 1, 2], [2, 1, 0]]), (1, 2), np.int64(-5))  # type: ignore[arg-type]
@@ -161,3 +163,19 @@ def test_one_class_is_refused():
     for loss in (SOFTMAX, losses.cross_entropy):
         with pytest.raises(ValueError, match="over one output has nothing to choose from"):
             jbp.value_and_grad(one, loss)(params, X, np.zeros(N, int))
+
+
+def test_weights_in_float64_count_by_their_proportions_however_small_or_large():
+    """With 32-bit types 1e-300 became 0, and 1e300 infinite."""
+    with jax.enable_x64(False):
+        problem = jbp.Problem(NET, SOFTMAX, SGD)
+        taken = []
+        for size in (1.0, 1e-300, 1e300):
+            weights = size * np.arange(1.0, N + 1)
+            state, figures = jbp.make_step(problem)(
+                jbp.init_state(problem, (WIDTH,), seed=1), jbp.Batch(X.astype(np.float32), CLASSES, weights)
+            )
+            _, pairs = jbp.value_and_pairs(NET, SOFTMAX, state.params, X.astype(np.float32), CLASSES)
+            taken.append((figures.loss, state.params, jbp.stats.variance(pairs, weights)))
+        for other in taken[1:]:
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), other, taken[0])

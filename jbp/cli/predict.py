@@ -90,6 +90,12 @@ def as_csv(run: Run, predicted: np.ndarray) -> str:
     """Predictions as comma-separated text, a line of names first."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
+    unknown = np.flatnonzero(np.isnan(predicted).any(tuple(range(1, predicted.ndim))))
+    if len(unknown):
+        raise ValueError(
+            f"the net says nothing of {len(unknown)} of {len(predicted)} rows, for its outputs are NaN, first in row "
+            f"{unknown[0] + 1}: leave out rows far beyond the data of training"
+        )
     if run.task == "classification":
         writer.writerow(["class", *(f"{run.output_kind}_{name}" for name in run.classes)])
         for best, row in zip(predicted.argmax(1), predicted, strict=True):

@@ -90,10 +90,12 @@ class Columns:
 
     missing: what is done where a value is missing: None refuses; "mean" takes the mean over the training part; of
     categories, their shares; "indicator" takes it too, and adds a column of 0 and 1 for each column that lacks some.
+    decimal: "," where the table had decimal commas, as files to predict then have too unless it is said otherwise.
     """
 
     columns: tuple[Column, ...]
     missing: Missing | None = None
+    decimal: str | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -190,7 +192,11 @@ class Columns:
 
     def as_json(self) -> dict[str, Any]:
         """As JSON keeps it; `from_json` reads it."""
-        return {"missing": self.missing, "columns": [dataclasses.asdict(column) for column in self.columns]}
+        return {
+            "missing": self.missing,
+            "decimal": self.decimal,
+            "columns": [dataclasses.asdict(column) for column in self.columns],
+        }
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> "Columns":
@@ -202,7 +208,7 @@ class Columns:
         for column in stored["columns"]:
             fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in column.items()}
             columns.append(Column(**fields))
-        return cls(tuple(columns), stored["missing"])
+        return cls(tuple(columns), stored["missing"], stored.get("decimal"))
 
     @classmethod
     def plain(cls, names: Iterable[str]) -> "Columns":
@@ -216,7 +222,8 @@ class Columns:
         Raises: ValueError naming the place of what fits no kind.
         """
         chosen = set(categorical)
-        return cls(tuple(_column(table, name, name in chosen) for name in names), missing)
+        decimal = "," if table.dialect.decimal == "," else None
+        return cls(tuple(_column(table, name, name in chosen) for name in names), missing, decimal)
 
     def _indicator(self, column: Column) -> tuple[str, ...]:
         return (f"{column.name} is missing",) if self.missing == "indicator" and column.lacks else ()
@@ -225,6 +232,12 @@ class Columns:
         absent = [name for name in self.names if name not in rows]
         if absent:
             raise ValueError(f"expected the columns {listed(self.names)}, found none named {listed(absent)}; add them")
+        lengths = {name: -1 if isinstance(rows[name], str) else np.size(rows[name]) for name in self.names}
+        if min(np.ndim(rows[name]) for name in self.names) < 1 or len(set(lengths.values())) > 1:
+            raise ValueError(
+                "expected a list of cells for each column, all of one length, as {'town': ['Rome'], 'size': [20]}, "
+                f"found {listed(f'{name}: {rows[name]!r}'[:40] for name in self.names)}"
+            )
         cells = {name: Cells.of(rows[name], name in self.textual) for name in self.names}
         return Table(Dialect(), self.names, cells, range(len(cells[self.names[0]].codes)))
 

@@ -186,6 +186,7 @@ def load_rows(path: str | Path, columns: Columns, dialect: Dialect, unknown: str
             )
         return columns.names
 
+    dialect = dataclasses.replace(dialect, decimal=dialect.decimal or columns.decimal)
     table = read_table(path, dialect, wanted, columns.textual, columns.names)
     with about(path):
         return columns.encode(table, unknown)

@@ -35,6 +35,8 @@ def with_weights(dataset: Dataset, column: str) -> tuple[Dataset, np.ndarray]:
     if len(names) == 1:
         raise ValueError(f"expected columns beside the target and the weights {column!r}, found no other; add some")
     columns = dataset.columns
+    if columns is not None and column not in [own.name for own in columns.columns if own.kind == "number"]:
+        raise ValueError(f"expected weights to be a column of numbers, but {column!r} is none")
     if columns is not None and any(own.name == column and own.lacks for own in columns.columns):
         raise ValueError(
             f"expected a weight in every row, found column {column!r} without some; give 0 to leave a row out"

@@ -193,7 +193,7 @@ class Sigmoid(Activation):
 
 @dataclass(frozen=True, repr=False)
 class Softmax(Activation):
-    """y = e^s / Σ e^s along the last axis, with its full Jacobian ∂y[j]/∂s[i] = y[j]([i=j] − y[i]) (lecture E)."""
+    """y = e^s / Σ e^s along the last axis, with its full Jacobian ∂y[j]/∂s[i] = y[j]·([i=j] − y[i]) (lecture E)."""
 
     suits = glorot_normal
     word = "softmax"

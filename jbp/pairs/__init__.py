@@ -17,6 +17,7 @@ from jbp.pairs.pair import Pair, Pairs, Weights, is_pair, silence, weigh
 from jbp.pairs.pair import as_floats as as_floats
 from jbp.pairs.pair import as_shares as as_shares
 from jbp.pairs.pair import check_arrays as check_arrays
+from jbp.pairs.pair import of_size_one as of_size_one
 from jbp.pairs.pair import power_of_2 as power_of_2
 from jbp.pairs.pair import widened as widened
 from jbp.pairs.scale import Scale

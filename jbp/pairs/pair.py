@@ -209,10 +209,18 @@ def weigh(weights: Weights, delta: Array) -> Array:
 
 def as_shares(weights: Array | np.ndarray) -> Array:
     """wₙ/Σw of weights of any size and type, in at least float32; NaN if they add up to 0."""
-    w = as_floats(weights)
+    w = as_floats(of_size_one(weights))
     # By a power of 2, which changes no bit, so that their sum neither overflows nor is 0.
     w = w * (1 / power_of_2(jnp.abs(w).max(initial=0)))
     return w / w.sum()
+
+
+def of_size_one(weights: Any) -> Any:
+    """NumPy's weights, of which only the proportions count, over a power of 2 near the largest: in float64, before JAX
+    makes float32 of them, where 1e-300 would be 0."""
+    if not isinstance(weights, np.ndarray) or weights.dtype != np.float64 or not weights.size:
+        return weights
+    return np.ldexp(weights, -int(np.frexp(np.abs(weights).max())[1]))
 
 
 def as_floats(weights: Array | np.ndarray) -> Array:

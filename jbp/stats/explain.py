@@ -19,7 +19,7 @@ class Explanation(NamedTuple):
 
     path: str
     pair: str
-    """The pair's class and sizes, such as Stack[16](Outer t=1 i=512 o=512)."""
+    """The pair's class and sizes, such as `Stack[16](Outer t=1 i=512 o=512)`."""
     norms: str
     second_moment: str
 

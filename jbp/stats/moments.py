@@ -15,7 +15,7 @@ from jax.core import Tracer
 from jbp.annotations import Array, Float
 from jbp.arguments import at_least_float32
 from jbp.meshes import added_up, placed, whole
-from jbp.pairs import Outer, Pair, Pairs, Scale, Shift, Sum, Weights, as_floats, as_shares, weigh
+from jbp.pairs import Outer, Pair, Pairs, Scale, Shift, Sum, Weights, as_floats, as_shares, of_size_one, weigh
 from jbp.stats._rows import in_rows
 from jbp.stats.per_example import each
 from jbp.stats.trees import batch, checked_leaves, map_pairs
@@ -43,7 +43,7 @@ def proportions(pairs: Any, weights: Weights) -> tuple[Array, Array]:
     dtype = jnp.result_type(*(at_least_float32(pair.dtype) for pair in checked_leaves(pairs, weights).values()))
     if weights is None:
         return jnp.full(n, 1 / n, dtype), jnp.asarray(1 - 1 / n, dtype)
-    if not isinstance(weights, Tracer) and as_floats(weights).sum() == 0:
+    if not isinstance(weights, Tracer) and as_floats(of_size_one(weights)).sum() == 0:
         raise ValueError("only the weights' proportions count here, so they must not add up to 0, but they do")
     p = as_shares(weights).astype(dtype)
     # Σₙ pₙ (1 − pₙ); next to 1 the largest leaves less than its rounding, so there it is what the others add up to.

@@ -24,7 +24,7 @@ from jax import lax
 from jbp import private as privacy
 from jbp import rules
 from jbp.annotations import Array
-from jbp.arguments import as_count, as_target_values, check_narrowing, dtype_of, is_narrow, renamed
+from jbp.arguments import as_count, as_target_values, check_narrowing, check_weights, dtype_of, is_narrow, renamed
 from jbp.backprop import example_output, refuse_swapped
 from jbp.inputs import as_callbacks, as_pair, one_array
 from jbp.layer import Layer
@@ -232,7 +232,7 @@ def fit(
     chunks = Chunks(len(source.sizes), chunk_steps)
     with unless_swapped(problem, params, data):
         state = init_state(problem, jax.ShapeDtypeStruct(data[0].shape[1:], data[0].dtype), seed=seed, params=params)
-        check_data("train_data", problem, state.params, data, train_data)
+        check_data("train_data", problem, state.params, data, train_data, weights)
     check_data("validation_data", problem, state.params, validation, validation_data)
     warn_of_16_bits(problem, state.params)
     blank = Progress(aim, tuple(names), tuple(source.sizes.tolist()))
@@ -437,9 +437,11 @@ def _finite_once_transformed(transform: Transform, x: Array) -> Array:
     return lax.map(lambda one: jnp.isfinite(transform(one, None)).all(), x, batch_size=BLOCK)
 
 
-def check_data(name: str, problem: Problem, params: Any, data: tuple[Array, Array] | None, own: Any) -> None:
+def check_data(
+    name: str, problem: Problem, params: Any, data: tuple[Array, Array] | None, own: Any, weights: Any = None
+) -> None:
     """Refuse what would only show as a NaN or a wrong label: inputs that are not finite, targets outside the loss's
-    domain, as they are in `own`, the data as their owner gave them."""
+    domain, as they are in `own`, the data as their owner gave them; targets of weight 0 are not looked at."""
     if data is None:
         return
     x, y = data
@@ -455,4 +457,8 @@ def check_data(name: str, problem: Problem, params: Any, data: tuple[Array, Arra
         jax.ShapeDtypeStruct((1, *shape), dtype) for shape, dtype in ((seen.shape, seen.dtype), (y.shape[1:], y.dtype))
     )
     output = example_output(problem.net, problem.loss, params, *one)
-    problem.loss.check_targets(own[1], output.shape, f"y of {name}")
+    counts = None
+    if weights is not None:
+        check_weights(np.asarray(weights), len(x), least=0.0)
+        counts = np.asarray(weights) != 0
+    problem.loss.check_targets(own[1], output.shape, f"y of {name}", counts)

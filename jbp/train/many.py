@@ -130,7 +130,7 @@ def fit_many(
         shapes = params
         if params is None:
             shapes = jax.eval_shape(lambda key: net.init(key, example.shape)[0], jax.random.key(0))
-        check_data("train_data", problem, shapes, data, train_data)
+        check_data("train_data", problem, shapes, data, train_data, weights)
     check_data("validation_data", problem, shapes, validation, validation_data)
     warn_of_16_bits(problem, shapes)
     blank = Progress(aim, tuple(names), tuple(sizes.tolist()))
