@@ -431,3 +431,12 @@ def test_a_mask_of_another_tree_is_one_line_at_every_door():
             ),
             words,
         )
+
+
+def test_what_was_saved_by_hand_goes_back_too():
+    """Of it nothing is known but what the layer looks at itself."""
+    params, _ = jbp.Dense(3).init(KEY, (2,))
+    delta = jnp.ones((4, 3))
+    delta_x, pairs = jbp.backward(jbp.Dense(3), params, X, delta)
+    assert_close(delta_x, delta @ params["weight"].T, "layer")
+    assert_close(jbp.contract(pairs)["weight"], X.T @ delta / 4, "layer")

@@ -40,6 +40,14 @@ def close(found: Any, expected: Any, name: str, units: float = 1e-5) -> None:
         np.testing.assert_allclose(a.astype(np.float64).reshape(b.shape), b, rtol=rtol, atol=atol, err_msg=name)
 
 
+@pytest.mark.parametrize("dtype", SIXTEEN)
+@pytest.mark.parametrize("name", ["Outer", "Shift", "Scale"])
+def test_a_total_has_the_type_of_its_pair(name, dtype):
+    """Added up in float32, and rounded once at the end."""
+    pair = jax.tree.map(lambda a: a.astype(dtype), SAMPLES[name]().pair)
+    assert pair.total().dtype == pair.total(jnp.asarray(WEIGHTS, dtype)).dtype == jnp.dtype(dtype)
+
+
 @pytest.mark.parametrize(("dtype", "size"), ENDS)
 @pytest.mark.parametrize("name", [name for name in SAMPLES if name != "Coupled"])
 def test_every_statistic_of_every_class_of_pair(name, dtype, size, monkeypatch):

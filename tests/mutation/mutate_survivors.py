@@ -19,6 +19,11 @@ _TOLD = "test_bad_input_is_told_in_one_sentence_what_was_expected_and_what_came"
 _MEMORY = "stacks more than is needed: memory alone"
 _TEXT = "return lax.select(kept, values * (1 / (1 - self.drop_rate)), lax.full_like(values, 0))"
 _SCALE_PAIR = 'return jnp.einsum("nto,nto->o", h, weigh(weights, delta)).reshape(self.shape).astype(self.dtype)'
+_ANSWERED = "delta_x, pairs = backward_answer(layer, params, layer.backward(params, saved, delta), 1)"
+_SIXTEEN = "tests/test_sixteen_bits.py::"
+_OUTER_TOTAL = "lax.dot_general(h, delta, (((0,), (0,)), ((), ()))).reshape(self.shape).astype(self.dtype)"
+_SHIFT_TOTAL = "weighed_rows(weights, widened(self.delta)).sum(0).reshape(self.shape).astype(self.dtype)"
+_CONTRACTED = "(wide.total() / pair.batch if weights is None else wide.total(weights)).astype(pair.dtype)"
 _SCALE = "1 / (1 - self.drop_rate)"
 _CLASSES = "shape == output.shape[:-1] and jnp.issubdtype(dtype, jnp.integer)"
 _LAST = "return jnp.minimum(steps, jnp.iinfo(steps.dtype).max - 1) + 1"
@@ -45,6 +50,8 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
      "last arguments swapped"): "promotion is symmetric",
     **{(_DENSE, "a, weight = a.astype(dtype), weight.astype(dtype)", what, "astype left out"):
        "`lax.dot_general` widens it by itself" for what in ("a.astype(dtype)", "weight.astype(dtype)")},
+    (_REPEAT, "carried = alike((delta, last), params, stacks)", "alike((delta, last), params, stacks)",
+     "last arguments swapped"): "of the sources only the axes over which they vary count, as one set",
     ("combine/residual.py", "return None if delta_x is None else delta + delta_x, found",
      "None if delta_x is None else delta + delta_x", "always the second"):
         "delta_x is None for integer input only, to which no float can be added and kept: the branch is never taken",
@@ -130,6 +137,22 @@ HELD: dict[tuple[str, str, str, str], tuple[str, str]] = {
         "tests/test_combine.py::test_only_shared_pairs_wait_for_their_other_uses")
        for start, what in (("None, ", "saved if linear else unless_shared(sink, params, saved)"),
                            ("delta_x, ", "sink(pairs) if linear else unless_shared(sink, params, pairs)"))},
+    ("pairs/pair.py", "w = as_floats(weights).astype(delta.dtype)", "as_floats(weights).astype(delta.dtype)",
+     "astype left out"): ("weights of another type than δ", f"{_SIXTEEN}test_every_statistic_of_every_class_of_pair"
+                          "[Outer-float16-300.0]"),
+    **{(f"pairs/{name.lower()}.py", f"return {what}", what, "astype left out"):
+       ("a total in float32 of a pair of 16 bits", f"{_SIXTEEN}test_a_total_has_the_type_of_its_pair[{name}-float16]")
+       for name, what in (("Outer", _OUTER_TOTAL), ("Shift", _SHIFT_TOTAL))},
+    ("pairs/scale.py", _SCALE_PAIR, _SCALE_PAIR.removeprefix("return ").replace('"', "'"), "astype left out"):
+        ("a total in float32 of a pair of 16 bits", f"{_SIXTEEN}test_a_total_has_the_type_of_its_pair[Scale-float16]"),
+    ("pairs/contract.py", f"return {_CONTRACTED}", _CONTRACTED, "astype left out"):
+        ("a gradient in float32 of a pair of 16 bits", f"{_SIXTEEN}test_every_statistic_of_every_class_of_pair"
+         "[Outer-float16-300.0]"),
+    (_SPINE, "saved = kept.saved if known else kept", "kept.saved if known else kept", "always the first"):
+        ("refuses what was saved by hand", "tests/test_answers.py::test_what_was_saved_by_hand_goes_back_too"),
+    **{(_SPINE, _ANSWERED, "1", change): ("refuses the right pairs of a layer that couples, and takes wrong ones",
+        "tests/test_answers.py::test_a_layer_that_takes_the_whole_batch_is_looked_at_too")
+       for change in ("1 → 2", "1 → 0")},
     (_SPINE, f"value, output, saved, delta, scale = {_CALL}", _CALL, "last arguments swapped"):
         ("the mode and the key exchanged",
          "tests/test_modes_and_masks.py::test_value_and_grad_takes_the_mode_and_a_key_means_training"),
