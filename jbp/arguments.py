@@ -409,7 +409,9 @@ def _check_spread(name: str, columns: np.ndarray, narrow: Any) -> None:
     """Refuse columns [n, m] whose differences rounding to `narrow` would swallow."""
     low, high = columns.min(0), columns.max(0)
     step = np.spacing(np.maximum(abs(low), abs(high)).astype(narrow)).astype(np.float64)
-    for j in np.flatnonzero((high > low) & ~(high - low >= STEPS * step)):
+    # Nearer than a few roundings of their own they are one number, 0.3 and 3 · 0.1, and nothing is swallowed.
+    differ = high - low > 8 * np.spacing(np.maximum(abs(low), abs(high)))
+    for j in np.flatnonzero(differ & ~(high - low >= STEPS * step)):
         column = columns[:, j]
         if np.isfinite(column).all() and (column.astype(narrow).astype(column.dtype) != column).any():
             which = f"column {j} of {name}" if columns.shape[1] > 1 else name

@@ -46,6 +46,8 @@ def __dir__() -> list[str]:
 
 
 Target = Any
+ROUNDING = 1e-6
+"""By how much a share may lie outside [0, 1]: scaled columns end at 1 + 2e-16, and in float32 that is 1."""
 Mask = Bool[Array, "*t"] | None
 
 
@@ -141,7 +143,7 @@ class _OfClasses(Loss):
             )
             return
         wide = values.astype(np.float64)
-        refuse_targets(name, values, wide >= 0, "distributions, with no entry below 0", counts)
+        refuse_targets(name, values, wide >= -ROUNDING, "distributions, with no entry below 0", counts)
         sums = wide.sum(-1)
         slack = max(0.01, k * float(jnp.finfo(values.dtype).eps) if jnp.issubdtype(values.dtype, jnp.floating) else 0.0)
         advice = "divide by the sum, and give rows that are not to count the weight 0"
@@ -270,7 +272,7 @@ class SigmoidBinaryCrossEntropy(Loss):
     def check_targets(self, targets: Any, output: tuple[int, ...], name: str = "y", counts: Any = None) -> None:
         """Numbers in [0, 1], of the output's shape."""
         values = _shaped(self, targets, output, name)
-        sound = (values >= 0) & (values <= 1)
+        sound = (values >= -ROUNDING) & (values <= 1 + ROUNDING)
         advice = "write −1/1 as (y + 1) / 2, and counts as shares"
         refuse_targets(name, values, sound, "in [0, 1]: 0 is no and 1 is yes", counts, advice)
 

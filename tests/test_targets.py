@@ -83,7 +83,7 @@ def test_what_is_in_the_domain_passes():
     for loss, y in (
         (SOFTMAX, CLASSES.astype(np.uint8)), (SOFTMAX, SHARES.astype(int)), (SOFTMAX, SHARES > 0), (SOFTMAX, rounded),
         (SOFTMAX, (SHARES * 0.9 + 0.1 / 3).astype(jnp.bfloat16)), (SIGMOID, SHARES * 0.25 + 0.5), (SIGMOID, SHARES > 0),
-        (SQUARES, SHARES * -1e6),
+        (SQUARES, SHARES * -1e6), (SIGMOID, SHARES * (1 + 2e-16) - 1e-17), (SOFTMAX, SHARES - 1e-9),
     ):  # fmt: skip
         loss.check_targets(y, (3,))
 
@@ -151,6 +151,7 @@ def test_columns_whose_differences_rounding_would_swallow_are_refused():
                 check_narrowing("x", far, spread=True)
         check_narrowing("x", np.round(column) + 1e6, spread=True)  # whole numbers, each kept
         check_narrowing("x", column + 1e3, spread=True)
+        check_narrowing("x", np.array([[0.3], [3 * 0.1]]), spread=True)  # one number, written in two ways
         check_narrowing("x", np.full((9, 1), 1.7e9 + 0.1), spread=True)  # a constant has no differences
         with pytest.raises(ValueError, match=r"^y of train_data lies between"):
             jbp.fit(jbp.serial(jbp.Dense(1)), SQUARES, SGD, (column[:, :1], column[:, 1:] + 1.7e9), epochs=1)
