@@ -16,6 +16,14 @@ ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("JAX")}
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c_is_heard():
+    """A process hears no Ctrl-C if what starts it does not, as tests that run in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def start(*words, cwd, **kwargs):
     return subprocess.Popen(
         [sys.executable, "-m", "jbp", *words],

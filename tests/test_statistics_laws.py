@@ -358,7 +358,7 @@ def test_records(pairs):
 
 def test_records_of_a_parameter_whose_uses_differ_in_kind_and_with_weights():
     h, gain, delta = (
-        jax.random.normal(jax.random.fold_in(KEY, k), (4, t, o)) for k, t, o in ((1, 3, 2), (2, 3, 2), (3, 3, 2))
+        jax.random.normal(jax.random.fold_in(KEY, k), (4, t, o)) for k, t, o in ((1, 3, 2), (2, 1, 6), (3, 1, 6))
     )
     h, gain = h.at[:, :, 0].set(0.0), gain.at[0].set(0.0)
     used = jnp.concatenate((h, h[..., :1]), 2)
@@ -371,7 +371,7 @@ def test_records_of_a_parameter_whose_uses_differ_in_kind_and_with_weights():
         np.testing.assert_allclose(found.h, np.sqrt(p @ np.square(inputs).mean(1)), rtol=1e-13)
         np.testing.assert_allclose(found.delta, np.sqrt(p @ np.square(deltas).mean(1)), rtol=1e-13)
         np.testing.assert_allclose(found.saturated, p @ (np.abs(inputs) >= 0.99).mean(1), rtol=1e-13)
-        assert found.dead == pytest.approx(3 / 4 if weights is w else 1 / 4)
+        assert found.dead == pytest.approx(7 / 8 if weights is w else 1 / 8)
     assert jnp.isnan(stats.records(shift)["."].h)
 
 

@@ -24,7 +24,7 @@ from jax import lax
 from jbp import private as privacy
 from jbp import rules
 from jbp.annotations import Array
-from jbp.arguments import as_count, as_target_values, check_narrowing, check_weights, dtype_of, is_narrow, renamed
+from jbp.arguments import as_count, as_target_values, check_narrowing, dtype_of, is_narrow, renamed
 from jbp.backprop import example_output, refuse_swapped
 from jbp.inputs import as_callbacks, as_pair, one_array
 from jbp.layer import Layer
@@ -457,8 +457,6 @@ def check_data(
         jax.ShapeDtypeStruct((1, *shape), dtype) for shape, dtype in ((seen.shape, seen.dtype), (y.shape[1:], y.dtype))
     )
     output = example_output(problem.net, problem.loss, params, *one)
-    counts = None
-    if weights is not None:
-        check_weights(np.asarray(weights), len(x), least=0.0)
-        counts = np.asarray(weights) != 0
+    # Weights of another form are refused where they are divided.
+    counts = np.asarray(weights) != 0 if np.shape(weights) == (len(x),) else None
     problem.loss.check_targets(own[1], output.shape, f"y of {name}", counts)
