@@ -105,7 +105,7 @@ def test_it_says_what_it_needs():
 def test_targets_that_are_none_are_never_right():
     """A class that 32 bits cut to another, and a NaN."""
     with jax.enable_x64(False), pytest.raises(ValueError, match="holds 4294967296, which int32 cannot"):
-        jbp.accuracy.of(SOFTMAX)(jnp.ones(3), np.int64(2**32))
+        jbp.accuracy.of(SOFTMAX)(jnp.ones(3), np.int64(2**32))  # type: ignore[arg-type]
     assert share(SOFTMAX, np.eye(3), np.full((3, 3), np.nan)) == 0
     assert share(SIGMOID, -np.ones((3, 2)), np.full((3, 2), np.nan)) == 0
     with pytest.raises(ValueError, match="needs classes as whole numbers, but got float"):

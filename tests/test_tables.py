@@ -363,7 +363,7 @@ def test_rows_to_predict_are_read_with_the_decimal_sign_of_training(tmp_path, mo
     monkeypatch.chdir(tmp_path)
     (tmp_path / "t.csv").write_text("a;y\n" + "".join(f"{i},5;{'no' if i < 20 else 'yes'}\n" for i in range(40)))
     cli.Train(data="t.csv", target="y", net="", epochs=1, out="run", quiet=True)()
-    columns = jbp.load("run").columns
+    columns: Any = jbp.load("run").columns
     (tmp_path / "new.csv").write_text("a;b\n20.000;1\n30.000;2\n")
     with pytest.raises(ValueError, match=r"20\.000"):
         load_rows("new.csv", columns, Dialect())

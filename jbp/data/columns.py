@@ -232,8 +232,9 @@ class Columns:
         absent = [name for name in self.names if name not in rows]
         if absent:
             raise ValueError(f"expected the columns {listed(self.names)}, found none named {listed(absent)}; add them")
-        lengths = {name: -1 if isinstance(rows[name], str) else np.size(rows[name]) for name in self.names}
-        if min(np.ndim(rows[name]) for name in self.names) < 1 or len(set(lengths.values())) > 1:
+        cells_of: Mapping[str, Any] = rows
+        lengths = {name: -1 if isinstance(cells_of[name], str) else np.size(cells_of[name]) for name in self.names}
+        if min(np.ndim(cells_of[name]) for name in self.names) < 1 or len(set(lengths.values())) > 1:
             raise ValueError(
                 "expected a list of cells for each column, all of one length, as {'town': ['Rome'], 'size': [20]}, "
                 f"found {listed(f'{name}: {rows[name]!r}'[:40] for name in self.names)}"
