@@ -401,19 +401,28 @@ def check_narrowing(name: str, values: Any, spread: bool = False) -> None:
         _check_spread(name, values.reshape(len(values), -1), narrow)
 
 
+def too_few_left(many: int, left: int) -> bool:
+    """Whether too few of so many different values are left different in a narrower type.
+
+    Of at most twenty none may be lost; of more at most half, because among many numbers some lie closer than any type
+    tells apart.
+    """
+    return many > left and (many <= 20 or many - left > many / 2)
+
+
 STEPS = 256
-"""A column must be spread over so many steps of the type that it is rounded to, unless that keeps every number."""
+"""A column that is spread over fewer steps of the type that it is rounded to is looked at number by number."""
 
 
 def _check_spread(name: str, columns: np.ndarray, narrow: Any) -> None:
-    """Refuse columns [n, m] whose differences rounding to `narrow` would swallow."""
+    """Refuse columns [n, m] whose different values rounding to `narrow` would make one."""
     low, high = columns.min(0), columns.max(0)
     step = np.spacing(np.maximum(abs(low), abs(high)).astype(narrow)).astype(np.float64)
     # Nearer than a few roundings of their own they are one number, 0.3 and 3 · 0.1, and nothing is swallowed.
     differ = high - low > 8 * np.spacing(np.maximum(abs(low), abs(high)))
     for j in np.flatnonzero(differ & ~(high - low >= STEPS * step)):
         column = columns[:, j]
-        if np.isfinite(column).all() and (column.astype(narrow).astype(column.dtype) != column).any():
+        if np.isfinite(column).all() and too_few_left(*(len(np.unique(a)) for a in (column, column.astype(narrow)))):
             which = f"column {j} of {name}" if columns.shape[1] > 1 else name
             raise ValueError(
                 f"{which} lies between {low[j]!s} and {high[j]!s}, where {narrow} has steps of {step[j]:g}: take the "

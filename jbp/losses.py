@@ -97,7 +97,7 @@ class Loss:
         """
         for leaf in jax.tree.leaves(targets):
             values = as_target_values(name, leaf)
-            refuse_targets(name, values, np.isfinite(values), "finite", counts)
+            refuse_targets(name, values, np.isfinite(values), "finite numbers", counts)
 
     def __repr__(self) -> str:
         """The name under which jbp offers the loss."""
@@ -114,7 +114,7 @@ class _OfValues(Loss):
     def check_targets(self, targets: Any, output: tuple[int, ...], name: str = "y", counts: Any = None) -> None:
         """Finite numbers, of the output's shape."""
         values = _shaped(self, targets, output, name)
-        refuse_targets(name, values, np.isfinite(values), "finite", counts)
+        refuse_targets(name, values, np.isfinite(values), "finite numbers", counts)
 
 
 class _OfClasses(Loss):

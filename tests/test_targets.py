@@ -58,7 +58,7 @@ WRONG = {
     "no share at all": (SOFTMAX, spoiled(SHARES, 5, 0.0), r"add up to 1, but row 5 has 0\.0"),
     "targets −1/1": (SIGMOID, SHARES * 2 - 1, r"in \[0, 1\].* row 0 has -1\.0, at \[1\]: write −1/1 as \(y \+ 1\) / 2"),
     "targets 0/2": (SIGMOID, SHARES * 2, r"in \[0, 1\].* row 0 has 2\.0"),
-    "NaN": (SQUARES, spoiled(SHARES, 3, np.nan), r"must hold finite, but row 3 has nan"),
+    "NaN": (SQUARES, spoiled(SHARES, 3, np.nan), r"must hold finite numbers, but row 3 has nan"),
     "text": (SOFTMAX, np.array(["cat", "dog"])[CLASSES % 2], r"y.* must be numbers, but is text: number the labels"),
 }  # fmt: skip
 
@@ -118,7 +118,7 @@ def test_a_loss_of_ones_own_states_a_domain_or_refuses_what_is_not_finite():
     for door in DOORS.values():
         with pytest.raises(ValueError, match="must hold counts"):
             door(Poisson(), SHARES - 1)
-        with pytest.raises(ValueError, match="finite, but row 3 has nan"):
+        with pytest.raises(ValueError, match="finite numbers, but row 3 has nan"):
             door(Silent(), spoiled(SHARES, 3, np.nan))
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from jbp.arguments import about, cannot_read, check_cells, check_columns, existing_file, listed
+from jbp.arguments import about, cannot_read, check_cells, check_columns, existing_file, listed, too_few_left
 from jbp.data.labels import LEADING_ZERO
-from jbp.data.precision import LOOKED_AT, lost
+from jbp.data.precision import LOOKED_AT
 
 DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|"}
 DECIMALS = (".", ",")
@@ -164,7 +164,7 @@ def check_digits(name: str, long: Mapping[float, set[str]]) -> None:
     Raises: ValueError naming the column.
     """
     many, left = sum(len(set(map(Decimal, texts))) for texts in long.values()), len(long)
-    if lost(many, left):
+    if too_few_left(many, left):
         raise ValueError(
             f"column {name!r}: expected different numbers to stay different, but {many} different ones are {left} as "
             "float64, which holds 15 to 17 digits; subtract an offset, or leave the column out"

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from jbp.arguments import too_few_left
+
 LOOKED_AT = 10_000  # rows of a column: enough to see values fall together, few enough to cost nothing
-_FEW = 20
 
 
 def as_numbers(x: np.ndarray, place: Callable[..., str], may_miss: bool = False) -> np.ndarray:
@@ -49,8 +50,7 @@ def narrowed(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
 def refuse_collapse(wide: np.ndarray, seen: np.ndarray, name: Callable[[int], str], advice: str) -> None:
     """Refuse a column of `wide` whose values fall together in `seen`, the same [n, columns] in what the net works with.
 
-    Of at most twenty different values none may be lost; of more at most half, because among many numbers some lie
-    closer than any type tells apart. Arrays of more axes count as one column.
+    How many may is for `too_few_left` to say. Arrays of more axes count as one column.
 
     Raises: ValueError naming the first such column by `name(index)`.
     """
@@ -60,16 +60,11 @@ def refuse_collapse(wide: np.ndarray, seen: np.ndarray, name: Callable[[int], st
     before, after = wide[::step], seen[::step]
     for i in range(before.shape[1]):
         many, left = len(np.unique(before[:, i])), len(np.unique(after[:, i]))
-        if lost(many, left):
+        if too_few_left(many, left):
             raise ValueError(
                 f"{name(i)}: expected different values to stay different, but {many} different ones are {left} as "
                 f"{seen.dtype}, in which the net would see them; {advice}"
             )
-
-
-def lost(many: int, left: int) -> bool:
-    """Whether too few of so many different values are left."""
-    return many > left and (many <= _FEW or many - left > many / 2)
 
 
 def in_full(value: Any) -> str:
