@@ -98,6 +98,43 @@ def _dense(layer: Any, params: Any, x: Any, key: Any) -> Any:
     return s + jnp.broadcast_to(params["bias"], s.shape) if layer.use_bias else s
 
 
+def _conv(layer: Any, params: Any, x: Any, key: Any) -> Any:
+    weight = params["weight"]
+    d, g = weight.ndim - 2, layer.groups
+    many = [(a,) * d if isinstance(a, int) else a for a in (layer.stride, layer.dilation)]
+    flat = x.reshape(-1, *x.shape[-d - 1 :])
+    padding = layer.padding.upper() if isinstance(layer.padding, str) else layer.padding
+    space = "XYZ"[:d]
+    y = jax.lax.conv_general_dilated(
+        flat, weight, many[0], padding, rhs_dilation=many[1], feature_group_count=g,
+        dimension_numbers=(f"N{space}C", f"{space}IO", f"N{space}C"),
+    )  # fmt: skip
+    y = y.reshape(*x.shape[: -d - 1], *y.shape[1:])
+    return y + jnp.broadcast_to(params["bias"], y.shape) if layer.use_bias else y
+
+
+def _windowed(layer: Any, x: Any, start: float, fold: Any) -> Any:
+    d = len(layer.window) if isinstance(layer.window, tuple) else 1
+    window = layer.window if d > 1 else (layer.window,)
+    stride = layer.stride or window
+    stride = (stride,) * d if isinstance(stride, int) else stride
+    padding = layer.padding.upper() if isinstance(layer.padding, str) else ((0, 0), *layer.padding, (0, 0))
+    flat = x.reshape(-1, *x.shape[-d - 1 :])
+    y = jax.lax.reduce_window(flat, jnp.asarray(start, x.dtype), fold, (1, *window, 1), (1, *stride, 1), padding)
+    return y.reshape(*x.shape[: -d - 1], *y.shape[1:])
+
+
+def _max_pool(layer: Any, params: Any, x: Any, key: Any) -> Any:
+    return _windowed(layer, x, -jnp.inf, jax.lax.max)
+
+
+def _avg_pool(layer: Any, params: Any, x: Any, key: Any) -> Any:
+    count = jnp.full_like(x, 1.0)
+    size = layer.window if isinstance(layer.window, int) else layer.window[0] * layer.window[1]
+    sums = _windowed(layer, x, 0.0, jax.lax.add)
+    return sums / (size if layer.count_padding else _windowed(layer, count, 0.0, jax.lax.add))
+
+
 def _dropout(layer: Any, params: Any, x: Any, key: Any) -> Any:
     if key is None:
         return x
@@ -195,6 +232,51 @@ LAYERS: tuple[CaseRow, ...] = (
             NetCase("dropout 0", layers.Dropout(0.0), (7,)),
         ),
         checked=_named((layers.Dropout(0.3), (3, 5))),
+    ),
+    CaseRow(
+        _conv,
+        (
+            NetCase("conv, one dimension", layers.Conv(3, 3), (7, 2)),
+            NetCase("conv, a signal of one channel, no bias", layers.Conv(2, 5, use_bias=False), (11, 1)),
+            NetCase("conv, stride 2, valid", layers.Conv(3, 3, stride=2, padding="valid"), (8, 2)),
+            NetCase("conv, dilation 2", layers.Conv(3, 3, dilation=2, padding=((1, 3),)), (7, 2)),
+            NetCase("conv, two dimensions", layers.Conv(3, (2, 3)), (5, 7, 2)),
+            NetCase(
+                "conv, two dimensions, everything",
+                layers.Conv(6, (3, 2), stride=(2, 1), padding=((1, 0), (2, 1)), dilation=(1, 2), groups=2),
+                (7, 5, 4),
+            ),
+            NetCase("conv, depthwise", layers.Conv(6, (3, 2), stride=2, groups=3), (5, 7, 3)),
+            NetCase("conv, three dimensions", layers.Conv(2, (2, 1, 3), stride=(1, 2, 1)), (3, 5, 4, 2)),
+            NetCase("conv of images of their own", layers.Conv(3, 2, padding="valid"), (2, 5, 3)),
+        ),
+        checked=_named((layers.Conv(3, 3), (7, 2)), (layers.Conv(4, (3, 2), stride=2, groups=2), (5, 7, 2))),
+    ),
+    CaseRow(
+        _max_pool,
+        (
+            NetCase("max pool", layers.MaxPool((2, 3)), (5, 7, 2)),
+            NetCase("max pool, overlapping and padded", layers.MaxPool(3, stride=2, padding=((1, 2),)), (7, 2)),
+            NetCase("max pool, same, of images of their own", layers.MaxPool((2, 2), 1, "same"), (2, 3, 5, 2)),
+        ),
+        checked=_named((layers.MaxPool((2, 3)), (5, 7, 2)), (layers.MaxPool(3, stride=2, padding="same"), (7, 2))),
+    ),
+    CaseRow(
+        _avg_pool,
+        (
+            NetCase("mean pool", layers.AvgPool((2, 3)), (5, 7, 2)),
+            NetCase("mean pool, overlapping and padded", layers.AvgPool(3, stride=2, padding=((1, 2),)), (7, 2)),
+            NetCase("mean pool, padding counted", layers.AvgPool((2, 2), 1, "same", True), (2, 3, 5, 2)),
+        ),
+        checked=_named((layers.AvgPool((2, 3)), (5, 7, 2)), (layers.AvgPool(3, stride=2, padding="same"), (7, 2))),
+    ),
+    CaseRow(
+        lambda layer, params, x, key: x.mean(tuple(range(1, x.ndim - 1))),
+        (
+            NetCase("global pool", layers.GlobalPool(), (3, 5, 2)),
+            NetCase("global pool of a signal", layers.GlobalPool(), (7, 3)),
+        ),
+        checked=_named((layers.GlobalPool(), (3, 5, 2))),
     ),
     CaseRow(
         lambda layer, params, x, key: x.reshape(len(x), -1),

@@ -23,20 +23,26 @@ from jbp.layers.activations import (
     softplus,
     tanh,
 )
+from jbp.layers.conv import Conv
 from jbp.layers.dense import Dense
 from jbp.layers.dropout import Dropout
 from jbp.layers.flatten import Flatten
+from jbp.layers.pool import AvgPool, GlobalPool, MaxPool
 from jbp.layers.step import Step
 
 __all__ = [
     "Activation",
+    "AvgPool",
+    "Conv",
     "Dense",
     "Dropout",
     "Elu",
     "Flatten",
     "Gelu",
+    "GlobalPool",
     "Identity",
     "LeakyRelu",
+    "MaxPool",
     "Relu",
     "Sigmoid",
     "Silu",

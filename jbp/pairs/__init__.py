@@ -12,6 +12,7 @@ Inside a layer there is no n; the spine's `vmap` puts it first. `Stack` puts l b
 from jbp.pairs.contract import check_tree as check_tree
 from jbp.pairs.contract import contract, merge
 from jbp.pairs.coupled import Coupled
+from jbp.pairs.geometry import Geometry
 from jbp.pairs.outer import Outer
 from jbp.pairs.pair import Pair, Pairs, Weights, is_pair, silence, weigh
 from jbp.pairs.pair import as_floats as as_floats
@@ -24,9 +25,11 @@ from jbp.pairs.scale import Scale
 from jbp.pairs.shift import Shift
 from jbp.pairs.stack import Stack
 from jbp.pairs.sum import Sum
+from jbp.pairs.window import Window
 
 __all__ = [
     "Coupled",
+    "Geometry",
     "Outer",
     "Pair",
     "Pairs",
@@ -35,6 +38,7 @@ __all__ = [
     "Stack",
     "Sum",
     "Weights",
+    "Window",
     "contract",
     "is_pair",
     "merge",

@@ -1,0 +1,203 @@
+"""Pooling over space: the largest or the mean of each window, and the mean of all."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, PRNGKeyArray, UInt
+
+from jbp.arguments import as_bool, as_shape, needs_floats, no_params, same_shape
+from jbp.layer import Layer, Shape, Static
+from jbp.layers.conv import as_padding, geometry_of, parts_of, sizes_of
+from jbp.pairs import Geometry
+
+
+class _Pool(Layer):
+    """What pools share: a window that slides as a kernel does, on every channel apart. A subclass is a dataclass."""
+
+    window: Any
+    stride: Any
+    padding: Any
+
+    uses_key = False
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        window = sizes_of(self.window, f"the window of {name}")
+        object.__setattr__(self, "window", window if len(window) > 1 else window[0])
+        if self.stride is not None:
+            stride = sizes_of(self.stride, f"the stride of {name}", len(window))
+            object.__setattr__(
+                self, "stride", None if stride == window else stride if len(set(stride)) > 1 else stride[0]
+            )
+        padding = as_padding(self.padding, f"the padding of {name}", len(window))
+        object.__setattr__(self, "padding", padding)
+        if not isinstance(padding, str) and any(max(sides) >= w for sides, w in zip(padding, window, strict=True)):
+            raise ValueError(f"the padding of {name} must be less than its window {window}, but is {padding!r}")
+
+    def geometry(self, space: Shape) -> Geometry:
+        """How its window slides over a space *s; ValueError if it is larger than the padded space."""
+        window = sizes_of(self.window, "")
+        return geometry_of(self, window, space, self.stride or window, self.padding, 1, 1)
+
+    def opening(self, following: Layer | None) -> Layer | None:
+        """What comes after: this layer has no activation of its own."""
+        return following
+
+    def init(self, key: PRNGKeyArray, shape: Shape) -> tuple[tuple[()], Shape]:
+        """No parameters; [*t, *s, c] becomes [*t, *u, c]."""
+        images, space, c = parts_of(self, as_shape(shape), len(sizes_of(self.window, "")))
+        return (), (*images, *self.geometry(space).sites(space), c)
+
+    def _parts(self, x: Array) -> tuple[Shape, Geometry, Array]:
+        """The images' axes, how the window slides, and the images as one axis."""
+        images, space, c = parts_of(self, x.shape, len(sizes_of(self.window, "")))
+        return images, self.geometry(space), x.reshape(-1, *space, c)
+
+
+@dataclass(frozen=True, repr=False)
+class MaxPool(_Pool):
+    """The largest of each window, of every channel apart; axes before space are images of their own.
+
+    forward   y[u] = maxₖ h[u·stride + k − low]
+    backward  δ_h: each δ to the place of the largest; of several alike to the first, as `lax.reduce_window`'s derivative
+
+    A NaN in a window is its largest. `window` (2, 2) or 2 in one dimension; `stride` None is the window. `padding` as in
+    `Conv`; padded places are never the largest.
+    """
+
+    window: int | tuple[int, ...]
+    stride: int | tuple[int, ...] | None = None
+    padding: str | tuple[tuple[int, int], ...] = "valid"
+    piecewise_linear = True
+
+    def forward(
+        self, params: Any, x: Float[Array, "*t *s c"], key: PRNGKeyArray | None
+    ) -> tuple[Float[Array, "*t *u c"], tuple[UInt[Array, "*t *u c"], Static]]:
+        """The largest; saves which it was, in one byte or two."""
+        no_params(self, params)
+        needs_floats(self, x)
+        images, geometry, flat = self._parts(x)
+        lowest = jnp.asarray(-jnp.inf, x.dtype)
+        padding = ((0, 0, 0), *((low, high, 0) for low, high in geometry.padding), (0, 0, 0))
+        largest, *others = geometry.slices(lax.pad(flat, lowest, padding))
+        index = jnp.uint8 if len(others) < 256 else jnp.uint16
+        at = jnp.zeros(largest.shape, index)
+        for k, seen in enumerate(others, 1):
+            # Not ≤, which NaN on either side makes true: a NaN is taken, and one that is there stays.
+            better = ~(seen <= largest) & (largest == largest)
+            largest, at = lax.select(better, seen, largest), lax.select(better, lax.full_like(at, k), at)
+        shape = (*images, *largest.shape[1:])
+        return largest.reshape(shape), (at.reshape(shape), Static(x.shape))
+
+    def backward(self, params: Any, saved: Any, delta: Float[Array, "*t *u c"]) -> tuple[Array, tuple[()]]:
+        """δ where the largest was."""
+        at, shape = saved[0], saved[1].value
+        same_shape(self, delta, at.shape)
+        images, space, c = parts_of(self, shape, len(sizes_of(self.window, "")))
+        geometry = self.geometry(space)
+        flat, at = (a.reshape(-1, *a.shape[len(images) :]) for a in (delta, at))
+        zero = lax.full_like(flat, 0)
+        places = range(math.prod(geometry.kernel))
+        parts = [lax.select(at == lax.full_like(at, k), flat, zero) for k in places]
+        return geometry.spread(parts, space).reshape(shape), ()
+
+    def formulas(self) -> tuple[str, str]:
+        """Where the largest is, δ goes."""
+        return "y = max of x in each window", "δ_x = δ where x was the max, else 0"
+
+
+@dataclass(frozen=True, repr=False)
+class AvgPool(_Pool):
+    """The mean of each window, of every channel apart; axes before space are images of their own.
+
+    forward   y[u] = Σₖ h[u·stride + k − low] / count[u]
+    backward  δ_h[s]: the sum of δ[u] / count[u] over the windows u that see s
+
+    The count is of the places that are no padding, or with `count_padding` of all. The rest as in `MaxPool`.
+    """
+
+    window: int | tuple[int, ...]
+    stride: int | tuple[int, ...] | None = None
+    padding: str | tuple[tuple[int, int], ...] = "valid"
+    count_padding: bool = False
+    piecewise_linear = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "count_padding", as_bool(self.count_padding, "count_padding of AvgPool"))
+
+    def forward(
+        self, params: Any, x: Float[Array, "*t *s c"], key: PRNGKeyArray | None
+    ) -> tuple[Float[Array, "*t *u c"], Static]:
+        """The means; saves only the shape."""
+        no_params(self, params)
+        needs_floats(self, x)
+        images, geometry, flat = self._parts(x)
+        y = geometry.summed(flat) * self._share(geometry, flat.shape[1:-1], x.dtype)
+        return y.reshape(*images, *y.shape[1:]), Static(x.shape)
+
+    def backward(self, params: Any, saved: Static, delta: Float[Array, "*t *u c"]) -> tuple[Array, tuple[()]]:
+        """Every δ, divided among the places of its window."""
+        images, space, c = parts_of(self, saved.value, len(sizes_of(self.window, "")))
+        geometry = self.geometry(space)
+        same_shape(self, delta, (*images, *geometry.sites(space), c))
+        flat = delta.reshape(-1, *delta.shape[len(images) :])
+        return geometry.unsummed(flat * self._share(geometry, space, delta.dtype), space).reshape(saved.value), ()
+
+    def formulas(self) -> tuple[str, str]:
+        """One part of δ to each place."""
+        return "y = mean of x in each window", "δ_x = Σ of δ / count over the windows"
+
+    def _share(self, geometry: Geometry, space: Shape, dtype: Any) -> Float[Array, "1 *u 1"]:
+        """1 / count, at each site."""
+        seen = jnp.ones((1, *space, 1), dtype)
+        if self.count_padding:
+            return jnp.full((1, *geometry.sites(space), 1), 1 / math.prod(geometry.kernel), dtype)
+        return 1 / geometry.summed(seen)
+
+
+@dataclass(frozen=True, repr=False)
+class GlobalPool(Layer):
+    """The mean over all of space, of every channel apart: [*s, c] becomes [c].
+
+    forward   y = Σₛ h[s] / S
+    backward  δ_h[s] = δ / S
+    """
+
+    kind: str = "mean"
+    uses_key = False
+    piecewise_linear = True
+    word = "globalpool"
+
+    def __post_init__(self) -> None:
+        if self.kind != "mean":
+            raise ValueError(f"the kind of GlobalPool must be 'mean', but is {self.kind!r}")
+
+    def init(self, key: PRNGKeyArray, shape: Shape) -> tuple[tuple[()], Shape]:
+        """No parameters; [*s, c] becomes [c]."""
+        _, _, c = parts_of(self, as_shape(shape), 1)
+        return (), (c,)
+
+    def forward(
+        self, params: Any, x: Float[Array, "*s c"], key: PRNGKeyArray | None
+    ) -> tuple[Float[Array, " c"], Static]:
+        """The mean; saves only the shape."""
+        no_params(self, params)
+        needs_floats(self, x)
+        parts_of(self, x.shape, 1)
+        return x.mean(tuple(range(x.ndim - 1))), Static(x.shape)
+
+    def backward(self, params: Any, saved: Static, delta: Float[Array, " c"]) -> tuple[Array, tuple[()]]:
+        """δ / S at every place."""
+        shape = saved.value
+        same_shape(self, delta, shape[-1:])
+        return jnp.broadcast_to(delta / math.prod(shape[:-1]), shape), ()
+
+    def formulas(self) -> tuple[str, str]:
+        """The same part of δ to each place."""
+        return "y = mean of x over space", "δ_x = δ / number of places"

@@ -1,0 +1,157 @@
+"""How a kernel slides over space: the three convolutions of a convolutional layer, and its windows one by one.
+
+Arrays are channels last: h [n, *s, i], weight [*k, i/g, o], output and δ [n, *u, o], g groups. Each of the three is one
+convolution with the canonical dimension numbers [n, *s, i]·[*k, i, o] → [n, *u, o], transposed to that form where it is
+another: inside a loop XLA's CPU compiler takes 30 to 120 times as long for any other, and every step of training is a
+loop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Of one convolution, d numbers each: kernel, stride, padding (low, high), dilation; and its groups."""
+
+    kernel: Shape
+    stride: Shape
+    padding: tuple[tuple[int, int], ...]
+    dilation: Shape
+    groups: int = 1
+
+    @property
+    def dims(self) -> int:
+        """d."""
+        return len(self.kernel)
+
+    @property
+    def span(self) -> Shape:
+        """How many pixels the dilated kernel spans."""
+        return tuple((k - 1) * d + 1 for k, d in zip(self.kernel, self.dilation, strict=True))
+
+    def sites(self, space: Shape) -> Shape:
+        """*u: where the kernel stands, in a space *s; not positive where it is larger than the padded space."""
+        return tuple(
+            (s + low + high - r) // stride + 1
+            for s, (low, high), r, stride in zip(space, self.padding, self.span, self.stride, strict=True)
+        )
+
+    def forward(self, h: Float[Array, "n *s i"], weight: Float[Array, "*k i/g o"]) -> Float[Array, "n *u o"]:
+        """y[n,u,o] = Σₖᵢ h[n, u·stride + k·dilation − low, i] weight[k,i,o]."""
+        return _convolved(h, weight, self.stride, self.padding, (1,) * self.dims, self.dilation, self.groups)
+
+    def back(
+        self, delta: Float[Array, "n *u o"], weight: Float[Array, "*k i/g o"], space: Shape
+    ) -> Float[Array, "n *s i"]:
+        """δ_h: δ with stride − 1 zeros between its sites, under the kernel turned round, with i and o exchanged."""
+        d, g = self.dims, self.groups
+        *k, i, o = weight.shape
+        turned = jnp.flip(weight, tuple(range(d))).reshape(*k, i, g, o // g)
+        turned = jnp.moveaxis(turned, (d + 2, d + 1, d), (d, d + 1, d + 2)).reshape(*k, o // g, g * i)
+        padding = []
+        for s, u, stride, (low, _), r in zip(
+            space, delta.shape[1:-1], self.stride, self.padding, self.span, strict=True
+        ):
+            before = r - 1 - low
+            padding.append((before, s - ((u - 1) * stride + 1) - before + r - 1))
+        return _convolved(delta, turned, (1,) * d, tuple(padding), self.stride, self.dilation, g)
+
+    def contract(self, h: Float[Array, "n *s i"], delta: Float[Array, "n *u o"]) -> Float[Array, "*k i/g o"]:
+        """Σₙᵤ h[n, u·stride + k·dilation − low, i] δ[n,u,o]: h convolved with δ, in which n is the channels."""
+        d, g = self.dims, self.groups
+        n, *space, i = h.shape
+        parts = h.reshape(n, *space, g, i // g)
+        left = jnp.moveaxis(parts, (d + 2, d + 1, 0), (0, d + 1, d + 2)).reshape(i // g, *space, g * n)
+        right = jnp.moveaxis(delta, 0, d)
+        padding = []
+        for s, u, stride, (low, _), k, dilation in zip(
+            space, delta.shape[1:-1], self.stride, self.padding, self.kernel, self.dilation, strict=True
+        ):
+            padding.append((low, (k - 1) * dilation + (u - 1) * stride + 1 - s - low))
+        found = _convolved(left, right, self.dilation, tuple(padding), (1,) * d, self.stride, g)
+        return jnp.moveaxis(found, 0, d)
+
+    def windows(self, h: Float[Array, "n *s i"]) -> Float[Array, "n *u k i"]:
+        """What the kernel sees at each of its sites, k the product of its sizes: slices, nothing is multiplied."""
+        return jnp.stack(self.slices(jnp.pad(h, ((0, 0), *self.padding, (0, 0)))), -2)
+
+    def slices(self, padded: Float[Array, "n *p i"]) -> list[Float[Array, "n *u i"]]:
+        """Of a space padded already, what each place of the kernel sees, place after place."""
+        found = []
+        n, *space, i = padded.shape
+        for at in np.ndindex(*self.kernel):
+            begin = [k * d for k, d in zip(at, self.dilation, strict=True)]
+            end = [b + s - r + 1 for b, s, r in zip(begin, space, self.span, strict=True)]
+            found.append(lax.slice(padded, (0, *begin, 0), (n, *end, i), (1, *self.stride, 1)))
+        return found
+
+    def spread(self, parts: list[Float[Array, "n *u i"]], space: Shape) -> Float[Array, "n *s i"]:
+        """The transpose of `slices`, cut to the space *s: what each place gives back, added up where places overlap."""
+        sums = None
+        for at, part in zip(np.ndindex(*self.kernel), parts, strict=True):
+            config = [(0, 0, 0)]
+            for k, d, u, s, stride, (low, _) in zip(
+                at, self.dilation, part.shape[1:-1], space, self.stride, self.padding, strict=True
+            ):
+                before = k * d - low
+                config.append((before, s - ((u - 1) * stride + 1) - before, stride - 1))
+            placed = lax.pad(part, jnp.zeros((), part.dtype), (*config, (0, 0, 0)))
+            sums = placed if sums is None else sums + placed
+        assert sums is not None
+        return sums
+
+    def summed(self, values: Float[Array, "n *s g"]) -> Float[Array, "n *u g"]:
+        """The sum over what the kernel sees at each of its sites."""
+        ones = (1,) * (self.dims + 2)
+        return lax.reduce_window(
+            values,
+            jnp.zeros((), values.dtype),
+            lax.add,
+            (1, *self.kernel, 1),
+            (1, *self.stride, 1),
+            ((0, 0), *self.padding, (0, 0)),
+            ones,
+            (1, *self.dilation, 1),
+        )
+
+    def unsummed(self, values: Float[Array, "n *u g"], space: Shape) -> Float[Array, "n *s g"]:
+        """The transpose of `summed`, on a space *s: at each pixel the sum over the sites that see it."""
+        ones = (1,) * self.dims
+        padding = []
+        for s, u, stride, (low, _), r in zip(
+            space, values.shape[1:-1], self.stride, self.padding, self.span, strict=True
+        ):
+            padding.append((r - 1 - low, s - ((u - 1) * stride + 1) + low))
+        config = (
+            (0, 0, 0),
+            *((low, high, stride - 1) for (low, high), stride in zip(padding, self.stride, strict=True)),
+        )
+        spread = lax.pad(values, jnp.zeros((), values.dtype), (*config, (0, 0, 0)))
+        return Geometry(self.kernel, ones, ((0, 0),) * self.dims, self.dilation).summed(spread)
+
+
+def _convolved(
+    left: Array, right: Array, stride: Shape, padding: Any, spread: Shape, dilation: Shape, groups: int
+) -> Array:
+    """[n, *s, i]·[*k, i/g, o] → [n, *u, o], `left` spread by zeros. Complex numbers in real parts, apart: XLA's
+    convolution of them loses what a complex step is made of."""
+    if jnp.iscomplexobj(left) or jnp.iscomplexobj(right):
+        rest = (stride, padding, spread, dilation, groups)
+        (a, b), (c, d) = ((jnp.real(part), jnp.imag(part)) for part in (left, right))
+        real = _convolved(a, c, *rest) - _convolved(b, d, *rest)
+        return lax.complex(real, _convolved(a, d, *rest) + _convolved(b, c, *rest))
+    d = len(stride)
+    numbers = lax.ConvDimensionNumbers(
+        (0, d + 1, *range(1, d + 1)), (d + 1, d, *range(d)), (0, d + 1, *range(1, d + 1))
+    )
+    return lax.conv_general_dilated(left, right, stride, padding, spread, dilation, numbers, feature_group_count=groups)

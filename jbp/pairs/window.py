@@ -1,0 +1,99 @@
+"""`Window`: the pair of a kernel that slides over space."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import register_dataclass
+from jaxtyping import Array, Float
+
+from jbp.pairs.geometry import Geometry
+from jbp.pairs.outer import Outer
+from jbp.pairs.pair import PerUse, Weights, weigh
+
+
+@register_dataclass
+@dataclass(frozen=True, eq=False)
+class Window(PerUse):
+    """g[k,i,o] = Σₜᵤ h[t, u·stride + k·dilation − low, i] δ[t,u,o]: the pair of a convolution's kernel.
+
+    `shape` is the kernel's own, [*k, i/groups, o]. t counts the images that one example is made of, or the places where
+    a tied kernel is used; the sites u of a kernel in one image are uses too.
+    """
+
+    h: Float[Array, "*n t *s i"]
+    delta: Float[Array, "*n t *u o"]
+    shape: tuple[int, ...] = field(metadata={"static": True})
+    geometry: Geometry = field(metadata={"static": True})
+
+    @classmethod
+    def of(
+        cls, h: Float[Array, "*t *s i"], delta: Float[Array, "*t *u o"], shape: tuple[int, ...], geometry: Geometry
+    ) -> Window:
+        """From h [*t, *s, i] and δ [*t, *u, o] of one example: space and channels last, images in front.
+
+        Raises:
+            ValueError: if the sites of δ, the channels or the images do not fit together.
+        """
+        d = geometry.dims
+        fits = h.ndim > d < delta.ndim and (
+            h.shape[: -d - 1] == delta.shape[: -d - 1]
+            and geometry.sites(h.shape[-d - 1 : -1]) == delta.shape[-d - 1 : -1]
+            and tuple(shape) == (*geometry.kernel, h.shape[-1] // geometry.groups, delta.shape[-1])
+        )
+        if not fits:
+            raise ValueError(
+                f"a kernel of shape {tuple(shape)} takes h [*t, *s, i] and δ [*t, *u, o] at the sites of {geometry}, "
+                f"but got {h.shape} and {delta.shape}"
+            )
+        return cls(*(a.reshape(-1, *a.shape[-d - 1 :]) for a in (h, delta)), tuple(shape), geometry)
+
+    def total(self, weights: Weights = None) -> Array:
+        """Σₙ wₙ gₙ: one convolution."""
+        h, delta = (self._flat(a) for a in (self.h, weigh(weights, self.delta)))
+        return self.geometry.contract(h, delta)
+
+    @property
+    def uses(self) -> int:
+        """T, sites in all images of an example."""
+        return math.prod(self.delta.shape[1:-1])
+
+    def reach(self) -> Float[Array, " n"]:
+        """Σₜᵤ of the norm of what the kernel sees times that of δ, over the groups."""
+        g = self.geometry.groups
+        h, delta = (jnp.square(a).reshape(*a.shape[:-1], g, -1).sum(-1) for a in (self.h, self.delta))
+        seen = self.geometry.summed(self._flat(h))
+        return jnp.sqrt((seen * self._flat(delta)).sum(-1)).reshape(self.batch, -1).sum(1)
+
+    def rows(self) -> tuple[Outer, ...]:
+        """One block, the windows unfolded; with groups a row for each, whose δ is 0 outside its group."""
+        g, (i, o) = self.geometry.groups, self.shape[-2:]
+        n, k = self.batch, math.prod(self.geometry.kernel)
+        seen = self.geometry.windows(self._flat(self.h)).reshape(n, -1, k, g, i)
+        delta = self.delta.reshape(n, -1, g, o // g)
+        t = seen.shape[1]
+        seen = jnp.moveaxis(seen, 3, 2).reshape(n, t * g, k * i)
+        apart = jnp.expand_dims(jnp.eye(g, dtype=delta.dtype), (0, 1, 4)) * jnp.expand_dims(delta, 2)
+        return (Outer(seen, apart.reshape(n, t * g, o), self.shape),)
+
+    def join(self, other: Any) -> Any:
+        """The images of two uses one after another, if they are of one size; space and examples stay as they are."""
+        if jax.tree.structure(self) != jax.tree.structure(other):
+            return None
+        at = -self.geometry.dims - 2
+        both = list(zip(jax.tree.leaves(self), jax.tree.leaves(other), strict=True))
+        if any(a.shape[at + 1 :] != b.shape[at + 1 :] for a, b in both):
+            return None
+        return jax.tree.map(lambda a, b: jnp.concatenate((a, b), at), self, other)
+
+    @property
+    def transports(self) -> bool:
+        """Yes: δ goes back through the kernel."""
+        return True
+
+    def _flat(self, a: Float[Array, "n t *s i"]) -> Float[Array, "n*t *s i"]:
+        return a.reshape(-1, *a.shape[2:])
