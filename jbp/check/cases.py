@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jbp import layers
 from jbp.combine import branch, repeat, residual, serial, tied
@@ -120,7 +121,7 @@ def _windowed(layer: Any, x: Any, start: float, fold: Any) -> Any:
     stride = (stride,) * d if isinstance(stride, int) else stride
     padding = layer.padding.upper() if isinstance(layer.padding, str) else ((0, 0), *layer.padding, (0, 0))
     flat = x.reshape(-1, *x.shape[-d - 1 :])
-    y = jax.lax.reduce_window(flat, jnp.asarray(start, x.dtype), fold, (1, *window, 1), (1, *stride, 1), padding)
+    y = jax.lax.reduce_window(flat, np.asarray(start, x.dtype), fold, (1, *window, 1), (1, *stride, 1), padding)
     return y.reshape(*x.shape[: -d - 1], *y.shape[1:])
 
 

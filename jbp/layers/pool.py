@@ -64,10 +64,10 @@ class MaxPool(_Pool):
     """The largest of each window, of every channel apart; axes before space are images of their own.
 
     forward   y[u] = maxₖ h[u·stride + k − low]
-    backward  δ_h: each δ to the place of the largest; of several alike to the first, as `lax.reduce_window`'s derivative
+    backward  δ_h: each δ to the place of the largest; of several alike to the first, as autodiff has it
 
-    A NaN in a window is its largest. `window` (2, 2) or 2 in one dimension; `stride` None is the window. `padding` as in
-    `Conv`; padded places are never the largest.
+    A NaN in a window is its largest. `window` (2, 2) or 2 in one dimension; `stride` None is the window. `padding` as
+    in `Conv`; padded places are never the largest.
     """
 
     window: int | tuple[int, ...]
@@ -98,7 +98,7 @@ class MaxPool(_Pool):
         """δ where the largest was."""
         at, shape = saved[0], saved[1].value
         same_shape(self, delta, at.shape)
-        images, space, c = parts_of(self, shape, len(sizes_of(self.window, "")))
+        images, space, _ = parts_of(self, shape, len(sizes_of(self.window, "")))
         geometry = self.geometry(space)
         flat, at = (a.reshape(-1, *a.shape[len(images) :]) for a in (delta, at))
         zero = lax.full_like(flat, 0)
