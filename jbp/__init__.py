@@ -35,9 +35,18 @@ if _typing.TYPE_CHECKING:
     from jbp.combine import serial as serial
     from jbp.combine import tied as tied
     from jbp.layer import Layer as Layer
+    from jbp.layers import AvgPool as AvgPool
+    from jbp.layers import Channel as Channel
+    from jbp.layers import Conv as Conv
     from jbp.layers import Dense as Dense
     from jbp.layers import Dropout as Dropout
     from jbp.layers import Flatten as Flatten
+    from jbp.layers import GlobalPool as GlobalPool
+    from jbp.layers import GroupNorm as GroupNorm
+    from jbp.layers import LayerNorm as LayerNorm
+    from jbp.layers import MaxPool as MaxPool
+    from jbp.layers import Reshape as Reshape
+    from jbp.layers import RMSNorm as RMSNorm
     from jbp.layers import elu as elu
     from jbp.layers import gelu as gelu
     from jbp.layers import identity as identity
@@ -51,12 +60,14 @@ if _typing.TYPE_CHECKING:
     from jbp.layers import tanh as tanh
     from jbp.metrics import accuracy as accuracy
     from jbp.pairs import Coupled as Coupled
+    from jbp.pairs import Geometry as Geometry
     from jbp.pairs import Outer as Outer
     from jbp.pairs import Pair as Pair
     from jbp.pairs import Scale as Scale
     from jbp.pairs import Shift as Shift
     from jbp.pairs import Stack as Stack
     from jbp.pairs import Sum as Sum
+    from jbp.pairs import Window as Window
     from jbp.pairs import contract as contract
     from jbp.private import Private as Private
     from jbp.private import clipped_sum as clipped_sum
@@ -92,10 +103,11 @@ else:  # what a type checker reads above, for whoever runs it
         "jbp.combine": "branch repeat residual serial tied",
         "jbp.layer": "Layer",
         "jbp.layers": (
-            "Dense Dropout Flatten elu gelu identity initializers leaky_relu relu sigmoid silu softmax softplus tanh"
+            "AvgPool Channel Conv Dense Dropout Flatten GlobalPool GroupNorm LayerNorm MaxPool RMSNorm Reshape "
+            "elu gelu identity initializers leaky_relu relu sigmoid silu softmax softplus tanh"
         ),
         "jbp.metrics": "accuracy",
-        "jbp.pairs": "Coupled Outer Pair Scale Shift Stack Sum contract",
+        "jbp.pairs": "Coupled Geometry Outer Pair Scale Shift Stack Sum Window contract",
         "jbp.private": "Private clipped_sum",
         "jbp.runs": "save",
         "jbp.step": "Backpropagation Batch Method Problem State Sums init_state make_step",

@@ -136,6 +136,17 @@ def _avg_pool(layer: Any, params: Any, x: Any, key: Any) -> Any:
     return sums / (size if layer.count_padding else _windowed(layer, count, 0.0, jax.lax.add))
 
 
+def _norm(layer: Any, params: Any, x: Any, key: Any) -> Any:
+    groups = getattr(layer, "groups", 0)
+    h = x.reshape(*x.shape[:-1], groups, -1) if groups else x
+    axes = (*range(1, x.ndim - 1), x.ndim) if groups else (x.ndim - 1,)
+    if layer.centred:
+        h = h - h.mean(axes, keepdims=True)
+    y = (h / jnp.sqrt(jnp.square(h).mean(axes, keepdims=True) + layer.epsilon)).reshape(x.shape)
+    y = y * jnp.broadcast_to(params["scale"], x.shape) if layer.use_scale else y
+    return y + jnp.broadcast_to(params["bias"], x.shape) if layer.use_bias else y
+
+
 def _dropout(layer: Any, params: Any, x: Any, key: Any) -> Any:
     if key is None:
         return x
@@ -278,6 +289,40 @@ LAYERS: tuple[CaseRow, ...] = (
             NetCase("global pool of a signal", layers.GlobalPool(), (7, 3)),
         ),
         checked=_named((layers.GlobalPool(), (3, 5, 2))),
+    ),
+    CaseRow(
+        _norm,
+        (
+            NetCase("layer norm", layers.LayerNorm(), (3, 5)),
+            NetCase("layer norm without scale and bias", layers.LayerNorm(0.3, use_scale=False, use_bias=False), (7,)),
+        ),
+        checked=_named((layers.LayerNorm(), (3, 5))),
+    ),
+    CaseRow(
+        _norm,
+        (
+            NetCase("rms norm", layers.RMSNorm(0.1), (3, 5)),
+            NetCase("rms norm with bias", layers.RMSNorm(use_bias=True), (7,)),
+        ),
+        checked=_named((layers.RMSNorm(), (3, 5))),
+    ),
+    CaseRow(
+        _norm,
+        (
+            NetCase("group norm", layers.GroupNorm(2), (3, 5, 4)),
+            NetCase("group norm of one group, no scale", layers.GroupNorm(1, 0.1, use_scale=False), (5, 3)),
+        ),
+        checked=_named((layers.GroupNorm(2), (3, 5, 4))),
+    ),
+    CaseRow(
+        lambda layer, params, x, key: x.reshape(len(x), *layer.shape),
+        (NetCase("reshape", layers.Reshape((3, 10)), (2, 3, 5)),),
+        checked=_named((layers.Reshape((6,)), (2, 3))),
+    ),
+    CaseRow(
+        lambda layer, params, x, key: jnp.expand_dims(x, -1),
+        (NetCase("channel", layers.Channel(), (3, 5)),),
+        checked=_named((layers.Channel(), (2, 3))),
     ),
     CaseRow(
         lambda layer, params, x, key: x.reshape(len(x), -1),

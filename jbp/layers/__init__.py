@@ -27,12 +27,15 @@ from jbp.layers.conv import Conv
 from jbp.layers.dense import Dense
 from jbp.layers.dropout import Dropout
 from jbp.layers.flatten import Flatten
+from jbp.layers.norm import GroupNorm, LayerNorm, RMSNorm
 from jbp.layers.pool import AvgPool, GlobalPool, MaxPool
+from jbp.layers.reshape import Channel, Reshape
 from jbp.layers.step import Step
 
 __all__ = [
     "Activation",
     "AvgPool",
+    "Channel",
     "Conv",
     "Dense",
     "Dropout",
@@ -40,10 +43,14 @@ __all__ = [
     "Flatten",
     "Gelu",
     "GlobalPool",
+    "GroupNorm",
     "Identity",
+    "LayerNorm",
     "LeakyRelu",
     "MaxPool",
+    "RMSNorm",
     "Relu",
+    "Reshape",
     "Sigmoid",
     "Silu",
     "Softmax",

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-from jaxtyping import Array, Float, PRNGKeyArray
 
+from jbp.annotations import Array, Float, PRNGKeyArray
 from jbp.arguments import as_bool, as_count, as_shape, leaf_shapes, needs_floats, same_shape
 from jbp.layer import Layer, Shape
 from jbp.layers.activations import Activation

@@ -8,8 +8,8 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, PRNGKeyArray, UInt
 
+from jbp.annotations import Array, Float, PRNGKeyArray, UInt
 from jbp.arguments import as_bool, as_shape, needs_floats, no_params, same_shape
 from jbp.layer import Layer, Shape, Static
 from jbp.layers.conv import as_padding, geometry_of, parts_of, sizes_of

@@ -14,7 +14,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+
+from jbp.annotations import Array, Float
 
 Shape = tuple[int, ...]
 

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.tree_util import register_dataclass
-from jaxtyping import Array, Float
 
+from jbp.annotations import Array, Float
 from jbp.pairs.geometry import Geometry
 from jbp.pairs.outer import Outer
 from jbp.pairs.pair import PerUse, Weights, weigh
