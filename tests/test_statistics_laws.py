@@ -177,6 +177,20 @@ def formed(pair: Any) -> np.ndarray:
             g = delta.sum(1)
         case jbp.Scale(h, delta):
             g = (h * delta).sum(1)
+        case jbp.Window(h, delta, shape, geometry):
+            g = np.zeros((len(h), *shape))
+            for at in np.ndindex(*delta.shape[1:-1], *geometry.kernel):  # use, site, place in the kernel
+                t, site, k = at[0], at[1 : 1 + geometry.dims], at[1 + geometry.dims :]
+                pixel = [
+                    u * stride + j * dilation - low
+                    for u, stride, j, dilation, (low, _) in zip(
+                        site, geometry.stride, k, geometry.dilation, geometry.padding, strict=True
+                    )
+                ]
+                if all(0 <= p < s for p, s in zip(pixel, h.shape[2:], strict=False)):
+                    seen = h[:, t, *pixel].reshape(len(h), geometry.groups, -1)
+                    out = delta[:, t, *site].reshape(len(h), geometry.groups, -1)
+                    g[:, *k] += np.einsum("ngi,ngo->nigo", seen, out).reshape(len(h), *shape[-2:])
         case jbp.Stack(inner):
             depth = len(jax.tree.leaves(inner)[0])
             g = np.concatenate([formed(jax.tree.map(lambda a: a[k], inner)) for k in range(depth)], 1)  # noqa: B023

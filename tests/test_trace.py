@@ -95,6 +95,7 @@ FORMULAS: dict[str, Any] = {
     "Σₜ h ⊗ δ": lambda r: np.einsum("ti,to->io", r["h"], r["δ"]),
     "Σₜ δ": lambda r: r["δ"].sum(0),
     "δ": lambda r: r["δ"],
+    "Σₜ h∘δ": lambda r: (r["h"] * r["δ"]).sum(0),
     "h∘δ": lambda r: r["h"] * r["δ"],
 }
 

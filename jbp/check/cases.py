@@ -115,8 +115,9 @@ def _conv(layer: Any, params: Any, x: Any, key: Any) -> Any:
 
 
 def _windowed(layer: Any, x: Any, start: float, fold: Any) -> Any:
-    d = len(layer.window) if isinstance(layer.window, tuple) else 1
-    window = layer.window if d > 1 else (layer.window,)
+    given = [v for v in (layer.window, layer.padding) if isinstance(v, tuple)]
+    d = len(given[0]) if given else x.ndim - 2
+    window = (layer.window,) * d if isinstance(layer.window, int) else layer.window
     stride = layer.stride or window
     stride = (stride,) * d if isinstance(stride, int) else stride
     padding = layer.padding.upper() if isinstance(layer.padding, str) else ((0, 0), *layer.padding, (0, 0))
@@ -260,7 +261,8 @@ LAYERS: tuple[CaseRow, ...] = (
             ),
             NetCase("conv, depthwise", layers.Conv(6, (3, 2), stride=2, groups=3), (5, 7, 3)),
             NetCase("conv, three dimensions", layers.Conv(2, (2, 1, 3), stride=(1, 2, 1)), (3, 5, 4, 2)),
-            NetCase("conv of images of their own", layers.Conv(3, 2, padding="valid"), (2, 5, 3)),
+            NetCase("conv of images of their own", layers.Conv(3, (2,), padding="valid"), (2, 5, 3)),
+            NetCase("conv, one number for both dimensions", layers.Conv(2, 3, stride=2), (5, 4, 3)),
         ),
         checked=_named((layers.Conv(3, 3), (7, 2)), (layers.Conv(4, (3, 2), stride=2, groups=2), (5, 7, 2))),
     ),
@@ -269,6 +271,7 @@ LAYERS: tuple[CaseRow, ...] = (
         (
             NetCase("max pool", layers.MaxPool((2, 3)), (5, 7, 2)),
             NetCase("max pool, overlapping and padded", layers.MaxPool(3, stride=2, padding=((1, 2),)), (7, 2)),
+            NetCase("max pool, one number for both dimensions", layers.MaxPool(2), (5, 7, 2)),
             NetCase("max pool, same, of images of their own", layers.MaxPool((2, 2), 1, "same"), (2, 3, 5, 2)),
         ),
         checked=_named((layers.MaxPool((2, 3)), (5, 7, 2)), (layers.MaxPool(3, stride=2, padding="same"), (7, 2))),

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jbp.annotations import Array, Float, PRNGKeyArray
-from jbp.arguments import as_bool, as_count, as_number, as_shape, leaf_shapes, needs_floats, same_shape
+from jbp.arguments import as_bool, as_count, as_number, as_shape, leaf_shapes, needs_floats, no_params, same_shape
+from jbp.inputs import check_key
 from jbp.layer import Layer, Shape
 from jbp.pairs import Scale, Shift
 
@@ -41,8 +43,9 @@ class _Norm(Layer):
         """The shape in which an input of this shape is normalised, and over which axes of it the means are."""
         return shape, (len(shape) - 1,)
 
-    def init(self, key: PRNGKeyArray, shape: Shape) -> tuple[dict[str, Array], Shape]:
+    def init(self, key: PRNGKeyArray, shape: Shape) -> tuple[dict[str, Array] | tuple[()], Shape]:
         """A scale of 1 and a bias of 0, [c] each, as far as they are used."""
+        check_key(key)
         shape = as_shape(shape)
         if not shape:
             raise ValueError(f"{self!r} needs an input with an axis of channels, but one example has shape ()")
@@ -52,19 +55,21 @@ class _Norm(Layer):
             params["scale"] = jnp.ones(shape[-1:])
         if self.use_bias:
             params["bias"] = jnp.zeros(shape[-1:])
-        return params, shape
+        return params or (), shape
 
     def opening(self, following: Layer | None) -> Layer | None:
         """What comes after: this layer has no activation of its own."""
         return following
 
     def forward(
-        self, params: dict[str, Array], x: Float[Array, "*t c"], key: PRNGKeyArray | None
+        self, params: Any, x: Float[Array, "*t c"], key: PRNGKeyArray | None
     ) -> tuple[Float[Array, "*t c"], tuple[Array, Array]]:
         """scale∘x̂ + bias; saves x̂ and 1/σ."""
         names = {name for name, used in (("scale", self.use_scale), ("bias", self.use_bias)) if used}
-        sound = isinstance(params, dict) and params.keys() == names
-        if not sound or x.ndim == 0 or any(leaf.shape != x.shape[-1:] for leaf in params.values()):
+        if not names:
+            no_params(self, params)
+        sound = not names or (isinstance(params, dict) and params.keys() == names)
+        if not sound or x.ndim == 0 or any(leaf.shape != x.shape[-1:] for leaf in jax.tree.leaves(params)):
             raise ValueError(
                 f"{self!r} takes parameters {sorted(names)}, [c] each, but on an input of shape {x.shape} got "
                 f"{leaf_shapes(params)}"
@@ -80,7 +85,7 @@ class _Norm(Layer):
         return (y + _along(params["bias"], y) if self.use_bias else y), (seen, inverse)
 
     def backward(
-        self, params: dict[str, Array], saved: tuple[Array, Array], delta: Float[Array, "*t c"]
+        self, params: Any, saved: tuple[Array, Array], delta: Float[Array, "*t c"]
     ) -> tuple[Float[Array, "*t c"], Any]:
         """δ_h; the pairs (x̂, δ) and (δ)."""
         seen, inverse = saved
@@ -96,7 +101,7 @@ class _Norm(Layer):
         back = d - hat * _mean(d * hat, axes)
         if self.centred:
             back = back - _mean(d, axes)
-        return (back * inverse).reshape(seen.shape), pairs
+        return (back * inverse).reshape(seen.shape), pairs or ()
 
     def formulas(self) -> tuple[str, str]:
         """Of the form that it has."""

@@ -9,10 +9,11 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
-from jbp.annotations import Array, Float, PRNGKeyArray, UInt
+from jbp.annotations import Array, Float, Int, PRNGKeyArray
 from jbp.arguments import as_bool, as_shape, needs_floats, no_params, same_shape
+from jbp.inputs import check_key
 from jbp.layer import Layer, Shape, Static
-from jbp.layers.conv import as_padding, geometry_of, parts_of, sizes_of
+from jbp.layers.sliding import as_padding, as_sizes, check_dims, geometry_of, parts_of, per_axis
 from jbp.pairs import Geometry
 
 
@@ -27,22 +28,25 @@ class _Pool(Layer):
 
     def __post_init__(self) -> None:
         name = type(self).__name__
-        window = sizes_of(self.window, f"the window of {name}")
-        object.__setattr__(self, "window", window if len(window) > 1 else window[0])
+        window = as_sizes(self.window, f"the window of {name}")
+        object.__setattr__(self, "window", window)
         if self.stride is not None:
-            stride = sizes_of(self.stride, f"the stride of {name}", len(window))
-            object.__setattr__(
-                self, "stride", None if stride == window else stride if len(set(stride)) > 1 else stride[0]
-            )
-        padding = as_padding(self.padding, f"the padding of {name}", len(window))
+            stride = as_sizes(self.stride, f"the stride of {name}")
+            object.__setattr__(self, "stride", None if stride == window else stride)
+        padding = as_padding(self.padding, f"the padding of {name}")
         object.__setattr__(self, "padding", padding)
-        if not isinstance(padding, str) and any(max(sides) >= w for sides, w in zip(padding, window, strict=True)):
+        check_dims(self, *self._sizes)
+        windows = per_axis(window, len(padding))
+        if not isinstance(padding, str) and any(max(sides) >= w for sides, w in zip(padding, windows, strict=True)):
             raise ValueError(f"the padding of {name} must be less than its window {window}, but is {padding!r}")
+
+    @property
+    def _sizes(self) -> tuple[Any, ...]:
+        return self.window, self.stride, None if isinstance(self.padding, str) else self.padding
 
     def geometry(self, space: Shape) -> Geometry:
         """How its window slides over a space *s; ValueError if it is larger than the padded space."""
-        window = sizes_of(self.window, "")
-        return geometry_of(self, window, space, self.stride or window, self.padding, 1, 1)
+        return geometry_of(self, space, self.window, self.stride or self.window, self.padding)
 
     def opening(self, following: Layer | None) -> Layer | None:
         """What comes after: this layer has no activation of its own."""
@@ -50,12 +54,13 @@ class _Pool(Layer):
 
     def init(self, key: PRNGKeyArray, shape: Shape) -> tuple[tuple[()], Shape]:
         """No parameters; [*t, *s, c] becomes [*t, *u, c]."""
-        images, space, c = parts_of(self, as_shape(shape), len(sizes_of(self.window, "")))
+        check_key(key)
+        images, space, c = parts_of(self, as_shape(shape), *self._sizes)
         return (), (*images, *self.geometry(space).sites(space), c)
 
     def _parts(self, x: Array) -> tuple[Shape, Geometry, Array]:
         """The images' axes, how the window slides, and the images as one axis."""
-        images, space, c = parts_of(self, x.shape, len(sizes_of(self.window, "")))
+        images, space, c = parts_of(self, x.shape, *self._sizes)
         return images, self.geometry(space), x.reshape(-1, *space, c)
 
 
@@ -77,7 +82,7 @@ class MaxPool(_Pool):
 
     def forward(
         self, params: Any, x: Float[Array, "*t *s c"], key: PRNGKeyArray | None
-    ) -> tuple[Float[Array, "*t *u c"], tuple[UInt[Array, "*t *u c"], Static]]:
+    ) -> tuple[Float[Array, "*t *u c"], tuple[Int[Array, "*t *u c"], Static]]:
         """The largest; saves which it was, in one byte or two."""
         no_params(self, params)
         needs_floats(self, x)
@@ -98,7 +103,7 @@ class MaxPool(_Pool):
         """δ where the largest was."""
         at, shape = saved[0], saved[1].value
         same_shape(self, delta, at.shape)
-        images, space, _ = parts_of(self, shape, len(sizes_of(self.window, "")))
+        images, space, _ = parts_of(self, shape, *self._sizes)
         geometry = self.geometry(space)
         flat, at = (a.reshape(-1, *a.shape[len(images) :]) for a in (delta, at))
         zero = lax.full_like(flat, 0)
@@ -143,7 +148,7 @@ class AvgPool(_Pool):
 
     def backward(self, params: Any, saved: Static, delta: Float[Array, "*t *u c"]) -> tuple[Array, tuple[()]]:
         """Every δ, divided among the places of its window."""
-        images, space, c = parts_of(self, saved.value, len(sizes_of(self.window, "")))
+        images, space, c = parts_of(self, saved.value, *self._sizes)
         geometry = self.geometry(space)
         same_shape(self, delta, (*images, *geometry.sites(space), c))
         flat = delta.reshape(-1, *delta.shape[len(images) :])
@@ -180,7 +185,8 @@ class GlobalPool(Layer):
 
     def init(self, key: PRNGKeyArray, shape: Shape) -> tuple[tuple[()], Shape]:
         """No parameters; [*s, c] becomes [c]."""
-        _, _, c = parts_of(self, as_shape(shape), 1)
+        check_key(key)
+        _, _, c = parts_of(self, as_shape(shape))
         return (), (c,)
 
     def forward(
@@ -189,7 +195,7 @@ class GlobalPool(Layer):
         """The mean; saves only the shape."""
         no_params(self, params)
         needs_floats(self, x)
-        parts_of(self, x.shape, 1)
+        parts_of(self, x.shape)
         return x.mean(tuple(range(x.ndim - 1))), Static(x.shape)
 
     def backward(self, params: Any, saved: Static, delta: Float[Array, " c"]) -> tuple[Array, tuple[()]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from jbp.annotations import Array, PRNGKeyArray
 from jbp.arguments import as_shape, no_params, same_shape
+from jbp.inputs import check_key
 from jbp.layer import Layer, Shape, Static
 
 
@@ -23,6 +24,7 @@ class _Rearranged(Layer):
 
     def init(self, key: PRNGKeyArray, shape: Shape) -> tuple[tuple[()], Shape]:
         """No parameters."""
+        check_key(key)
         return (), self.shaped(as_shape(shape))
 
     def opening(self, following: Layer | None) -> Layer | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,12 +14,12 @@ from jax.tree_util import register_dataclass
 from jbp.annotations import Array, Float
 from jbp.pairs.geometry import Geometry
 from jbp.pairs.outer import Outer
-from jbp.pairs.pair import PerUse, Weights, weigh
+from jbp.pairs.pair import Pair, Weights, weigh, widened
 
 
 @register_dataclass
 @dataclass(frozen=True, eq=False)
-class Window(PerUse):
+class Window(Pair):
     """g[k,i,o] = Σₜᵤ h[t, u·stride + k·dilation − low, i] δ[t,u,o]: the pair of a convolution's kernel.
 
     `shape` is the kernel's own, [*k, i/groups, o]. t counts the images that one example is made of, or the places where
@@ -40,22 +41,43 @@ class Window(PerUse):
             ValueError: if the sites of δ, the channels or the images do not fit together.
         """
         d = geometry.dims
-        fits = h.ndim > d < delta.ndim and (
-            h.shape[: -d - 1] == delta.shape[: -d - 1]
-            and geometry.sites(h.shape[-d - 1 : -1]) == delta.shape[-d - 1 : -1]
-            and tuple(shape) == (*geometry.kernel, h.shape[-1] // geometry.groups, delta.shape[-1])
+        if h.ndim > d < delta.ndim and h.shape[: -d - 1] == delta.shape[: -d - 1]:
+            h, delta = (a.reshape(-1, *a.shape[-d - 1 :]) for a in (h, delta))
+        pair = cls(h, delta, tuple(shape), geometry)
+        pair.check(tuple(shape), 0)
+        return pair
+
+    def check(self, shape: tuple[int, ...] | None, axes: int) -> None:
+        """Refuse arrays that are not [*axes, t, *s, i] and, at the sites of its geometry, [*axes, t, *u, o]."""
+        shape, d = tuple(self.shape if shape is None else shape), self.geometry.dims
+        arrays = (self.h, self.delta)
+        sound = all(hasattr(a, "dtype") and len(a.shape) == axes + d + 2 for a in arrays)
+        if sound and all(jnp.issubdtype(a.dtype, jnp.inexact) for a in arrays):
+            (*images, i), (*others, o) = self.h.shape, self.delta.shape
+            sites = (*images[: axes + 1], *self.geometry.sites(tuple(images[axes + 1 :])))
+            kernel = (*self.geometry.kernel, i // self.geometry.groups, o)
+            if sites == tuple(others) and i % self.geometry.groups == 0 and kernel == self.shape == shape:
+                return
+        front = "".join(f"{letter}, " for letter in ("l" * (axes - 1) + "n" * (axes > 0)))
+        came = " and ".join(
+            f"{name} {a.dtype}{list(a.shape)}" if hasattr(a, "dtype") else f"{name} a {type(a).__name__}"
+            for name, a in zip(("h", "delta"), arrays, strict=True)
         )
-        if not fits:
-            raise ValueError(
-                f"a kernel of shape {tuple(shape)} takes h [*t, *s, i] and δ [*t, *u, o] at the sites of {geometry}, "
-                f"but got {h.shape} and {delta.shape}"
-            )
-        return cls(*(a.reshape(-1, *a.shape[-d - 1 :]) for a in (h, delta)), tuple(shape), geometry)
+        raise ValueError(
+            f"Window of a kernel of shape {shape} holds h [{front}t, *s, i] and delta [{front}t, *u, o], of floats, at "
+            f"the sites of {self.geometry}, but got {came}"
+            + (f" and shape {self.shape}" if self.shape != shape else "")
+        )
 
     def total(self, weights: Weights = None) -> Array:
         """Σₙ wₙ gₙ: one convolution."""
-        h, delta = (self._flat(a) for a in (self.h, weigh(weights, self.delta)))
-        return self.geometry.contract(h, delta)
+        h, delta = widened((self.h, self.delta))
+        return self.geometry.contract(self._flat(h), self._flat(weigh(weights, delta))).astype(self.dtype)
+
+    @property
+    def batch(self) -> int:
+        """N, the number of examples."""
+        return self.delta.shape[0]
 
     @property
     def uses(self) -> int:
@@ -65,7 +87,7 @@ class Window(PerUse):
     def reach(self) -> Float[Array, " n"]:
         """Σₜᵤ of the norm of what the kernel sees times that of δ, over the groups."""
         g = self.geometry.groups
-        h, delta = (jnp.square(a).reshape(*a.shape[:-1], g, -1).sum(-1) for a in (self.h, self.delta))
+        h, delta = (jnp.square(a).reshape(*a.shape[:-1], g, -1).sum(-1) for a in widened((self.h, self.delta)))
         seen = self.geometry.summed(self._flat(h))
         return jnp.sqrt((seen * self._flat(delta)).sum(-1)).reshape(self.batch, -1).sum(1)
 
@@ -80,7 +102,7 @@ class Window(PerUse):
         apart = jnp.expand_dims(jnp.eye(g, dtype=delta.dtype), (0, 1, 4)) * jnp.expand_dims(delta, 2)
         return (Outer(seen, apart.reshape(n, t * g, o), self.shape),)
 
-    def join(self, other: Any) -> Any:
+    def join(self, other: Pair) -> Any:
         """The images of two uses one after another, if they are of one size; space and examples stay as they are."""
         if jax.tree.structure(self) != jax.tree.structure(other):
             return None
@@ -94,6 +116,10 @@ class Window(PerUse):
     def transports(self) -> bool:
         """Yes: δ goes back through the kernel."""
         return True
+
+    def over_stack(self, function: Callable[..., Any], *others: Any, axis: int | None = 0) -> Any:
+        """`function` of this pair."""
+        return function(self, *others)
 
     def _flat(self, a: Float[Array, "n t *s i"]) -> Float[Array, "n*t *s i"]:
         return a.reshape(-1, *a.shape[2:])

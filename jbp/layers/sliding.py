@@ -1,0 +1,102 @@
+"""How a kernel or a window is written down, in one, two and three dimensions, and what it meets in an input."""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+from typing import Any
+
+from jbp.arguments import as_count
+from jbp.layer import Layer, Shape
+from jbp.pairs import Geometry
+
+Sizes = int | tuple[int, ...]
+"""One number for every dimension of space, or one for each."""
+Padding = str | tuple[tuple[int, int], ...]
+"""What is put around: "same", "valid", or (low, high) of each dimension."""
+
+
+def as_sizes(value: Any, what: str) -> Sizes:
+    """A positive number, or 1 to 3 of them in a tuple.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    if not isinstance(value, tuple | list):
+        return as_count(value, what)
+    if not 1 <= len(value) <= 3:
+        raise ValueError(f"{what} must be one number, or 1 to 3 in a tuple, but is {value!r}")
+    return tuple(as_count(part, what) for part in value)
+
+
+def as_padding(value: Any, what: str) -> Padding:
+    """ "same", "valid" or (low, high) for each of 1 to 3 dimensions.
+
+    Raises:
+        ValueError: if it is none of these.
+    """
+    if isinstance(value, str) and value in ("same", "valid"):
+        return value
+    found = ()
+    if isinstance(value, tuple | list):
+        with contextlib.suppress(TypeError, ValueError):
+            found = tuple((operator.index(low), operator.index(high)) for low, high in value)
+    if not 1 <= len(found) <= 3 or any(side < 0 for pair in found for side in pair):
+        raise ValueError(f"{what} must be 'same', 'valid' or ((low, high), …), but is {value!r}")
+    return found
+
+
+def check_dims(layer: Layer, *values: Any) -> None:
+    """Refuse sizes that are of different numbers of dimensions.
+
+    Raises:
+        ValueError: saying which lengths came.
+    """
+    lengths = {len(value) for value in values if isinstance(value, tuple)}
+    if len(lengths) > 1:
+        raise ValueError(f"{layer!r} is given {sorted(lengths)} dimensions: all of its sizes must have as many")
+
+
+def parts_of(layer: Layer, shape: Shape, *values: Any) -> tuple[Shape, Shape, int]:
+    """Images, space and channels of an input's shape: what is given for each dimension says how many are space, and
+    axes in front are then images of their own; with one number for all, every axis but the last is space.
+
+    Raises:
+        ValueError: if the input has not as many axes.
+    """
+    given = next((len(value) for value in values if isinstance(value, tuple)), None)
+    dims = len(shape) - 1 if given is None else given
+    if len(shape) <= dims or not 1 <= dims <= 3:
+        axes = "1 to 3 axes of space" if given is None else f"{given} {'axis' if given == 1 else 'axes'} of space"
+        missing = len(shape) == dims if given else len(shape) < 2
+        raise ValueError(
+            f"{layer!r} needs an input with {axes} and one of channels, but one example has shape {shape}"
+            + (": put jbp.Channel() in front of it, which makes [h, w] an image [h, w, 1]" if missing else "")
+        )
+    return shape[: -dims - 1], shape[-dims - 1 : -1], shape[-1]
+
+
+def per_axis(value: Sizes, dims: int) -> Shape:
+    """One number for each dimension."""
+    return value if isinstance(value, tuple) else (value,) * dims
+
+
+def geometry_of(
+    layer: Layer, space: Shape, kernel: Sizes, stride: Sizes, padding: Padding, dilation: Sizes = 1, groups: int = 1
+) -> Geometry:
+    """How a kernel, or a window, slides over a space.
+
+    Raises:
+        ValueError: if it is larger than the padded space.
+    """
+    sizes, strides, dilations = (per_axis(value, len(space)) for value in (kernel, stride, dilation))
+    sides = [(0, 0)] * len(space) if isinstance(padding, str) else list(padding)
+    if padding == "same":
+        for axis, (s, k, step, spread) in enumerate(zip(space, sizes, strides, dilations, strict=True)):
+            missing = max((-(-s // step) - 1) * step + (k - 1) * spread + 1 - s, 0)
+            sides[axis] = (missing // 2, missing - missing // 2)
+    geometry = Geometry(sizes, strides, tuple(sides), dilations, groups)
+    if min(geometry.sites(space)) < 1:
+        padded = tuple(s + low + high for s, (low, high) in zip(space, sides, strict=True))
+        raise ValueError(f"{layer!r} needs a space of at least {geometry.span}, but has {padded} with its padding")
+    return geometry
