@@ -36,6 +36,7 @@ if _typing.TYPE_CHECKING:
     from jbp.combine import tied as tied
     from jbp.layer import Layer as Layer
     from jbp.layers import AvgPool as AvgPool
+    from jbp.layers import BatchNorm as BatchNorm
     from jbp.layers import Channel as Channel
     from jbp.layers import Conv as Conv
     from jbp.layers import Dense as Dense
@@ -59,6 +60,7 @@ if _typing.TYPE_CHECKING:
     from jbp.layers import softplus as softplus
     from jbp.layers import tanh as tanh
     from jbp.metrics import accuracy as accuracy
+    from jbp.pairs import Constant as Constant
     from jbp.pairs import Coupled as Coupled
     from jbp.pairs import Geometry as Geometry
     from jbp.pairs import Outer as Outer
@@ -72,6 +74,7 @@ if _typing.TYPE_CHECKING:
     from jbp.private import Private as Private
     from jbp.private import clipped_sum as clipped_sum
     from jbp.runs import save as save
+    from jbp.sinks import observe as observe
     from jbp.step import Backpropagation as Backpropagation
     from jbp.step import Batch as Batch
     from jbp.step import Method as Method
@@ -103,13 +106,14 @@ else:  # what a type checker reads above, for whoever runs it
         "jbp.combine": "branch repeat residual serial tied",
         "jbp.layer": "Layer",
         "jbp.layers": (
-            "AvgPool Channel Conv Dense Dropout Flatten GlobalPool GroupNorm LayerNorm MaxPool RMSNorm Reshape "
+            "AvgPool BatchNorm Channel Conv Dense Dropout Flatten GlobalPool GroupNorm LayerNorm MaxPool RMSNorm Reshape "
             "elu gelu identity initializers leaky_relu relu sigmoid silu softmax softplus tanh"
         ),
         "jbp.metrics": "accuracy",
-        "jbp.pairs": "Coupled Geometry Outer Pair Scale Shift Stack Sum Window contract",
+        "jbp.pairs": "Constant Coupled Geometry Outer Pair Scale Shift Stack Sum Window contract",
         "jbp.private": "Private clipped_sum",
         "jbp.runs": "save",
+        "jbp.sinks": "observe",
         "jbp.step": "Backpropagation Batch Method Problem State Sums init_state make_step",
         "jbp.tracing": "Trace TraceRow trace",
         "jbp.train": "Diverged Event Fit Interrupted InterruptedMany Many Progress fit fit_many",

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache, partial, wraps
-from typing import Any, NamedTuple, Protocol, TypeVar, overload
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -33,14 +33,14 @@ from jbp.answers import (
     error_of,
     forward_answer,
 )
-from jbp.arguments import at_least_float32, batch_size, check_narrowing, check_weights, leaf_shapes
+from jbp.arguments import as_bool, at_least_float32, batch_size, check_narrowing, check_weights, leaf_shapes
 from jbp.combine import Combinator, Place, located
 from jbp.combine.coupling import coupled_places, has_modes
-from jbp.combine.tied import Uses, unless_shared, unmarked
+from jbp.combine.tied import Uses, check_observed, unless_shared, unmarked
 from jbp.inputs import as_arrays, check_key, check_loss, check_net, check_params
 from jbp.layer import ArrayLike, Layer
 from jbp.losses import Loss
-from jbp.meshes import as_is, placed, rows, rows_somewhere
+from jbp.meshes import as_is, placed, rows, rows_somewhere, whole
 from jbp.pairs import (
     Coupled,
     Pairs,
@@ -52,7 +52,7 @@ from jbp.pairs import (
     weigh,
     widened,
 )
-from jbp.sinks import Sink, keep, total
+from jbp.sinks import Sink, keep, observed, together, total
 from jbp.trainable import Trainable as Trainable
 
 P = TypeVar("P")
@@ -100,12 +100,7 @@ def forward(
             if isinstance(layer, Combinator):
                 return layer.walk_forward(visit, params, x, key)
             if layer.couples_batch:
-                told: dict[str, Any] = {"weights": weights}
-                told |= {"training": training} if layer.couples_batch == "training" else {}
-                told |= {"mask": mask} if layer.uses_mask else {}
-                n = len(jax.tree.leaves(x)[0])
-                y, saved = forward_answer(layer, layer.forward(params, x, key, **told), n)
-                return y, Kept.of(saved, x, y)
+                return forward_whole(layer, params, x, key, weights=weights, training=training, mask=mask)
             keys = None if key is None or layer.uses_key is False else _keys(key, x.shape[0], rows)
             return forward_leaf(layer, params, x, keys, mask if layer.uses_mask else None)
 
@@ -190,7 +185,7 @@ def backward(
                     return layer.walk_backward(at(above + place), params, saved, delta)
                 if isinstance(layer, Uses):
                     return None, saved if linear else unless_shared(sink, params, saved)
-                delta_x, pairs = backward_leaf(layer, unmarked(params), saved, delta)
+                delta_x, pairs = backward_leaf(layer, params, saved, delta)
                 if above + place in coupled:
                     pairs = jax.tree.map(lambda pair: Coupled(pair, coupled[above + place]), pairs, is_leaf=is_pair)
                 return delta_x, sink(pairs) if linear else unless_shared(sink, params, pairs)
@@ -218,9 +213,21 @@ def forward_leaf(layer: Layer, params: Any, x: Any, keys: Any, mask: Any = None)
     return y, Kept.of(saved, x, y)
 
 
+def forward_whole(layer: Layer, params: Any, x: Any, key: Any, **told: Any) -> tuple[Any, Any]:
+    """One layer that couples the examples, on the batch, told what it declares of weights, mode and mask."""
+    told = {"weights": None, "training": False, "mask": None} | told
+    if layer.couples_batch != "training":
+        del told["training"]
+    if not layer.uses_mask:
+        del told["mask"]
+    y, saved = forward_answer(layer, layer.forward(params, x, key, **told), len(jax.tree.leaves(x)[0]))
+    return y, Kept.of(saved, x, y)
+
+
 def backward_leaf(layer: Layer, params: Any, kept: Any, delta: Any) -> tuple[Any, Any]:
     """One layer's way back on the batch: δ at its input, and its pairs. `kept` is what `forward` answered with; of what
-    a user saved by hand nothing is known, and the form of δ not checked."""
+    a user saved by hand nothing is known, and the form of δ not checked. Of `params` some may be marked as shared."""
+    params, marked = unmarked(params), params
     known = isinstance(kept, Kept)
     saved = kept.saved if known else kept
     if known:
@@ -231,6 +238,7 @@ def backward_leaf(layer: Layer, params: Any, kept: Any, delta: Any) -> tuple[Any
         delta_x, pairs = _backward_examples(layer, params, saved, delta)
     if known:
         check_delta_x(layer, kept, delta_x)
+    check_observed(layer, marked, pairs)
     return delta_x, pairs
 
 
@@ -265,7 +273,32 @@ class ValueAndGrad(Protocol):
         raise NotImplementedError
 
 
-def value_and_grad(net: Layer, loss: Loss, trainable: Any = None) -> ValueAndGrad:
+class ObservedAndGrad(Protocol):
+    """What `value_and_grad(..., has_observed=True)` answers with."""
+
+    def __call__(
+        self,
+        params: P,
+        x: Any,
+        y: Any,
+        key: PRNGKeyArray | None = None,
+        weights: Weights = None,
+        mask: Any = None,
+        rows: Any = None,
+    ) -> tuple[tuple[Float[Array, ""], Any], P]:
+        """The value and what the pass observed; and the gradient."""
+        raise NotImplementedError
+
+
+@overload
+def value_and_grad(
+    net: Layer, loss: Loss, trainable: Any = None, *, has_observed: Literal[False] = False
+) -> ValueAndGrad: ...
+@overload
+def value_and_grad(
+    net: Layer, loss: Loss, trainable: Any = None, *, has_observed: Literal[True]
+) -> ObservedAndGrad: ...
+def value_and_grad(net: Layer, loss: Loss, trainable: Any = None, *, has_observed: bool = False) -> Any:
     """The function (params, x, y, key=None, weights=None, mask=None, rows=None, training=None) -> (value, gradient):
     steps 1, 2 and 3, compiled.
 
@@ -277,6 +310,11 @@ def value_and_grad(net: Layer, loss: Loss, trainable: Any = None) -> ValueAndGra
     `trainable` is a tree of bools that starts like `params` (a bool may stand for a whole subtree); where it is
     False the gradient is zero and neither its contraction nor a δ that only it needs is computed.
 
+    With `has_observed` the answer is ((value, observed), gradient), and the pass is one in training, with a key or
+    without: `observed` is what `jbp.observe(params, observed)` writes after the optimiser's step, the running moments
+    of batch normalisation, and None for every other parameter and for what is not trainable. `jbp.make_step` and
+    `jbp.fit` see to it themselves.
+
     Building the function again for an equal net and loss gives the same compiled function. Called outside `jax.jit`,
     it looks at the targets first; inside, there is nothing to look at yet.
 
@@ -285,13 +323,17 @@ def value_and_grad(net: Layer, loss: Loss, trainable: Any = None) -> ValueAndGra
     """
     check_net(net, Layer)
     check_loss(loss, Loss)
-    return _compiled(net, loss, Trainable.of(trainable))
+    return _compiled(net, loss, Trainable.of(trainable), as_bool(has_observed, "has_observed"))
+
+
+def _gradient_spread(answer: tuple[Any, Any], params: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
+    return whole(answer[0]), as_is(params)
 
 
 @lru_cache(maxsize=256)
-def _compiled(net: Layer, loss: Loss, trainable: Trainable) -> ValueAndGrad:
+def _compiled(net: Layer, loss: Loss, trainable: Trainable, has_observed: bool) -> Any:
     @partial(jax.jit, static_argnames="training")
-    @placed(lambda answer, params, *_, **__: (PartitionSpec(), as_is(params)))
+    @placed(_gradient_spread)
     def value_and_gradient(
         params: Any,
         x: Any,
@@ -303,14 +345,18 @@ def _compiled(net: Layer, loss: Loss, trainable: Trainable) -> ValueAndGrad:
         training: bool | None = None,
     ) -> Any:
         batch = Batch(x, y, weights, mask, rows)
-        value, grads, _ = value_grad_output(net, loss, params, batch, key, trainable, training)
-        return value, jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
+        training = True if has_observed else training
+        found = value_grad_output(net, loss, params, batch, key, trainable, training)
+        grads = jax.tree.map(lambda g, p: g.astype(p.dtype), found.grads, params)
+        return ((found.value, found.observed) if has_observed else found.value), grads
 
     check = batch_check(net, loss)
 
     @wraps(value_and_gradient)
     def checked(params: Any, x: Any, y: Any, key: Any = None, *others: Any, **named: Any) -> Any:
         given = dict(zip(("weights", "mask", "rows", "training"), others, strict=False)) | named
+        if has_observed and given.get("training", True) is False:
+            raise ValueError("has_observed is of a pass in training: leave training out, or has_observed")
         batch = as_batch(Batch(x, y, *(given.pop(name, None) for name in ("weights", "mask", "rows"))))
         check_params(params)
         check_key(key)
@@ -398,6 +444,19 @@ def mask_at(net: Layer, output: Array, mask: Any) -> tuple[Any, ...]:
     return (mask,)
 
 
+class Found(NamedTuple):
+    """What forward, the loss's δ and backward find."""
+
+    value: Array
+    """Σₙ wₙ eₙ, in at least float32, as the gradient."""
+    grads: Any
+    """Σₙ wₙ gₙ."""
+    output: Any
+    """The net's outputs."""
+    observed: Any
+    """What is to be written into the parameters, in their tree; None where there is nothing."""
+
+
 def value_grad_output(
     net: Layer,
     loss: Loss,
@@ -406,11 +465,13 @@ def value_grad_output(
     key: Any,
     trainable: Trainable,
     training: bool | None = None,
-) -> tuple[Array, Any, Any]:
-    """Σₙ wₙ eₙ, Σₙ wₙ gₙ and the net's outputs: forward, the loss's δ, backward. Both sums in at least float32."""
+) -> Found:
+    """Steps 1, 2 and 3: forward, the loss's δ, backward."""
     value, output, saved, delta, scale = value_output_delta(net, loss, params, batch, key, training)
-    _, grads = backward(net, params, saved, delta, total)
-    return value, trainable(scaled(grads, scale)), output
+    both = together(total, observed)
+    _, found = backward(net, params, saved, delta, both if net.observes else total)
+    grads, seen = both.split(found) if net.observes else (found, jax.tree.map(lambda _: None, found))
+    return Found(value, trainable(scaled(grads, scale)), output, trainable.only(seen))
 
 
 def value_output_delta(

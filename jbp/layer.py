@@ -46,6 +46,9 @@ class Layer:
     uses_mask: ClassVar[bool] = False
     """True: `forward(params, x, key, mask)` is told which positions are real: `mask` [t], or None for all of them.
     Of a net: whether a layer inside is."""
+    observes: ClassVar[bool] = False
+    """True: has parameters that nothing trains and that a pass in training may change, such as running moments; their
+    pairs are `Constant`. Of a net: whether a layer inside has."""
     piecewise_linear: ClassVar[bool] = False
     """True: linear in its parameters, and linear in its input but for kinks. What a Hessian diagonal rests on."""
     word: ClassVar[str] = ""

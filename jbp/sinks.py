@@ -3,7 +3,7 @@
 A sink takes the tree of one layer's pairs and answers with a tree in which something stands for each pair. What it
 answers for a pair depends on that pair alone, so that it may be called on a part of the tree too, down to one bare
 pair: `backward` does so where `tied` shares some parameters of a layer, whose pairs meet the sink later, merged.
-`keep` and `total` are the two that training needs; a statistic that reads each pair by itself, such as
+`keep`, `total` and `observed` are those that training needs; a statistic that reads each pair by itself, such as
 `jbp.stats.squared_norms`, is one too. A sink with the attribute `linear` commutes with adding up the uses of a shared
 parameter: it is called on every use at once, and its answers are added up.
 """
@@ -12,20 +12,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
+from jbp.arguments import dtype_of, leaf_shapes
 from jbp.pairs import is_pair, widened
 
-__all__ = ["Sink", "keep", "together", "total"]
+__all__ = ["Sink", "keep", "observe", "observed", "together", "total"]
 
 
 def __dir__() -> list[str]:
     return __all__
 
 
+P = TypeVar("P")
+"""A tree of parameters."""
 Sink = Callable[[Any], Any]
 
 
@@ -40,6 +44,40 @@ def total(pairs: Any) -> Any:
 
 
 total.linear = True  # type: ignore[attr-defined]
+
+
+def observed(pairs: Any) -> Any:
+    """The sink that collects what a pass observed: of each running moment what it is now, and None of every other
+    parameter. `jbp.observe` writes it."""
+    return jax.tree.map(lambda pair: pair.observed, pairs, is_leaf=is_pair)
+
+
+observed.linear = True  # type: ignore[attr-defined]  (it waits for no other use: what is observed cannot be shared)
+
+
+def observe(params: P, observed: Any) -> P:
+    """`params` with what a pass observed, as `jbp.value_and_grad(..., has_observed=True)` answers: the running moments
+    of batch normalisation. All else stays. After the optimiser's step, for it must not move them:
+
+        (value, observed), grads = value_and_grad(params, x, y)
+        params = jbp.observe(optax.apply_updates(params, updates), observed)
+
+    Raises:
+        ValueError: if `observed` has not the tree of `params` with None in place of what is no running moment.
+    """
+    leaves, structure = jax.tree.flatten(params)
+    try:
+        found = structure.flatten_up_to(observed)
+        shapes = [jnp.shape(leaf) if new is None else jnp.shape(new) for leaf, new in zip(leaves, found, strict=True)]
+    except (TypeError, ValueError):
+        shapes = []
+    if shapes != [jnp.shape(leaf) for leaf in leaves]:
+        raise ValueError(
+            f"observed must be what value_and_grad(..., has_observed=True) answers for these parameters, "
+            f"{leaf_shapes(params)}, but is {leaf_shapes(observed)}"
+        )
+    parts = zip(leaves, found, strict=True)
+    return structure.unflatten([leaf if new is None else jnp.asarray(new, dtype_of(leaf)) for leaf, new in parts])
 
 
 @register_dataclass

@@ -36,6 +36,7 @@ from jbp.losses import Loss
 from jbp.meshes import as_is, placed, whole
 from jbp.metrics import OfLoss
 from jbp.pairs import Weights, as_floats, as_shares, of_size_one
+from jbp.sinks import observe
 
 Metric = Callable[..., Array]
 """(output, target) of one example -> a scalar; its mean is reported, and higher is better. With a third argument `mask`
@@ -148,6 +149,9 @@ class Sums(NamedTuple):
     """Σₙ wₙ mₙ of each metric."""
     extra: Any = ()
     """Whatever else the method adds up."""
+    observed: Any = ()
+    """Of a net that observes: what `jbp.observe` writes into the parameters after the optimiser's step. It adds up to
+    nothing: the parts of a batch each observe others."""
 
 
 class Method:
@@ -181,7 +185,7 @@ class Method:
     def update(self, problem: Problem, state: State, found: Sums, value_fn: Callable[[Any], Array]) -> State:
         """The state after the step. `value_fn(params)` is the step's loss on its batch at other parameters."""
         updates, opt_state = optimised(problem, state, found, value_fn)
-        return moved(problem, state, updates, opt_state)
+        return moved(problem, state, updates, opt_state, found.observed)
 
     def root_key(self, seed: int | None) -> Array:
         """What everything random follows from; a seed of None is 0."""
@@ -194,8 +198,8 @@ class Backpropagation(Method):
 
     def sums(self, problem: Problem, state: State, batch: Batch, key: Array) -> Sums:
         """Σₙ wₙ gₙ: forward, the loss's δ, backward, contract."""
-        value, grads, output = value_grad_output(problem.net, problem.loss, state.params, batch, key, problem.trainable)
-        return Sums(value, grads, measured(problem, output, batch))
+        found = value_grad_output(problem.net, problem.loss, state.params, batch, key, problem.trainable)
+        return Sums(found.value, found.grads, measured(problem, found.output, batch), observed=found.observed)
 
 
 def measured(problem: Problem, output: Array, batch: Batch) -> tuple[Array, ...]:
@@ -242,9 +246,22 @@ def optimised(problem: Problem, state: State, found: Sums, value_fn: Callable[[A
         ) from error
 
 
-def moved(problem: Problem, state: State, updates: Any, opt_state: Any, **others: Any) -> State:
-    """The state with the updates of what is trained added to the parameters."""
+def moved(
+    problem: Problem, state: State, updates: Any, opt_state: Any, observed: Any = (), **others: Any
+) -> State:
+    """The state with the updates of what is trained added to the parameters, and then what was observed written.
+
+    Raises:
+        ValueError: if the net has running moments, which an optimiser would move, and nothing is said of them.
+    """
     params = optax.apply_updates(state.params, problem.trainable(updates))
+    if problem.net.observes:
+        if isinstance(observed, tuple) and not observed:
+            raise ValueError(
+                f"{problem.net!r} has running moments, but {problem.method!r} does not say what its pass observed: "
+                "give it to Sums(observed=), as jbp.value_and_grad(..., has_observed=True) answers"
+            )
+        params = observe(params, observed)
     return dataclasses.replace(state, params=params, opt_state=opt_state, **others)
 
 

@@ -33,6 +33,13 @@ class Trainable:
         parts = zip(self.leaves, self._parts(tree), strict=True)
         return self.structure.unflatten(part if on else jax.tree.map(jnp.zeros_like, part) for on, part in parts)
 
+    def only(self, tree: Any) -> Any:
+        """`tree`, with None where nothing is trained."""
+        if not self.leaves:
+            return tree
+        parts = zip(self.leaves, self._parts(tree), strict=True)
+        return self.structure.unflatten(part if on else jax.tree.map(lambda _: None, part) for on, part in parts)
+
     def flags(self, params: Any) -> tuple[bool, ...]:
         """Of each parameter, in leaf order, whether it is trained."""
         if not self.leaves:

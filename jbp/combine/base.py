@@ -94,6 +94,11 @@ class Combinator(Layer):
         return any(child.uses_mask for child in self.children)
 
     @property
+    def observes(self) -> bool:  # type: ignore[override]
+        """Whether a layer inside has running moments."""
+        return any(child.observes for child in self.children)
+
+    @property
     def piecewise_linear(self) -> bool:  # type: ignore[override]
         """Whether every layer inside is piecewise linear."""
         return all(child.piecewise_linear for child in self.children)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 from jbp.combine.base import Combinator, Place
 from jbp.layer import Layer
@@ -16,24 +17,44 @@ def has_modes(net: Layer) -> bool:
     return net.couples_batch == "training"
 
 
-def coupled_places(net: Layer, training: bool) -> dict[Place, str]:
-    """The places of the leaf layers below a layer that couples the examples, each with the path of such a layer."""
+@lru_cache(maxsize=256)
+def coupling_layers(net: Layer, training: bool) -> dict[Place, str]:
+    """The layers that couple the examples, by place, each as errors name it."""
     found: dict[Place, str] = {}
-    culprits: dict[Place, str] = {}
+
+    def couples(place: Place, layer: Layer) -> bool:
+        if layer.couples_batch is True or (training and layer.couples_batch == "training"):
+            found[place] = f"{shown(place) or 'of the net'} ({layer!r})"
+        return place in found
+
+    _below(net, couples)
+    return dict(sorted(found.items()))
+
+
+@lru_cache(maxsize=256)
+def coupled_places(net: Layer, training: bool) -> dict[Place, str]:
+    """The places of the leaf layers below a layer that couples the examples, each with all such layers above it."""
+    above: dict[Place, list[str]] = {}
+    for coupling, name in coupling_layers(net, training).items():
+        for place in _below(net, lambda place, _: place == coupling):  # noqa: B023
+            above.setdefault(place, []).append(name)
+    return {place: " and ".join(names) for place, names in above.items()}
+
+
+def _below(net: Layer, couples: Callable[[Place, Layer], bool]) -> list[Place]:
+    """The places of the leaf layers below those that couple."""
+    found: dict[Place, None] = {}
 
     def at(above: Place) -> Callable[[Place, Layer, bool], bool]:
         def visit(place: Place, layer: Layer, coupled: bool) -> bool:
             here = above + place
             if isinstance(layer, Combinator):
                 return layer.walk_coupling(at(here), coupled)
-            couples = layer.couples_batch is True or (training and layer.couples_batch == "training")
-            if couples:
-                culprits[here] = f"{shown(here) or 'of the net'} ({layer!r})"
             if coupled:
-                found[here] = ""
-            return coupled or couples
+                found[here] = None
+            return couples(here, layer) or coupled
 
         return visit
 
     at(())((), net, False)
-    return dict.fromkeys(found, " and ".join(culprits.values()))
+    return list(found)

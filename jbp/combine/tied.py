@@ -179,6 +179,19 @@ def unless_shared(function: Callable[[Any], Any], params: Any, found: Any) -> An
     return structure.unflatten([part if is_shared(node) else function(part) for node, part in parts])
 
 
+def check_observed(layer: Layer, params: Any, pairs: Any) -> None:
+    """Refuse running moments that are shared, and such of a layer that does not say that it has them."""
+    nodes, structure = jax.tree.flatten(params, is_leaf=is_shared)
+    for node, pair in zip(nodes, structure.flatten_up_to(pairs), strict=True):
+        if pair.constant and is_shared(node):
+            raise ValueError(
+                f"the running moments of {layer!r} cannot be tied: each place of it observes others; tie its scale and "
+                "bias alone, or normalise by GroupNorm or LayerNorm, which have none"
+            )
+        if pair.observed is not None and not layer.observes:
+            raise ValueError(f"{layer!r} makes a pair Constant, so its class must say observes = True")
+
+
 def _mark(node: Any) -> Shared:
     return node if is_shared(node) else Shared(node)
 

@@ -23,6 +23,7 @@ from jbp.layers.activations import (
     softplus,
     tanh,
 )
+from jbp.layers.batchnorm import BatchNorm
 from jbp.layers.conv import Conv
 from jbp.layers.dense import Dense
 from jbp.layers.dropout import Dropout
@@ -35,6 +36,7 @@ from jbp.layers.step import Step
 __all__ = [
     "Activation",
     "AvgPool",
+    "BatchNorm",
     "Channel",
     "Conv",
     "Dense",

@@ -9,6 +9,7 @@ Axis letters: n example, t use of the parameter inside one example, i in, o out,
 Inside a layer there is no n; the spine's `vmap` puts it first. `Stack` puts l before it.
 """
 
+from jbp.pairs.constant import Constant
 from jbp.pairs.contract import check_tree as check_tree
 from jbp.pairs.contract import contract, merge
 from jbp.pairs.coupled import Coupled
@@ -28,6 +29,7 @@ from jbp.pairs.sum import Sum
 from jbp.pairs.window import Window
 
 __all__ = [
+    "Constant",
     "Coupled",
     "Geometry",
     "Outer",

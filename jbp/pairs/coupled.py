@@ -74,9 +74,19 @@ class Coupled(Pair):
         return self.pair.over_stack(lambda pair, *rest: function(Coupled(pair, self.path), *rest), *others, axis=axis)
 
     @property
+    def observed(self) -> Array | None:
+        """As it would be without the layer that couples."""
+        return self.pair.observed
+
+    @property
     def coupled(self) -> str | None:
         """The path of the layer that couples."""
         return self.path
+
+    @property
+    def constant(self) -> bool:
+        """As it would be without the layer that couples."""
+        return self.pair.constant
 
     def _refuse(self) -> NoReturn:
         raise NotImplementedError(

@@ -104,9 +104,20 @@ class Pair(ABC):
         """
 
     @property
+    def observed(self) -> Array | None:
+        """What its parameter is after this pass, whatever the optimiser does: of a `Constant`; of others None."""
+        return None
+
+    @property
     def coupled(self) -> str | None:
         """The path of a layer above that couples examples, below which there is no gradient of one example; or None."""
         return None
+
+    @property
+    def constant(self) -> bool:
+        """Whether its parameter is held fixed, as running moments are: the gradient is 0 whatever the error makes of
+        it."""
+        return False
 
     @property
     def dtype(self) -> Any:

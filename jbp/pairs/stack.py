@@ -93,6 +93,16 @@ class Stack(Pair):
         return added_up(one, rows)
 
     @property
+    def observed(self) -> Array | None:
+        """Each layer's, with l in front."""
+        return self.over_stack(lambda pair: pair.observed)
+
+    @property
     def coupled(self) -> str | None:
         """As one layer's."""
         return self.pair.coupled
+
+    @property
+    def constant(self) -> bool:
+        """As one layer's."""
+        return self.pair.constant

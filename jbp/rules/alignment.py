@@ -73,7 +73,7 @@ def _alignment(
     bound: Bound, net: Layer, loss: Loss, state: Any, params: Any, batch: Batch, key: Any
 ) -> dict[str, Alignment]:
     way = Way(net, bound, compare=True)
-    _, (true, found), _ = value_grad_output(way, loss, (params, state), batch, key, Trainable.of(None))
+    true, found = value_grad_output(way, loss, (params, state), batch, key, Trainable.of(None)).grads
     paths, leaves = zip(*jax.tree_util.tree_flatten_with_path(true)[0], strict=True)
     parts = zip(bound.depths, paths, leaves, jax.tree.leaves(found), strict=True)
     return {dotted(path): _compared(g, r, depth) for depth, path, g, r in parts if depth is not None}

@@ -78,16 +78,15 @@ class RuleMethod(Method):
         """Σₙ wₙ h ⊗ δ with the rule's δ."""
         bound = self._bound(problem, state.params, batch.x)
         params = state.params, state.method_state
-        value, grads, output = value_grad_output(
-            Way(problem.net, bound), problem.loss, params, batch, key, problem.trainable
-        )
-        return Sums(value, grads, measured(problem, output, batch), Static(bound))
+        way = Way(problem.net, bound)
+        found = value_grad_output(way, problem.loss, params, batch, key, problem.trainable)
+        return Sums(found.value, found.grads, measured(problem, found.output, batch), Static(bound), found.observed)
 
     def update(self, problem: Problem, state: State, found: Sums, value_fn: Callable[[Any], Array]) -> State:
         """The optimiser's step, and the rule's own part in it."""
         updates, opt_state = optimised(problem, state, found, value_fn)
         updates, method_state = found.extra.value.after(state.method_state, state.params, updates)
-        return moved(problem, state, updates, opt_state, method_state=method_state)
+        return moved(problem, state, updates, opt_state, found.observed, method_state=method_state)
 
     def _bound(self, problem: Problem, params: Any, x: Any) -> Bound:
         x = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), x)

@@ -18,7 +18,7 @@ from jbp.answers import delta_of, error_of
 from jbp.arguments import renamed
 from jbp.backprop import backward_leaf, example_output, forward_leaf
 from jbp.combine import Branch, Combinator, Repeat, Residual, located
-from jbp.combine.tied import Path, Tied, Uses, unmarked
+from jbp.combine.tied import Path, Tied, Uses
 from jbp.inputs import check_loss, check_net, check_params, one_array
 from jbp.layer import Layer
 from jbp.losses import Loss
@@ -161,7 +161,7 @@ class _Backward(_Visit):
                 if isinstance(layer, Tied):
                     self.seen.shared(place, inner.found[0], found)
             else:
-                delta_x, pairs = backward_leaf(layer, unmarked(params), saved, delta)
+                delta_x, pairs = backward_leaf(layer, params, saved, delta)
                 self.seen.backward(place, delta, delta_x)
                 self.seen.gradient(place, pairs)
                 found = total(pairs)

@@ -20,12 +20,12 @@ from jax.tree_util import register_dataclass
 from jbp.annotations import Array
 from jbp.backprop import backward_leaf, coupling_of, scaled, value_output_delta
 from jbp.combine import Combinator, Repeat, located
-from jbp.combine.tied import Uses, is_shared, unmarked
+from jbp.combine.tied import Uses, is_shared
 from jbp.layer import Layer
 from jbp.meshes import alike
 from jbp.optim.momentum import MomentumState
 from jbp.optim.sgd import SgdState
-from jbp.sinks import total
+from jbp.sinks import observe, observed, total
 from jbp.step import Batch, Method, Problem, State, Sums, measured
 
 
@@ -64,8 +64,8 @@ def backward_update(
     velocity = state.velocity if has_velocity else jax.tree.map(lambda _: None, params)
     held = jax.tree.map(_Held, params, velocity)
 
-    def updated(held: Any, totals: Any) -> Any:
-        """The parameters after their step, but of those marked as shared their gradient so far."""
+    def updated(held: Any, totals: Any, seen: Any = None) -> Any:
+        """The parameters after their step, or as they were seen, but of those marked as shared their gradient so far."""
         nodes, structure = jax.tree.flatten(held, is_leaf=_is_held)
         answers = structure.flatten_up_to(totals)
         own = [i for i, node in enumerate(nodes) if not is_shared(node.param)]
@@ -75,6 +75,8 @@ def backward_update(
         updates, after = optimizer.update(grads, at, params)
         new: Any = optax.apply_updates(params, updates)
         after: Any = after.velocity if has_velocity else velocity  # type: ignore[attr-defined]
+        if seen is not None:
+            new = observe(new, [structure.flatten_up_to(seen)[i] for i in own])
         for i, *node in zip(own, new, after, strict=True):
             answers[i] = _Held(*node)
         return structure.unflatten(answers)
@@ -87,8 +89,8 @@ def backward_update(
                 return layer.walk_backward(visit, held, saved, delta)
             if isinstance(layer, Uses):
                 return None, updated(held, saved)
-            delta_x, pairs = backward_leaf(layer, unmarked(_param(held)), saved, delta)
-            return delta_x, updated(held, total(pairs))
+            delta_x, pairs = backward_leaf(layer, _param(held), saved, delta)
+            return delta_x, updated(held, total(pairs), observed(pairs) if layer.observes else None)
 
     delta_x, held = visit((), net, held, saved, delta)
     steps = optimizer.update((), MomentumState(state.steps, ()) if has_velocity else state, ())[1].steps  # type: ignore[attr-defined]
