@@ -106,8 +106,8 @@ else:  # what a type checker reads above, for whoever runs it
         "jbp.combine": "branch repeat residual serial tied",
         "jbp.layer": "Layer",
         "jbp.layers": (
-            "AvgPool BatchNorm Channel Conv Dense Dropout Flatten GlobalPool GroupNorm LayerNorm MaxPool RMSNorm Reshape "
-            "elu gelu identity initializers leaky_relu relu sigmoid silu softmax softplus tanh"
+            "AvgPool BatchNorm Channel Conv Dense Dropout Flatten GlobalPool GroupNorm LayerNorm MaxPool RMSNorm "
+            "Reshape elu gelu identity initializers leaky_relu relu sigmoid silu softmax softplus tanh"
         ),
         "jbp.metrics": "accuracy",
         "jbp.pairs": "Constant Coupled Geometry Outer Pair Scale Shift Stack Sum Window contract",

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
+from jbp.annotations import Array, Float, PRNGKeyArray
 from jbp.arguments import as_shape, is_number
-from jbp.pairs import is_pair
+from jbp.pairs import Weights, is_pair
 from jbp.paths import paths, shown
 
+P = TypeVar("P")
+"""A tree of parameters."""
 Form = tuple[Any, tuple[tuple[tuple[int, ...], Any], ...]]
 """The tree, shapes and dtypes of an array or of a tree of arrays, without the axis n."""
 
@@ -203,3 +206,38 @@ def _described_form(form: Form) -> str:
 def _names(tree: Any) -> str:
     """The places of a tree's leaves, for messages."""
     return ", ".join(paths(jax.tree.unflatten(tree, [0] * tree.num_leaves))) or str(tree)
+
+
+class ValueAndGrad(Protocol):
+    """What `value_and_grad` answers with."""
+
+    def __call__(
+        self,
+        params: P,
+        x: Any,
+        y: Any,
+        key: PRNGKeyArray | None = None,
+        weights: Weights = None,
+        mask: Any = None,
+        rows: Any = None,
+        training: bool | None = None,
+    ) -> tuple[Float[Array, ""], P]:
+        """The value, and the gradient in the tree of the parameters."""
+        raise NotImplementedError
+
+
+class ObservedAndGrad(Protocol):
+    """What `value_and_grad(..., has_observed=True)` answers with."""
+
+    def __call__(
+        self,
+        params: P,
+        x: Any,
+        y: Any,
+        key: PRNGKeyArray | None = None,
+        weights: Weights = None,
+        mask: Any = None,
+        rows: Any = None,
+    ) -> tuple[tuple[Float[Array, ""], Any], P]:
+        """The value and what the pass observed; and the gradient."""
+        raise NotImplementedError

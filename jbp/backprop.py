@@ -13,19 +13,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache, partial, wraps
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
-from jax.sharding import PartitionSpec
 from jax.tree_util import register_dataclass
 
 from jbp.annotations import Array, Bool, Float, Int, PRNGKeyArray
 from jbp.answers import (
     Kept,
+    ObservedAndGrad,
+    ValueAndGrad,
     backward_answer,
     check_delta,
     check_delta_x,
@@ -54,9 +55,6 @@ from jbp.pairs import (
 )
 from jbp.sinks import Sink, keep, observed, together, total
 from jbp.trainable import Trainable as Trainable
-
-P = TypeVar("P")
-"""A tree of parameters."""
 
 
 def _forward_spread(answer: tuple[Any, Any], net: Layer, params: Any, x: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
@@ -253,41 +251,6 @@ def _backward_examples(layer: Layer, params: Any, saved: Any, delta: Any) -> tup
 def apply(net: Layer, params: Any, x: Float[ArrayLike, "n ..."]) -> Array:
     """The net's outputs [n, ...] in evaluation: no dropout, nothing stored."""
     return forward(net, params, x)[0]
-
-
-class ValueAndGrad(Protocol):
-    """What `value_and_grad` answers with."""
-
-    def __call__(
-        self,
-        params: P,
-        x: Any,
-        y: Any,
-        key: PRNGKeyArray | None = None,
-        weights: Weights = None,
-        mask: Any = None,
-        rows: Any = None,
-        training: bool | None = None,
-    ) -> tuple[Float[Array, ""], P]:
-        """The value, and the gradient in the tree of the parameters."""
-        raise NotImplementedError
-
-
-class ObservedAndGrad(Protocol):
-    """What `value_and_grad(..., has_observed=True)` answers with."""
-
-    def __call__(
-        self,
-        params: P,
-        x: Any,
-        y: Any,
-        key: PRNGKeyArray | None = None,
-        weights: Weights = None,
-        mask: Any = None,
-        rows: Any = None,
-    ) -> tuple[tuple[Float[Array, ""], Any], P]:
-        """The value and what the pass observed; and the gradient."""
-        raise NotImplementedError
 
 
 @overload

@@ -335,12 +335,27 @@ def _hessian_product(net: Layer, loss: Loss, params: Any, x: Any, y: Any, v: Any
         delta = jax.vmap(delta_of(loss))(output, y)
         return _total_back(net, p, saved, delta, weights)
 
-    return jax.jvp(gradient, (params,), (v,))[1]
+    return jax.jvp(gradient, (params,), (_trained(net, params, x, v),))[1]
 
 
 def _tangent(net: Layer, params: Any, x: Any, v: Any, weights: Weights) -> tuple[Any, Any, Any]:
     """The outputs, their forward tangent Jv, and what was saved."""
+    v = _trained(net, params, x, v)
     return jax.jvp(lambda p: forward(net, p, x, None, weights), (params,), (v,), has_aux=True)
+
+
+def _trained(net: Layer, params: Any, x: Any, v: Any) -> Any:
+    """`v` with zeros along running moments, which are held fixed: the gradient in them is 0 by definition."""
+    if not net.observes:
+        return v
+
+    def pairs(params: Any, x: Any) -> Any:
+        output, saved = forward(net, params, x)
+        return backward(net, params, saved, output)[1]
+
+    found, structure = jax.tree.flatten(jax.eval_shape(pairs, params, x), is_leaf=is_pair)
+    parts = zip(found, structure.flatten_up_to(v), strict=True)
+    return structure.unflatten([jnp.zeros_like(a) if pair.constant else a for pair, a in parts])
 
 
 def _total_back(net: Layer, params: Any, saved: Any, delta: Any, weights: Weights) -> Any:

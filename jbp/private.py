@@ -35,9 +35,10 @@ import numpy as np
 from jax import lax
 
 from jbp.annotations import Array, Float
-from jbp.answers import delta_of, error_of
+from jbp.answers import P, delta_of, error_of
 from jbp.arguments import as_bool, as_count, as_number, at_least_float32, check_max_norm
-from jbp.backprop import P, Trainable, backward, check_call, forward, mask_at
+from jbp.backprop import Trainable, backward, check_call, forward, mask_at
+from jbp.combine.coupling import coupling_layers
 from jbp.inputs import check_key
 from jbp.layer import Layer
 from jbp.losses import Loss
@@ -116,7 +117,7 @@ def _clipped(
     check_max_norm(how.max_norm, how.automatic)
     check_key(key)
     x, y, weights, mask, rows = check_call(net, loss, params, batch)[:5]
-    _check_uncoupled(net)
+    _check_uncoupled(net, key is not None)
     params, x, y = widened((params, x, y))
     if weights is not None:
         x = jax.tree.map(partial(silence, weights), x)
@@ -279,7 +280,7 @@ class PrivateMethod(Method):
 
     def init(self, key: Array, problem: Problem, params: Any, example: Any) -> Any:
         """Nothing is carried."""
-        _check_uncoupled(problem.net)
+        _check_uncoupled(problem.net, True)
         return ()
 
     def root_key(self, seed: int | None) -> Array:
@@ -323,7 +324,7 @@ def check_fit(private: Any, net: Any, *, sampling: str, weights: Any, **chosen: 
     if not isinstance(private, Private):
         raise ValueError(f"private must be a jbp.Private(noise_multiplier, max_norm, delta), but is {private!r}")
     if isinstance(net, Layer):
-        _check_uncoupled(net)
+        _check_uncoupled(net, True)
     if sampling == "replacement":
         raise ValueError("private training samples by 'poisson', which the account is of: leave sampling out")
     if weights is not None:
@@ -444,11 +445,13 @@ def _box_muller(bits: Array, dtype: Any) -> Float[Array, "2 m"]:
     return jnp.stack([radius * jnp.cos(angle), radius * jnp.sin(angle)])
 
 
-def _check_uncoupled(net: Layer) -> None:
-    if net.couples_batch:
+def _check_uncoupled(net: Layer, training: bool) -> None:
+    if coupling := coupling_layers(net, training):
+        *rest, last = coupling.values()
+        layers = f"{', '.join(rest)} and {last} couple" if rest else f"{last} couples"
         raise NotImplementedError(
-            f"{net!r} couples the examples of a batch, so one example moves the gradients of the others and clipping "
-            "bounds nothing: take a layer that normalises each example by itself"
+            f"the layer{'s' if rest else ''} {layers} the examples of a batch, so one example moves the gradients of "
+            "the others and clipping bounds nothing: normalise each by itself, with GroupNorm or LayerNorm"
         )
 
 

@@ -68,10 +68,10 @@ def observe(params: P, observed: Any) -> P:
     leaves, structure = jax.tree.flatten(params)
     try:
         found = structure.flatten_up_to(observed)
-        shapes = [jnp.shape(leaf) if new is None else jnp.shape(new) for leaf, new in zip(leaves, found, strict=True)]
     except (TypeError, ValueError):
-        shapes = []
-    if shapes != [jnp.shape(leaf) for leaf in leaves]:
+        found = None
+    parts = zip(leaves, found or (), strict=found is not None)
+    if found is None or any(new is not None and jnp.shape(new) != jnp.shape(leaf) for leaf, new in parts):
         raise ValueError(
             f"observed must be what value_and_grad(..., has_observed=True) answers for these parameters, "
             f"{leaf_shapes(params)}, but is {leaf_shapes(observed)}"

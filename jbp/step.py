@@ -246,9 +246,7 @@ def optimised(problem: Problem, state: State, found: Sums, value_fn: Callable[[A
         ) from error
 
 
-def moved(
-    problem: Problem, state: State, updates: Any, opt_state: Any, observed: Any = (), **others: Any
-) -> State:
+def moved(problem: Problem, state: State, updates: Any, opt_state: Any, observed: Any = (), **others: Any) -> State:
     """The state with the updates of what is trained added to the parameters, and then what was observed written.
 
     Raises:

@@ -109,11 +109,11 @@ class BatchNorm(Layer):
             counts = self._counts(x, weights, mask)
             if counts is not None:  # what counts 0 may be anything, even NaN
                 h = jnp.where(_in_front(counts != 0, h), h, jnp.zeros_like(h))
-            p = () if counts is None else _shares(counts, h)
+            p, number = ((), h.size // h.shape[-1]) if counts is None else _shares(counts, h)
             mean = _mean(h, p)
             h = h - _along(mean, h)
             var = _mean(h * h, p)
-            moments = self._after(moments, mean, var, _number(counts, h))
+            moments = self._after(moments, mean, var, number)
         else:
             h, var = h - _along(moments["mean"].astype(wide), h), moments["var"].astype(wide)
         inverse = lax.rsqrt(var + jnp.asarray(self.epsilon, wide))
@@ -164,7 +164,7 @@ class BatchNorm(Layer):
         return real if counts is None else real * counts.astype(real.dtype)[:, None]
 
     def _after(self, moments: Params, mean: Array, var: Array, number: Any) -> Params:
-        """The running moments after a batch with these, of so many values; where there are none to tell by, as before."""
+        """The running moments after a batch with these, of so many values; as they were where that is one or none."""
         more = jnp.asarray(number, mean.dtype)
         told = more > 1
         new = {"mean": mean, "var": var * (more / jnp.where(told, more - 1, jnp.ones_like(more)))}
@@ -176,18 +176,13 @@ class BatchNorm(Layer):
         return {name: moved(old, new[name]) for name, old in moments.items()}
 
 
-def _shares(counts: Array, h: Array) -> Array:
-    """p of each value [n, (t), 1, …]: they add up to 1 over all values of a channel, or are all 0."""
-    shares = jnp.where((counts == 0).all(), jnp.zeros_like(counts), as_shares(counts))
-    return _in_front(shares / math.prod(h.shape[counts.ndim : -1]), h).astype(h.dtype)
-
-
-def _number(counts: Array | None, h: Array) -> Any:
-    """N, of how many values of a channel the moments are."""
-    places = math.prod(h.shape[0 if counts is None else counts.ndim : -1])
-    if counts is None:
-        return places
-    return places * jnp.where((counts == 0).all(), 0, jnp.maximum(counts.sum(), 1 / jnp.square(as_shares(counts)).sum()))
+def _shares(counts: Array, h: Array) -> tuple[Array, Array]:
+    """p of each value [n, (t), 1, …], which add up to 1 over all values of a channel or are all 0; and N."""
+    nothing, places = (counts == 0).all(), math.prod(h.shape[counts.ndim : -1])
+    shares = jnp.where(nothing, jnp.zeros_like(counts), as_shares(counts))
+    squares = jnp.square(shares).sum()
+    number = jnp.maximum(counts.sum(), 1 / jnp.where(nothing, jnp.ones_like(squares), squares))
+    return _in_front(shares / places, h).astype(h.dtype), jnp.where(nothing, jnp.zeros_like(number), number * places)
 
 
 def _sum(a: Float[Array, "n *s c"]) -> Float[Array, " c"]:

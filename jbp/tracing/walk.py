@@ -16,7 +16,7 @@ import numpy as np
 from jbp.annotations import Array, Float
 from jbp.answers import delta_of, error_of
 from jbp.arguments import renamed
-from jbp.backprop import backward_leaf, example_output, forward_leaf
+from jbp.backprop import backward_leaf, example_output, forward_leaf, forward_whole
 from jbp.combine import Branch, Combinator, Repeat, Residual, located
 from jbp.combine.tied import Path, Tied, Uses
 from jbp.inputs import check_loss, check_net, check_params, one_array
@@ -82,7 +82,8 @@ def trace(
     Raises:
         ValueError: if net, parameters, example and loss do not fit together, naming the layer; momentum without a
             learning rate.
-        NotImplementedError: for a layer that couples the examples of a batch: one alone says nothing about it.
+        NotImplementedError: for a layer that couples the examples of a batch: one alone says nothing about it. Batch
+            normalisation does so in training only; here it normalises by its running moments.
 
     Source: lecture A, the three steps; lecture D, every factor by hand.
     """
@@ -92,7 +93,7 @@ def trace(
         raise ValueError("momentum and velocity are of a step: give its learning_rate too, such as 0.1")
     check_params(params)
     x, target = (jnp.asarray(one_array(name, values))[None] for name, values in (("x", x), ("y", y)))
-    if not net.couples_batch:  # else the walk says which layer does
+    if net.couples_batch is not True:  # else the walk says which layer does
         example_output(net, loss, params, x, target)
     seen = _Seen()
     seen.comes(x, "the input")
@@ -134,10 +135,11 @@ class _Forward(_Visit):
                 inner = _Forward(self.seen, place.path, place.inside(False))
                 y, saved = layer.walk_forward(inner, params, x, key)
                 self.seen.joined(place, x, inner.answers, y)
-            elif layer.couples_batch:
+            elif layer.couples_batch is True:
                 raise NotImplementedError(f"{layer!r} couples the examples of a batch: one cannot be traced alone")
             else:
-                y, saved = forward_leaf(layer, params, x, None)
+                walk = forward_whole if layer.couples_batch else forward_leaf
+                y, saved = walk(layer, params, x, None)
                 self.seen.forward(place, params, x, y)
         self.answers.append(y)
         return y, saved
@@ -259,7 +261,7 @@ class _Seen:
         """What each pair holds, and the gradient it makes."""
         for path, pair in jax.tree.leaves_with_path(pairs, is_leaf=is_pair):
             name = named(path)
-            for part in dataclasses.fields(pair):
+            for part in () if pair.constant else dataclasses.fields(pair):
                 held = getattr(pair, part.name)
                 if isinstance(held, jax.Array):
                     uses = held[:, 0] if held.ndim > 1 and held.shape[1] == 1 else held

@@ -65,7 +65,7 @@ def backward_update(
     held = jax.tree.map(_Held, params, velocity)
 
     def updated(held: Any, totals: Any, seen: Any = None) -> Any:
-        """The parameters after their step, or as they were seen, but of those marked as shared their gradient so far."""
+        """The parameters after their step, or what was observed; of those marked as shared their gradient so far."""
         nodes, structure = jax.tree.flatten(held, is_leaf=_is_held)
         answers = structure.flatten_up_to(totals)
         own = [i for i, node in enumerate(nodes) if not is_shared(node.param)]
