@@ -159,7 +159,8 @@ def drawn(case: NetCase, dtype: Any = jnp.float64) -> tuple[Any, Any, Any, Any]:
     size = {"weight": 0.4, "gain": 1.0}
 
     def draw(path, leaf):
-        return jnp.asarray(size.get(path[-1].key, 0.5) * rng.normal(size=leaf.shape), dtype)
+        values = size.get(path[-1].key, 0.5) * rng.normal(size=leaf.shape)
+        return jnp.asarray(np.exp(values) if path[-1].key == "var" else values, dtype)
 
     params = jax.tree_util.tree_map_with_path(draw, leaves)
     whole = None if case.inputs is None else jnp.asarray(rng.integers(case.inputs, size=(BATCH, *case.shape)))

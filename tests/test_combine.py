@@ -32,7 +32,8 @@ def stack(*arrays):
 
 
 def passes(net, params, x, delta):
-    output, saved = jbp.forward(net, params, x, KEY)
+    """With a key, but in evaluation where the examples would be coupled."""
+    output, saved = jbp.forward(net, params, x, None if net.couples_batch else KEY)
     delta_x, pairs = jbp.backward(net, params, saved, delta)
     return output, delta_x, pairs
 
@@ -204,7 +205,8 @@ def test_pairs_have_the_tree_of_params_and_the_announced_classes_and_shapes(case
         assert pair.batch == BATCH
         for inner in members(pair):
             assert inner.shape == param.shape[depth:]
-            assert inner.delta.shape[: depth + 1] == (*param.shape[:depth], BATCH)
+            for array in jax.tree.leaves(inner):
+                assert array.shape[: depth + 1] == (*param.shape[:depth], BATCH)
             if isinstance(inner, jbp.Outer | jbp.Shift | jbp.Scale):
                 assert inner.delta.ndim == depth + 3  # l…, n, t, o
                 width = inner.h.shape[-1] if isinstance(inner, jbp.Outer) else 1

@@ -17,6 +17,7 @@ from oracles import assert_close, compiled, plain, plain_value
 import jbp
 from jbp.backprop import total
 from jbp.losses import l2_loss
+from jbp.pairs import is_pair
 
 KEY = jax.random.key(0)
 STEPS, RATE = 3, 0.01
@@ -27,8 +28,8 @@ IN_FLOAT32 = [*SINGLE, *COMBINED[:: len(COMBINED) // 10 or 1][:10]]
 
 
 def both_sides(case: NetCase, dtype: Any) -> dict[str, tuple[Any, Any]]:
-    """(jbp's, expected) for each law."""
-    net = case.net
+    """(jbp's, expected) for each law; with a key, but in evaluation where the examples would be coupled."""
+    net, key = case.net, None if case.net.couples_batch else KEY
     weights = random(f"weights {case.name}").uniform(-0.5, 2, size=BATCH)
     weights[[1, 4]] = 0
 
@@ -63,7 +64,8 @@ def both_sides(case: NetCase, dtype: Any) -> dict[str, tuple[Any, Any]]:
                 value, grads = step(params, x, y, key, weights)
                 return jax.tree.map(lambda p, g: p - RATE * g, params, grads), value
 
-            return jax.lax.scan(body, params, jax.random.split(key, STEPS))
+            keys = None if key is None else jax.random.split(key, STEPS)
+            return jax.lax.scan(body, params, keys, STEPS)
 
         def linear():
             deltas = jnp.stack([y, 0.3 * delta - 1.7 * y])
@@ -86,7 +88,7 @@ def both_sides(case: NetCase, dtype: Any) -> dict[str, tuple[Any, Any]]:
             "contracted on the way": lambda: (jbp.backward(net, params, saved, delta, total), (delta_x, summed)),
             "mean loss": lambda: (ours(params, x, y, key), part(losses(), 0)),
             "weighted loss": lambda: (ours(params, x, y, key, weights), part(losses(), 1)),
-            "adjoint": lambda: adjoint(net, params, x, key, delta, (summed, delta_x)),
+            "adjoint": lambda: adjoint(net, params, x, key, delta, (pairs, summed, delta_x)),
         }
         if case in ONE_OF_EACH:
             laws |= {"scan": lambda: (trained(ours), trained(theirs)), "linear": linear}
@@ -94,13 +96,17 @@ def both_sides(case: NetCase, dtype: Any) -> dict[str, tuple[Any, Any]]:
 
     params, x, delta, y = drawn(case, dtype)
     with jax.default_matmul_precision("highest"):
-        return compiled(sides)(params, x, delta, y, np.asarray(weights, dtype), KEY)
+        return compiled(sides)(params, x, delta, y, np.asarray(weights, dtype), key)
 
 
 def adjoint(net, params, x, key, delta, back):
-    """⟨J v, δ⟩ and ⟨v, backward(δ)⟩ with J v from forward mode, divided by |J v||δ| so that one unit means eps."""
+    """⟨J v, δ⟩ and ⟨v, backward(δ)⟩ with J v from forward mode, divided by |J v||δ| so that one unit means eps; along
+    what nothing trains v is 0."""
+    pairs, *back = back
     point = (params, x) if jnp.issubdtype(x.dtype, jnp.floating) else (params,)
     v = jax.tree.map(jnp.sin, point)
+    flags = jax.tree.map(lambda pair: pair.constant, pairs, is_leaf=is_pair)
+    v = (jax.tree.map(lambda a, constant: jnp.zeros_like(a) if constant else a, v[0], flags), *v[1:])
     _, tangent = jax.jvp(lambda p, *floats: jbp.forward(net, p, floats[0] if floats else x, key)[0], point, v)
     inner = sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(v), jax.tree.leaves(back), strict=True))
     size = jnp.linalg.norm(tangent.ravel()) * jnp.linalg.norm(delta.ravel())

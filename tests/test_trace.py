@@ -97,6 +97,7 @@ FORMULAS: dict[str, Any] = {
     "δ": lambda r: r["δ"],
     "Σₜ h∘δ": lambda r: (r["h"] * r["δ"]).sum(0),
     "h∘δ": lambda r: r["h"] * r["δ"],
+    "0": lambda r: np.zeros_like(r["mean"]),
 }
 
 

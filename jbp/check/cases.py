@@ -20,6 +20,7 @@ from jbp import layers
 from jbp.combine import branch, repeat, residual, serial, tied
 from jbp.layer import Layer
 from jbp.layers import (
+    BatchNorm,
     Dense,
     Dropout,
     Flatten,
@@ -146,6 +147,18 @@ def _norm(layer: Any, params: Any, x: Any, key: Any) -> Any:
     y = (h / jnp.sqrt(jnp.square(h).mean(axes, keepdims=True) + layer.epsilon)).reshape(x.shape)
     y = y * jnp.broadcast_to(params["scale"], x.shape) if layer.use_scale else y
     return y + jnp.broadcast_to(params["bias"], x.shape) if layer.use_bias else y
+
+
+def _batch_norm(layer: Any, params: Any, x: Any, key: Any) -> Any:
+    """In training with a key. Nothing is differentiated by the running moments."""
+    axes = tuple(range(x.ndim - 1))
+    mean, var = (jax.lax.stop_gradient(params[name]) for name in ("mean", "var"))
+    if key is not None:
+        mean, var = x.mean(axes), x.var(axes)
+    scale = params["scale"] / jnp.sqrt(var + layer.epsilon)
+    return (x - jnp.broadcast_to(mean, x.shape)) * jnp.broadcast_to(scale, x.shape) + jnp.broadcast_to(
+        params["bias"], x.shape
+    )
 
 
 def _dropout(layer: Any, params: Any, x: Any, key: Any) -> Any:
@@ -318,6 +331,14 @@ LAYERS: tuple[CaseRow, ...] = (
         checked=_named((layers.GroupNorm(2), (3, 5, 4))),
     ),
     CaseRow(
+        _batch_norm,
+        (
+            NetCase("batch norm", layers.BatchNorm(), (3, 5)),
+            NetCase("batch norm of vectors", layers.BatchNorm(0.7, 0.3), (7,)),
+        ),
+        checked=_named((layers.BatchNorm(), (3, 5)), (layers.BatchNorm(0.7, 0.3), (7,))),
+    ),
+    CaseRow(
         lambda layer, params, x, key: x.reshape(len(x), *layer.shape),
         (NetCase("reshape", layers.Reshape((3, 10)), (2, 3, 5)),),
         checked=_named((layers.Reshape((6,)), (2, 3))),
@@ -393,6 +414,7 @@ COMBINATORS: tuple[CaseRow, ...] = (
             NetCase("positions", serial(Dense(5), gelu, Dense(7)), (2, 3), True),
             NetCase("dropout between", serial(Dropout(0.2), Dense(7), relu, Dropout(0.5), Dense(2)), (5,), True),
             NetCase("two dropouts in a row", serial(Dropout(0.3), Dropout(0.4)), (3, 5)),
+            NetCase("batch norms", serial(Dense(5), BatchNorm(), relu, Dense(3), BatchNorm(0.5)), (2, 3), True),
             NetCase("serial in serial", serial(serial(Dense(5), elu), serial(Dense(2))), (3,), True),
             NetCase(
                 "all together",
@@ -448,6 +470,7 @@ COMBINATORS: tuple[CaseRow, ...] = (
             NetCase("repeat as often as examples", repeat(serial(Dense(3), tanh), BATCH), (3,), True),
             *(NetCase(f"repeat of {a!r}", repeat(a, 3), (5,)) for a in (identity, relu, tanh, softmax, softplus, gelu)),
             NetCase("repeat of dense, relu", repeat(serial(Dense(5), relu), 3), (5,), True),
+            NetCase("repeat of dense, batch norm", repeat(serial(Dense(5), BatchNorm(), tanh), 3), (5,), True),
             NetCase("repeat of relu, dense", repeat(serial(relu, Dense(5)), 3), (5,), True),
             NetCase("repeat of tanh, tanh", repeat(serial(tanh, tanh), 3), (5,)),
             NetCase("repeat of dense, silu", repeat(serial(Dense(5), silu), 3), (2, 5), True),

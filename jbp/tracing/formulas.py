@@ -46,7 +46,7 @@ def _of_loss(loss: Loss, classes: bool) -> tuple[str, str]:
 def of_pair(pair: Pair, name: str) -> str:
     """∂e/∂name = …, from what the pair holds: h and δ at each use t of the parameter."""
     if pair.constant:
-        return f"∂e/∂{name} = 0: nothing trains it"
+        return f"∂e/∂{name} = 0"
     for kind, words in ((Outer, "h ⊗ δ"), (Shift, "δ"), (Scale, "h∘δ")):
         if isinstance(pair, kind):
             return f"∂e/∂{name} = {'' if pair.uses == 1 else 'Σₜ '}{words}"
