@@ -130,7 +130,7 @@ class BatchNorm(Layer):
         n, c = len(seen), seen.shape[-1]
         rows, deltas = (a.reshape(n, -1, c) for a in (seen, delta))
         pairs = {"scale": Scale(rows, deltas, (c,)), "bias": Shift(deltas, (c,))}
-        pairs |= {name: Constant.of_batch(value, n) for name, value in moments.items()}
+        pairs |= {name: Constant.of_batch(value.astype(params[name].dtype), n) for name, value in moments.items()}
         wide = inverse.dtype
         d, hat = delta.astype(wide), seen.astype(wide)
         back = d
@@ -165,13 +165,13 @@ class BatchNorm(Layer):
 
     def _after(self, moments: Params, mean: Array, var: Array, number: Any) -> Params:
         """The running moments after a batch with these, of so many values; as they were where that is one or none."""
-        more = jnp.asarray(number, mean.dtype)
+        more = jnp.asarray(number, jnp.finfo(mean.dtype).dtype)
         told = more > 1
         new = {"mean": mean, "var": var * (more / jnp.where(told, more - 1, jnp.ones_like(more)))}
 
         def moved(old: Array, new: Array) -> Array:
-            after = self.momentum * old.astype(new.dtype) + (1 - self.momentum) * new
-            return jnp.where(told, after, old.astype(new.dtype)).astype(old.dtype)
+            old = old.astype(new.dtype)
+            return jnp.where(told, self.momentum * old + (1 - self.momentum) * new, old)
 
         return {name: moved(old, new[name]) for name, old in moments.items()}
 

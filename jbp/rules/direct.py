@@ -15,6 +15,7 @@ from jbp.arguments import as_number
 from jbp.backprop import Trainable, backward, forward
 from jbp.combine import Combinator, Place, Repeat, Visit
 from jbp.layer import Layer
+from jbp.pairs import is_pair
 from jbp.paths import dotted
 from jbp.rules.rule import Bound, Rule, Way, depths_of
 
@@ -23,12 +24,13 @@ from jbp.rules.rule import Bound, Rule, Way, depths_of
 class DirectFeedbackAlignment(Rule):
     """e = δ at the net's output goes to each layer through a fixed random matrix, and not through the layers above.
 
-        δ_h[i] = Σₖ e[k] B[k,i]   below each layer that has parameters, in place of δ Wᵀ; B its own, N(0, σ²), fixed
+        δ_h[i] = Σₖ e[k] B[k,i]   below each layer that has a weight, in place of δ Wᵀ; B its own, N(0, σ²), fixed
 
     h is the layer's input, which is the output of the activation below; from there δ goes on as ever, through that
     activation's slope: δ = (e B)∘θ′(s), as published. Combinators are untouched: below `residual` it is δ + e B, below
     `branch` the sum over its layers, and each repetition of `repeat` has a B of its own, as has each layer of `tied`
-    that uses parameters, borrowed or not. The layer at the output gets the true gradient. Where output and h have the
+    that uses a weight, borrowed or not. Gains, biases and normalisation alone are passed as ever: there is no weight to
+    be spared. The layer at the output gets the true gradient. Where output and h have the
     same positions, e[t,:] goes to position t, through one B; else B goes from all outputs to all of h. σ is `stddev`,
     by default 1/√i: the size of a LeCun weight [i, k]. The state holds each B by its layer's dotted path, "1.0".
 
@@ -69,7 +71,7 @@ class BoundDirect(Bound):
     shapes: tuple[tuple[str, _Shape], ...]
 
     def init(self, key: Array, params: Any) -> Any:
-        """B of each layer that uses parameters; under `repeat` with an axis l in front."""
+        """B of each layer that uses a weight; under `repeat` with an axis l in front."""
 
         def one(key: Array, shape: tuple[int, ...], dtype: str) -> Array:
             size = shape[-1] ** -0.5 if self.stddev is None else self.stddev
@@ -79,7 +81,7 @@ class BoundDirect(Bound):
         return {name: one(k, *shape) for k, (name, shape) in zip(keys, self.shapes, strict=True)}
 
     def walk_back(self, net: Layer, visit: Visit, params: Any, state: Any, saved: Any, delta: Any) -> tuple[Any, Any]:
-        """The net's way back, with e B below every layer that uses parameters."""
+        """The net's way back, with e B below every layer that uses a weight."""
         error = delta
 
         def leaf(
@@ -96,7 +98,7 @@ class BoundDirect(Bound):
 
 @dataclass(frozen=True, eq=False)
 class _Shapes(Bound):
-    """A way back that notes the shape of the B of each layer that uses parameters."""
+    """A way back that notes the shape of the B of each layer that uses a weight that multiplies."""
 
     found: dict[str, _Shape]
 
@@ -108,7 +110,8 @@ class _Shapes(Bound):
             place: Place, layer: Layer, params: Any, saved: Any, delta: Any, own: Any, repeats: Any
         ) -> tuple[Any, Any]:
             delta_x, found = visit(place, layer, params, saved, delta)
-            if jax.tree.leaves(params) and delta_x is not None:
+            pairs = jax.tree.leaves(found, is_leaf=is_pair)
+            if delta_x is not None and any(pair.transports for pair in pairs):
                 shapes = error.shape[1:], delta_x.shape[1:]
                 rows, columns = (s[-1:] if _same_positions(*shapes) else s for s in shapes)
                 shape = (*repeats, math.prod(rows), math.prod(columns))

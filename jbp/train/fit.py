@@ -25,7 +25,7 @@ from jbp import private as privacy
 from jbp import rules
 from jbp.annotations import Array
 from jbp.arguments import as_count, as_target_values, check_narrowing, dtype_of, is_narrow, renamed
-from jbp.backprop import example_output, refuse_swapped
+from jbp.backprop import example_output, forward, refuse_swapped
 from jbp.inputs import as_callbacks, as_pair, one_array
 from jbp.layer import Layer
 from jbp.losses import Loss
@@ -234,6 +234,7 @@ def fit(
         state = init_state(problem, jax.ShapeDtypeStruct(data[0].shape[1:], data[0].dtype), seed=seed, params=params)
         check_data("train_data", problem, state.params, data, train_data, weights)
     check_data("validation_data", problem, state.params, validation, validation_data)
+    check_coupling(problem, state.params, data[0], source.sizes)
     warn_of_16_bits(problem, state.params)
     blank = Progress(aim, tuple(names), tuple(source.sizes.tolist()))
     with line or nullcontext():
@@ -386,6 +387,15 @@ def on_device(name: str, data: Any) -> tuple[Array, Array]:
             f"{name} must hold as many targets as inputs, at least one, but has shapes {x.shape} and {y.shape}"
         )
     return x, y
+
+
+def check_coupling(problem: Problem, params: Any, x: Array, sizes: np.ndarray) -> None:
+    """Refuse batches that a net which couples the examples cannot train on, as one of one: in the layer's own words,
+    before the first step. Rows that fill up the last batch of an epoch would hide there how few examples it has."""
+    if problem.net.couples_batch:
+        seen = problem.seen(jax.ShapeDtypeStruct(x.shape[1:], x.dtype))
+        least = jax.ShapeDtypeStruct((int(sizes.min()), *seen.shape), seen.dtype)
+        jax.eval_shape(lambda p, x, k: forward(problem.net, p, x, k)[0], params, least, jax.random.key(0))
 
 
 def warn_of_16_bits(problem: Problem, params: Any) -> None:

@@ -39,6 +39,7 @@ from jbp.train.fit import (
     Callback,
     Data,
     Event,
+    check_coupling,
     check_data,
     method_of,
     on_device,
@@ -132,6 +133,7 @@ def fit_many(
             shapes = jax.eval_shape(lambda key: net.init(key, example.shape)[0], jax.random.key(0))
         check_data("train_data", problem, shapes, data, train_data, weights)
     check_data("validation_data", problem, shapes, validation, validation_data)
+    check_coupling(problem, shapes, x, sizes)
     warn_of_16_bits(problem, shapes)
     blank = Progress(aim, tuple(names), tuple(sizes.tolist()))
     runs = [_Going(seed, rate, blank) for seed, rate in itertools.product(every_seed, rates)]
