@@ -204,6 +204,28 @@ def leaf_shapes(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: tuple(getattr(leaf, "shape", ())), tree)
 
 
+def check_direction(v: Any, params: Any, dtypes: bool = False) -> None:
+    """Refuse a v that is no tree of real numbers like the parameters, of which only shapes are looked at; with `dtypes`
+    also another dtype than theirs, or than float32 where theirs has 16 bits. The leaf is named."""
+    told = "v must be a tree like the parameters, but "
+    wanted, found = ({keystr(path): leaf for path, leaf in tree_leaves_with_path(tree)} for tree in (params, v))
+    for path, leaf in wanted.items():
+        if path not in found:
+            raise ValueError(f"{told}has nothing at v{path}, where they have an array of shape {jnp.shape(leaf)}")
+        given = found[path]
+        if not is_number(given) or is_key(given) or jnp.iscomplexobj(given):
+            raise ValueError(f"{told}v{path} is {came(given)}, where they have real numbers")
+        if jnp.shape(given) != jnp.shape(leaf):
+            raise ValueError(f"{told}v{path} has shape {jnp.shape(given)} in place of {jnp.shape(leaf)}")
+        own = jax.dtypes.canonicalize_dtype(dtype_of(given))
+        if dtypes and own not in (leaf.dtype, at_least_float32(leaf.dtype)):
+            raise ValueError(f"{told}v{path} is of {own} in place of {leaf.dtype}: take v{path}.astype({leaf.dtype})")
+    if more := [path for path in found if path not in wanted]:
+        raise ValueError(f"{told}has v{more[0]} besides")
+    if jax.tree.structure(v) != jax.tree.structure(params):
+        raise ValueError(f"{told}is {jax.tree.structure(v)} in place of {jax.tree.structure(params)}")
+
+
 # ── Batches of examples ─────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -28,7 +28,7 @@ from jax.tree_util import register_dataclass
 
 from jbp.annotations import Array, Float
 from jbp.answers import columns_of, delta_of
-from jbp.arguments import as_count, check_function, check_one_of, leaf_shapes
+from jbp.arguments import as_count, check_direction, check_function, check_one_of
 from jbp.backprop import Batch, backward, check_call, fold, forward, scaled
 from jbp.inputs import check_key, check_params
 from jbp.layer import Layer
@@ -396,9 +396,7 @@ def _has_root(loss: Loss) -> bool:
 
 
 def _like_params(params: Any, v: Any) -> Any:
-    wanted, found = leaf_shapes(params), leaf_shapes(v)
-    if wanted != found:
-        raise ValueError(f"v must be a tree like the parameters, {wanted}, but is {found}")
+    check_direction(v, params)
     return jax.tree.map(lambda p, a: jnp.asarray(a, p.dtype), params, v)
 
 

@@ -52,6 +52,7 @@ def statistics(net, params, x, y):
         "norms of layers": stats.norms(pairs, "layer"),
         "per_example": stats.per_example(pairs),
         "gram": stats.gram(pairs),
+        "project": stats.project(pairs, params),
         "clip_weights": stats.clip_weights(pairs, 0.1),
         "clipped": stats.clipped(pairs, 0.1, "layer", weights=weights),
         "records": stats.records(pairs),
@@ -141,7 +142,7 @@ def explicit(function, net, params, x, y, model=False, compiled=True):
     wanted_spread = [jax.typeof(a).sharding.spec for a in jax.tree.leaves(params)]
     for name in {"value_and_grad", "hessian_product", "diagonal"} & set(found):
         assert spread[name][-len(wanted_spread) :] == wanted_spread, name
-    for name in {"apply", "norms", "per_example", "gram", "clip_weights", "errors"} & set(found):
+    for name in {"apply", "norms", "per_example", "gram", "project", "clip_weights", "errors"} & set(found):
         assert all(spec[0] == "data" for spec in spread[name]), name
 
 

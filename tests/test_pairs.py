@@ -22,7 +22,7 @@ import jbp.check
 from jbp import curvature, losses, private, stats
 from jbp.check.compiled import hurried
 from jbp.layer import Layer
-from jbp.pairs import Coupled, Outer, Pair, Scale, Shift, Stack, Sum, check_arrays, merge, silence
+from jbp.pairs import Coupled, Geometry, Outer, Pair, Scale, Shift, Stack, Sum, Window, check_arrays, merge, silence
 from jbp.pairs.pair import PerUse
 from jbp.stats.norms import most, normed
 from jbp.tracing.formulas import of_pair
@@ -135,10 +135,22 @@ def pick(t: int = T, seed: int = 0) -> Sample:
     return Sample(Pick(jnp.asarray(index), jnp.asarray(delta), (I, O)), [[(h, delta)]], (I, O), [([h], [delta])])
 
 
+def window(t: int = T, space: int = 5, seed: int = 0) -> Sample:
+    """Of a kernel of 3 places, at every second pixel of t images whose ends are padded."""
+    geometry = Geometry((3,), (2,), ((1, 0),), (1,))
+    (u,) = geometry.sites((space,))
+    h, delta = came_in(N, t, space, I, seed=seed), draw(N, t, u, O, seed=seed + 1)
+    pair = Window(jnp.asarray(h), jnp.asarray(delta), (3, I, O), geometry)
+    padded = np.pad(h, ((0, 0), (0, 0), (1, 0), (0, 0)))
+    rows = [padded[:, image, 2 * at : 2 * at + 3].reshape(N, -1) for image in range(t) for at in range(u)]
+    pixels, delta = h.reshape(N, -1, I), delta.reshape(N, -1, O)
+    return Sample(pair, [[(np.stack(rows, 1), delta)]], (3, I, O), [([pixels], [delta])])
+
+
 def added(*parts: Sample) -> Sample:
     blocks = [block for part in parts for block in part.layers[0]]
     held = tuple([a for part in parts for a in part.held[0][i]] for i in (0, 1))
-    return Sample(Sum(tuple(part.pair for part in parts)), [blocks], (I, O), [held])  # type: ignore[list-item]
+    return Sample(Sum(tuple(part.pair for part in parts)), [blocks], parts[0].shape, [held])  # type: ignore[list-item]
 
 
 def stacked(*layers: Sample) -> Sample:
@@ -154,12 +166,16 @@ SAMPLES: dict[str, Callable[[], Sample]] = {
     "Shift, once": lambda: shift(1),
     "Scale": scale,
     "Scale, once": lambda: scale(1),
+    "Window": window,
+    "Window, once": lambda: window(1, 2),
     "Sum": lambda: added(outer(), shift(1), scale(1)),
     "Stack": lambda: stacked(outer(seed=8), outer(seed=9)),
     "Coupled": lambda: outer()._replace(pair=Coupled(outer().pair, "[1]")),
     "Pick": pick,
     "Pick, once": lambda: pick(1),
     "Sum of Pick": lambda: added(pick(), shift(1)),
+    "Sum of Window": lambda: added(window(), window(1, 7)),
+    "Stack of Window": lambda: stacked(window(seed=8), window(seed=9)),
     "Stack of Pick": lambda: stacked(pick(seed=8), pick(seed=9)),
 }
 """By the class, and what more is said of it."""
@@ -179,6 +195,7 @@ READ: dict[str, Callable[[Any, Any], Any]] = {
     "norms": lambda pair, w: stats.norms(pair),
     "squared_norms": lambda pair, w: stats.squared_norms(pair),
     "gram": lambda pair, w: stats.gram(pair),
+    "project": lambda pair, w: stats.project(pair, jbp.contract(pair)),
     "second_moment": lambda pair, w: (stats.second_moment(pair), stats.second_moment(pair, w)),
     "variance": lambda pair, w: (stats.variance(pair), stats.variance(pair, w)),
     "snr": lambda pair, w: (stats.snr(pair), stats.snr(pair, w)),
@@ -219,6 +236,7 @@ def naive(sample: Sample) -> dict[str, Any]:
         "norms": norms,
         "squared_norms": by_layer.T if sample.stacked else by_layer,
         "gram": flat @ flat.T,
+        "project": flat @ mean(even).reshape(-1),
         "second_moment": (np.square(g).mean(0), mean(w, np.square(g))),
         "variance": (variance(even), variance(p)),
         "snr": tuple(ratio(np.square(mean(q)), variance(q)) for q in (even, p)),

@@ -4,7 +4,7 @@ Take the pairs from `jbp.value_and_pairs`, whose δ belong to one example's erro
 number of statistics in one jitted function: what is not asked for is not computed.
 
 Each file holds, beside what is public, a function with a rule for each class of pair (`functools.singledispatch`):
-`each`, `normed`, `squares`, `squared`, `central`, `scatter`, `product`, `factors`, `held`, `told`. Its default reads
+`each`, `along`, `normed`, `squares`, `squared`, `central`, `scatter`, `product`, `factors`, `held`, `told`. Its default reads
 `pair.rows()`, so a class of pair that it has never seen is served too, and registers a rule only where it knows more.
 A rule is given the pair of one layer: what goes through a `Stack` is `pair.over_stack`. It is of at least float32, and
 so is every answer, whatever the parameters are of: 16 bits hold no squares, and no sums of many.
@@ -20,6 +20,7 @@ from jbp.stats.kronecker import Factors, kronecker
 from jbp.stats.moments import second_moment
 from jbp.stats.norms import norms, squared_norms
 from jbp.stats.per_example import per_example
+from jbp.stats.project import project
 from jbp.stats.records import Record, records
 from jbp.stats.spread import noise_and_signal, noise_scale, snr, variance
 
@@ -36,6 +37,7 @@ __all__ = [
     "noise_scale",
     "norms",
     "per_example",
+    "project",
     "records",
     "second_moment",
     "sensitivity",

@@ -5,14 +5,16 @@ from __future__ import annotations
 from functools import singledispatch
 from typing import Any, Literal, overload
 
-import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jbp.annotations import Array, Float
 from jbp.meshes import placed, rows_of_pairs
-from jbp.pairs import Outer, Pair, Pairs
+from jbp.pairs import Outer, Pair, Pairs, Sum, Window
+from jbp.stats._rows import in_rows
+from jbp.stats.moments import alone
 from jbp.stats.per_example import each
-from jbp.stats.trees import Per, groups_of, leaves
+from jbp.stats.trees import Per, groups_of, leaves, shape_of
 
 
 @overload
@@ -36,31 +38,43 @@ def gram(pairs: Pairs | Pair, others: Pairs | Pair | None = None, per: Per = "ne
         ValueError: if these are not the pairs of one backward pass, or `others` are of another network.
         NotImplementedError: below a layer that couples examples.
     """
-    others = pairs if others is None else others
-    groups = groups_of(pairs, per)
-    ours, theirs = leaves(pairs), leaves(others)
+    groups, ours = groups_of(pairs, per), leaves(pairs)
+    theirs = ours if others is None else leaves(others)
     if list(ours) != list(theirs):
         raise ValueError(f"the two passes are of different networks: {', '.join(ours)} and {', '.join(theirs)}")
     for path, pair in ours.items():
-        if _shape(pair) != _shape(theirs[path]):
-            raise ValueError(
-                f"the two passes are of different networks: {path} has shape {_shape(pair)} and {_shape(theirs[path])}"
-            )
-    products = {path: pair.over_stack(product, theirs[path], axis=None) for path, pair in ours.items()}
+        shape, other = shape_of(pair), shape_of(theirs[path])
+        if shape != other:
+            raise ValueError(f"the two passes are of different networks: {path} has shape {shape} and {other}")
+    products = {}
+    for path, pair in ours.items():
+        if others is None:  # of one pair, whose gradients are formed once
+            products[path] = pair.over_stack(lambda pair: product(pair, pair), axis=None)
+        else:
+            products[path] = pair.over_stack(product, theirs[path], axis=None)
     found = {name: sum(products[path] for path in members) for name, members in groups.items()}
     return found["network"] if per == "network" else found
-
-
-def _shape(pair: Pair) -> tuple[int, ...]:
-    """The parameter's own shape, with the l of its stacks in front."""
-    return jax.eval_shape(lambda pair: pair.total(), pair).shape
 
 
 @singledispatch
 def product(a: Pair, b: Pair) -> Float[Array, "n m"]:
     """⟨aₙ, bₘ⟩ of a pair that is no stack and another; by forming the gradients."""
-    x, y = (pair.over_stack(each, axis=1).reshape(pair.batch, -1) for pair in (a, b))
-    return x @ y.T
+    x = _gradients(a)
+    return x @ (x if a is b else _gradients(b)).T
+
+
+def _gradients(pair: Pair) -> Float[Array, "n p"]:
+    """The gradients of the examples, of a pair that is no stack; a kernel's windows are unfolded one example at a
+    time."""
+    found = lax.map(alone, pair) if isinstance(pair, Window | Sum) else each(pair)
+    return found.reshape(pair.batch, -1)
+
+
+@product.register
+def _(a: Window, b: Pair) -> Array:
+    if a.uses == b.uses == 1 and isinstance(b, Window):
+        return product(in_rows(a), in_rows(b))
+    return product.dispatch(Pair)(a, b)
 
 
 @product.register

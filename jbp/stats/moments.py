@@ -6,16 +6,17 @@ Used T times, the examples' gradients are formed and squared one at a time.
 
 from __future__ import annotations
 
-from functools import partial, singledispatch
+from functools import partial, reduce, singledispatch
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
 from jbp.annotations import Array, Float
 from jbp.arguments import at_least_float32
 from jbp.meshes import added_up, placed, whole
-from jbp.pairs import Outer, Pair, Pairs, Scale, Shift, Sum, Weights, as_floats, as_shares, of_size_one, weigh
+from jbp.pairs import Outer, Pair, Pairs, Scale, Shift, Sum, Weights, Window, as_floats, as_shares, of_size_one, weigh
 from jbp.stats._rows import in_rows
 from jbp.stats.per_example import each
 from jbp.stats.trees import batch, checked_leaves, map_pairs
@@ -58,29 +59,52 @@ def squares(pair: Pair, weights: Weights) -> Array:
     return squares(in_rows(pair), weights)
 
 
-@squares.register
-def _(pair: Outer, weights: Weights) -> Array:
+@squares.register(Outer)
+@squares.register(Window)
+def _(pair: Any, weights: Weights) -> Array:
     once = squared(pair)
-    if once is not None:
-        return once.total(weights)
-    w = jnp.ones(pair.batch, pair.delta.dtype) if weights is None else as_floats(weights).astype(pair.delta.dtype)
-    return squared_one_by_one(pair, w).reshape(pair.shape)
+    return squared_one_by_one(pair, weights) if once is None else once.total(weights)
 
 
-def squared_one_by_one(pair: Outer, weights: Array, mean: Array | None = None) -> Float[Array, "i o"]:
+@squares.register(Sum)
+def _(pair: Sum, weights: Weights) -> Array:
+    return squared_one_by_one(pair, weights)
+
+
+def squared_one_by_one(pair: Pair, weights: Weights, mean: Array | None = None) -> Array:
     """Σₙ wₙ (gₙ − mean)², with each example's gradient formed in turn."""
+    w = jnp.ones(pair.batch, pair.dtype) if weights is None else as_floats(weights).astype(pair.dtype)
 
-    def one(row: tuple[Array, Array, Array]) -> Array:
-        h, delta, w = row
-        g = h.T @ delta
-        return weigh(w[None], jnp.square(g if mean is None else g - mean)[None])[0]
+    def one(row: tuple[Pair, Array]) -> Array:
+        g = alone(row[0])
+        return weigh(row[1][None], jnp.square(g if mean is None else g - mean)[None])[0]
 
-    return added_up(one, (pair.h, pair.delta, weights))
+    return added_up(one, (pair, w))
+
+
+@singledispatch
+def alone(row: Pair) -> Array:
+    """The gradient of one example, of a pair whose arrays have no n."""
+    return each(jax.tree.map(lambda a: a[None], row))[0]
+
+
+@alone.register
+def _(row: Window) -> Array:
+    """Its windows unfolded, and one product for each group."""
+    g, (i, o) = row.geometry.groups, row.shape[-2:]
+    seen, delta = row.geometry.windows(row.h), row.delta
+    k = seen.shape[-2]
+    seen, delta = seen.reshape(-1, k, g, i), delta.reshape(-1, g, o // g)
+    return jnp.einsum("tkgi,tgo->kigo", seen, delta).reshape(row.shape)
+
+
+@alone.register
+def _(row: Sum) -> Array:
+    return reduce(jnp.add, map(alone, row.pairs))
 
 
 @squares.register(Shift)
 @squares.register(Scale)
-@squares.register(Sum)
 def _(pair: Pair, weights: Weights) -> Array:
     return weigh(weights, jnp.square(each(pair))).sum(0)
 
@@ -109,6 +133,11 @@ def _(pair: Shift) -> Shift | None:
 @squared.register
 def _(pair: Scale) -> Scale | None:
     return Scale(jnp.square(pair.h), jnp.square(pair.delta), pair.shape) if pair.uses == 1 else None
+
+
+@squared.register
+def _(pair: Window) -> Outer | None:
+    return squared(in_rows(pair)) if pair.uses == 1 else None
 
 
 @squared.register

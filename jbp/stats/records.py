@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jbp.annotations import Array, Float
 from jbp.meshes import placed, whole
-from jbp.pairs import Outer, Pair, Pairs, Scale, Shift, Sum, Weights, silence, weigh
+from jbp.pairs import Outer, Pair, Pairs, Scale, Shift, Sum, Weights, Window, silence, weigh
 from jbp.stats._rows import in_rows
 from jbp.stats.moments import proportions
 from jbp.stats.trees import leaves
@@ -31,6 +31,9 @@ class Record(NamedTuple):
 @placed(whole)
 def records(pairs: Pairs | Pair, weights: Weights = None) -> dict[str, Record]:
     """A `Record` for each parameter, by dotted path. A weight's h is the output of the layer below, where units live.
+
+    Of a kernel each pixel of its images counts once, however often it is seen, and padding does not; its units are the
+    channels.
 
     Of a parameter whose uses differ in kind, what came in and δ are those of all uses together. Of `weights` [n], of
     any sum, the proportions wₙ/Σw take the place of 1/N. A row of weight 0 takes no part whatever it holds.
@@ -61,6 +64,11 @@ def held(pair: Pair) -> tuple[list[Array], list[Array]]:
 @held.register(Scale)
 def _(pair: Any) -> tuple[list[Array], list[Array]]:
     return [pair.h], [pair.delta]
+
+
+@held.register
+def _(pair: Window) -> tuple[list[Array], list[Array]]:
+    return tuple([a.reshape(pair.batch, -1, a.shape[-1])] for a in (pair.h, pair.delta))
 
 
 @held.register

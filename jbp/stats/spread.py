@@ -16,8 +16,8 @@ times the variance.
 Over all entries, Σ pₙ ‖gₙ − ḡ‖² needs one product, c, as ‖ḡ‖² does: all else is inner products within an example, as
 ⟨h̄ ⊗ δ', h' ⊗ δ⟩ = ⟨h̄, h'⟩⟨δ', δ⟩. Used T times, each use has its own h̄ₜ and δ̄ₜ, and those are T × T Gram matrices.
 
-Elsewhere gₙ − ḡ is formed and squared: of a weight used several times (at positions, or shared by `tied`) one example
-at a time, which costs what its second moment does.
+Elsewhere gₙ − ḡ is formed and squared: of a weight used several times (a kernel, at positions, or shared by `tied`) one
+example at a time, which costs what its second moment does.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from jax.core import Tracer
 
 from jbp.annotations import Array, Float
 from jbp.meshes import placed, whole
-from jbp.pairs import Outer, Pair, Pairs, Scale, Shift, Sum, Weights, silence, weigh
+from jbp.pairs import Outer, Pair, Pairs, Scale, Shift, Sum, Weights, Window, silence, weigh
 from jbp.stats._rows import in_rows
-from jbp.stats.moments import proportions, squared_one_by_one, squares
+from jbp.stats.moments import alone, proportions, squared_one_by_one, squares
 from jbp.stats.norms import sum_of_squares
 from jbp.stats.per_example import each
 from jbp.stats.trees import batch, checked_leaves, layer_by_layer, leaves, map_pairs
@@ -156,10 +156,7 @@ def central(pair: Pair, p: Float[Array, " n"]) -> Central:
 def _(pair: Outer, p: Array) -> Central:
     with _highest():
         if pair.uses > 1:
-            pair = _silenced(pair, p)
-            mean = pair.total(p)
-            found = squared_one_by_one(pair, p, mean.reshape(pair.h.shape[-1], -1))
-            return Central(mean, found.reshape(pair.shape))
+            return _one_by_one(pair, p)
         (h_mean, h), (delta_mean, moved) = ([a[..., 0, :] for a in _centred(b, p)] for b in (pair.h, pair.delta))
         delta = silence(p, pair.delta[:, 0])
         c = h.T @ weigh(p, delta)
@@ -171,9 +168,23 @@ def _(pair: Outer, p: Array) -> Central:
     return Central(mean.reshape(pair.shape), _not_below_0(found, p).reshape(pair.shape))
 
 
+@central.register(Sum)
+@central.register(Window)
+def _(pair: Pair, p: Array) -> Central:
+    if pair.uses == 1:
+        return central(in_rows(pair), p)
+    with _highest():
+        return _one_by_one(pair, p)
+
+
+def _one_by_one(pair: Pair, p: Float[Array, " n"]) -> Central:
+    pair = _silenced(pair, p)
+    mean = pair.total(p)
+    return Central(mean, squared_one_by_one(pair, p, mean))
+
+
 @central.register(Shift)
 @central.register(Scale)
-@central.register(Sum)
 def _(pair: Pair, p: Array) -> Central:
     mean, moved = _centred(each(pair), p)
     return Central(mean, weigh(p, jnp.square(moved)).sum(0))
@@ -203,8 +214,11 @@ def _(pair: Outer, p: Array) -> tuple[Array, Array]:
     return _not_below_0(weigh(p, found).sum() - sum_of_squares(c), p), sum_of_squares(mean)
 
 
-@scatter.register
-def _(pair: Sum, p: Array) -> tuple[Array, Array]:
+@scatter.register(Sum)
+@scatter.register(Window)
+def _(pair: Pair, p: Array) -> tuple[Array, Array]:
+    if pair.uses == 1:
+        return scatter(in_rows(pair), p)
     with _highest():
         return _formed(pair, p)
 
@@ -222,10 +236,14 @@ def _formed(pair: Pair, p: Float[Array, " n"]) -> tuple[Array, Array]:
     mean = pair.total(p)
 
     def one(row: Pair) -> Array:
-        g = each(jax.tree.map(lambda a: a[None], row))[0] - mean
-        return sum_of_squares(g.reshape(-1, g.shape[-1]))
+        return sum_of_squares(_matrix(alone(row) - mean))
 
-    return weigh(p, lax.map(one, pair)).sum(), sum_of_squares(mean.reshape(-1, mean.shape[-1]))
+    return weigh(p, lax.map(one, pair)).sum(), sum_of_squares(_matrix(mean))
+
+
+def _matrix(g: Array) -> Float[Array, "i o"]:
+    g = jnp.atleast_1d(g)  # a parameter may be one number
+    return g.reshape(-1, g.shape[-1])
 
 
 def _highest() -> Any:

@@ -56,6 +56,11 @@ def batch(pairs: Any) -> int:
     return next(iter(checked_leaves(pairs).values())).batch
 
 
+def shape_of(pair: Pair) -> tuple[int, ...]:
+    """The parameter's own shape, with the l of its stacks in front."""
+    return jax.eval_shape(lambda pair: pair.total(), pair).shape
+
+
 def map_pairs(function: Callable[[Pair], Any], pairs: Any, weights: Weights = None) -> Any:
     """`function` of each pair, in at least float32, in the tree of the parameters, after `checked_leaves`."""
     checked_leaves(pairs, weights)
