@@ -78,6 +78,11 @@ class Coupled(Pair):
         """The path of the layer that couples."""
         return self.path
 
+    @property
+    def constant(self) -> bool:
+        """As it would be without the layer that couples."""
+        return self.pair.constant
+
     def _refuse(self) -> NoReturn:
         raise NotImplementedError(
             f"below the batch-coupled layer {self.path} the gradient of one example is not defined, only the total is"

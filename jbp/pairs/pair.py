@@ -109,6 +109,12 @@ class Pair(ABC):
         return None
 
     @property
+    def constant(self) -> bool:
+        """Whether its parameter is held fixed, as running moments are: the gradient is 0 whatever the error makes of
+        it."""
+        return False
+
+    @property
     def dtype(self) -> Any:
         """In what the gradient is: the dtype of its floating-point arrays (an index has another)."""
         return jnp.result_type(*(a.dtype for a in jax.tree.leaves(self) if jnp.issubdtype(a.dtype, jnp.inexact)))

@@ -96,3 +96,8 @@ class Stack(Pair):
     def coupled(self) -> str | None:
         """As one layer's."""
         return self.pair.coupled
+
+    @property
+    def constant(self) -> bool:
+        """As one layer's."""
+        return self.pair.constant

@@ -80,6 +80,11 @@ class Sum(Pair):
         """A member's, if one has it."""
         return next((pair.coupled for pair in self.pairs if pair.coupled is not None), None)
 
+    @property
+    def constant(self) -> bool:
+        """Whether all members are."""
+        return all(pair.constant for pair in self.pairs)
+
 
 def folded(pairs: Iterable[Pair]) -> list[Pair]:
     """The pairs, and the members of those that are sums, with each joined to the first that it is of a kind with."""
