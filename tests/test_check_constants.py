@@ -14,6 +14,7 @@ import jbp
 from jbp import losses
 from jbp.layer import Layer
 from jbp.pairs import Coupled, Scale, Shift, Stack, Sum
+from jbp.paths import paths
 
 
 @register_dataclass
@@ -63,8 +64,7 @@ class Running(Layer):
     def backward(self, params: Any, saved: Any, delta: Any) -> Any:
         seen, p = saved
         d = params["gain"][None] * delta
-        through = p is not None and self.through_mean
-        delta_x = d - p[:, None] * d.sum(0, keepdims=True) if through else d
+        delta_x = d if p is None or not self.through_mean else d - p[:, None] * d.sum(0, keepdims=True)
         shape, uses = seen.shape[1:], delta[:, None]
         return delta_x, {"gain": Scale(seen[:, None], uses, shape), "mean": self.pair(uses, shape)}
 
@@ -93,7 +93,7 @@ def test_constants_are_held_fixed_in_every_law_in_both_modes(net):
 
 
 def _gains(net: Any) -> list[str]:
-    names = jbp.paths.paths(net.init(jax.random.key(0), (3,))[0], "params")
+    names = paths(net.init(jax.random.key(0), (3,))[0], "params")
     return [name for name in names if "mean" not in name]
 
 

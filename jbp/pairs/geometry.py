@@ -9,7 +9,6 @@ loop.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -150,17 +149,19 @@ def _convolved(
     d = len(stride)
     rest = (tuple(stride), tuple(padding), tuple(spread), tuple(dilation), groups)
     if jnp.iscomplexobj(left) or jnp.iscomplexobj(right):
-        return convolved_in_real_parts(left, right, rest)
+        return _in_real_parts(left, right, rest)
     numbers = lax.ConvDimensionNumbers(
         (0, d + 1, *range(1, d + 1)), (d + 1, d, *range(d)), (0, d + 1, *range(1, d + 1))
     )
     return lax.conv_general_dilated(left, right, *rest[:4], numbers, feature_group_count=groups)
 
 
-@partial(jax.jit, static_argnums=2)
 def convolved_in_real_parts(left: Array, right: Array, rest: tuple[Any, ...]) -> Array:
     """The convolution of complex numbers, their parts apart: XLA's own loses an imaginary part of 1e-20, which
     is what a complex step is made of. A program under this name, by which the complex step knows it as analytic."""
     (a, b), (c, d) = ((jnp.real(part), jnp.imag(part)) for part in (left, right))
     real = _convolved(a, c, *rest) - _convolved(b, d, *rest)
     return lax.complex(real, _convolved(a, d, *rest) + _convolved(b, c, *rest))
+
+
+_in_real_parts = jax.jit(convolved_in_real_parts, static_argnums=2)
