@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -16,8 +17,9 @@ from jbp.check.compiled import apart, compiled
 from jbp.check.finite_differences import finite_differences
 from jbp.check.kinks import after_moving, at_kink, moved, no_excuse, outside, spans
 from jbp.check.report import Report
+from jbp.check.sides import constants
 from jbp.check.tolerance import DEEP, EXACT, Level, check_level
-from jbp.check.trees import cast, floats_of, split
+from jbp.check.trees import cast, floats_of, nudged, split
 from jbp.inputs import check_loss, check_net, check_params
 from jbp.layer import Layer
 from jbp.losses import Loss
@@ -43,7 +45,7 @@ def gradient(
     """Check the gradient of Σₙ wₙ eₙ (the mean, without weights) in every parameter, and its value.
 
         jbp.value_and_grad(net, loss, trainable) = jax.value_and_grad of Σₙ wₙ loss.value(jbp.forward(x)ₙ, yₙ)
-        and exactly zero in what is not trainable
+        and exactly zero in what is not trainable, or is held fixed as running moments are
         ⟨gradient, v⟩ = slope along v, by central finite differences in float64
 
     With key None the net is checked in evaluation, dropout included. Finite differences run with float64 parameters
@@ -78,6 +80,11 @@ def gradient(
     trained = _trained(only, params)
     by_hand = _by_hand(net, loss, key, trainable, only)
     case = _Case(net, loss, key, by_hand, trained, n, level, differences)
+    try:
+        fixed = constants(net, params, x, key)
+    except Exception as error:
+        return Report(_subject(case), (problem("runs", "jbp.backward", explain(error)),))
+    case = case._replace(trained=[on and i not in fixed for i, on in enumerate(trained)])
     return _run(case, params, x, y, weights)
 
 
@@ -95,10 +102,14 @@ class _Case(NamedTuple):
     differences: bool
 
 
+def _subject(case: _Case) -> str:
+    return f"the gradient of {called(case.net)} with {called(case.loss)}, batch {case.n}"
+
+
 def _run(case: _Case, params: Any, x: Any, y: Any, weights: Any, may_move: bool = True) -> Report:
     """The comparison at one point, or beside it if it lies on a kink."""
     net, loss, key, by_hand, trained, n, level, differences = case
-    subject = f"the gradient of {called(net)} with {called(loss)}, batch {n}"
+    subject = _subject(case)
     floats, refill = split(params)
     leaves = _those(trained, floats)
 
@@ -114,15 +125,28 @@ def _run(case: _Case, params: Any, x: Any, y: Any, weights: Any, may_move: bool 
         terms = jnp.where(w == 0, jnp.zeros_like(errors), w * errors)
         return terms.sum(), terms
 
+    def source(leaves: Any, x: Any, y: Any, weights: Any) -> Any:
+        """The δ at the output, from which all gradients come: what a leaf may be rounding of, as that of a bias is
+        which a normalisation above takes away."""
+        x, y = _silent(weights, (x, y))
+        delta = jax.vmap(loss.delta)(forward(net, rebuild(leaves), x, key, weights)[0], y)
+        return delta / n if weights is None else weigh(jnp.asarray(weights, delta.dtype), delta)
+
+    @cache
+    def twins() -> Any:
+        with jax.default_matmul_precision(PRECISION):
+            return run(*nudged((leaves, x), (0,)), y, weights)[1][1]
+
     def program(leaves: Any, x: Any, y: Any, weights: Any) -> Any:
         found = by_hand(rebuild(leaves), x, y, weights)
         expected = jax.value_and_grad(lambda p: scalar(p, x, y, weights)[0])(leaves)
         one = lambda i: jax.grad(lambda p: scalar(p, x, y, weights)[1][i])(leaves)  # noqa: E731
-        return found, expected, lax.map(one, jnp.arange(n))
+        return found, expected, lax.map(one, jnp.arange(n)), source(leaves, x, y, weights)
 
     try:
         with jax.default_matmul_precision(PRECISION):
-            (value, grads), (expected_value, expected), each = compiled(program)(leaves, x, y, weights)
+            run = compiled(program)
+            (value, grads), (expected_value, expected), each, delta = run(leaves, x, y, weights)
     except Exception as error:
         return Report(subject, (problem("runs", "value_and_grad", explain(error)),))
     if not np.isfinite(np.asarray(value).astype(np.float64)).all():
@@ -139,8 +163,9 @@ def _run(case: _Case, params: Any, x: Any, y: Any, weights: Any, may_move: bool 
         if not on:
             entries.append(compare("not trained", name, "definition", found, np.zeros(leaf.shape, leaf.dtype), EXACT))
     names = _those(trained, names)
-    for name, found, want, parts in zip(names, _those(trained, made), expected, each, strict=True):
-        options: dict[str, Any] = {"terms": largest(parts), "sizes": {"the batch size": n}}
+    for i, (name, found, want, parts) in enumerate(zip(names, _those(trained, made), expected, each, strict=True)):
+        options: dict[str, Any] = {"terms": largest(parts), "sizes": {"the batch size": n}, "source": largest(delta)}
+        options["twins"] = lambda i=i: [twins()[i]]
         entries.append(
             compare("= jax.grad", name, "autodiff", found, want, level, clues=_clues(want, parts), **options)
         )

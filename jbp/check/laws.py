@@ -1,6 +1,6 @@
 """The numerical laws of a layer, in one compiled program for a mode (with a key, or without), and their verdicts.
 
-    adjoint     ⟨J v, δₙ⟩ = ⟨v, backward(δₙ)⟩             J v from forward mode, for random v in (params, x)
+    adjoint     ⟨J v, δₙ⟩ = ⟨v, backward(δₙ)⟩             J v from forward mode, v random in (params, x) but constants
     autodiff    backward(δ) = jax.vjp of forward at δ      leaf by leaf, example by example
     linear      backward(aδ + bδ′) = a backward(δ) + b backward(δ′)
     sum         Σₙ gₙ = the contraction over the batch
@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jbp import pairs as pair_classes
 from jbp.arguments import is_float
 from jbp.backprop import backward, forward
 from jbp.check.clues import LawRun, clues_for
@@ -27,7 +26,7 @@ from jbp.check.compare import PRECISION, compare, explain, largest, problem, ski
 from jbp.check.compiled import compiled, wide
 from jbp.check.linear import linear_in_delta, mixed
 from jbp.check.report import Entry
-from jbp.check.sides import by_hand, couples, output_of
+from jbp.check.sides import by_hand, constants, couples, output_of
 from jbp.check.tolerance import EXACT, Level
 from jbp.check.trees import as_array, cast, entropy, floats_of, normal, nudged, split, times
 from jbp.combine import Combinator
@@ -47,14 +46,18 @@ def laws(
     n = x.shape[0]
     y = jax.eval_shape(lambda p, x, k: forward(layer, p, x, k)[0], params, x, key)
     delta, other = (normal(entropy(seed, 4, i), jax.ShapeDtypeStruct(y.shape, y.dtype)) for i in (0, 1))
-    loops = not (couples(layer) or (isinstance(layer, Combinator) and key is not None and layer.uses_key is not False))
+    loops = not (
+        couples(layer, key) or (isinstance(layer, Combinator) and key is not None and layer.uses_key is not False)
+    )
 
+    fixed = constants(layer, params, x, key)
     v = [normal(entropy(seed, 5, d), split((params, x))[0]) for d in range(DIRECTIONS)]
+    v = [[jnp.zeros_like(a) if i in fixed else a for i, a in enumerate(one)] for one in v]
     v = jax.tree.map(lambda *a: as_array(np.stack(a)), *v)
 
     def program(params: Any, x: Any, key: Any, deltas: Any, v: Any) -> dict[str, Any]:
         y, saved = forward(layer, params, x, key)
-        answers = lax.map(lambda delta: by_hand(layer, params, x, saved, delta), deltas)
+        answers = lax.map(lambda delta: by_hand(layer, params, x, key, saved, delta), deltas)
         found, more, mix = (jax.tree.map(lambda a, i=i: a[i], answers) for i in range(3))
         delta = deltas[0]
         leaves, output = output_of(layer, params, x, key)
@@ -82,7 +85,7 @@ def laws(
         return [problem("runs", f"under jit{mode}", explain(error))]
     if not np.isfinite(np.asarray(r["y"]).astype(np.float64)).all():
         return [problem("finite", f"y{mode}", "forward makes NaN or inf of finite input", "only NaN or inf in y")]
-    verdicts = _Verdicts(LawRun(layer, params, x, key, delta, r), level, mode)
+    verdicts = _Verdicts(LawRun(layer, params, x, key, delta, r), fixed, level, mode)
     entries = verdicts.entries(loops)
     for scale, there in far:
         entries += verdicts.far(scale, there)
@@ -102,7 +105,7 @@ def weighted(layer: Layer, params: Any, x: Any, key: Any, seed: Any, level: Leve
         delta = weigh(w, delta)
         _, saved = forward(layer, params, x, key, w)
         leaves, output = output_of(layer, params, x, key, w)
-        return by_hand(layer, params, x, saved, delta), jax.vjp(output, leaves)[1](delta)[0]
+        return by_hand(layer, params, x, key, saved, delta), jax.vjp(output, leaves)[1](delta)[0]
 
     try:
         with jax.default_matmul_precision(PRECISION):
@@ -110,7 +113,8 @@ def weighted(layer: Layer, params: Any, x: Any, key: Any, seed: Any, level: Leve
     except Exception as error:
         return [problem("runs", f"with weights{mode}", explain(error))]
     names = [p for p, a in zip(paths(params, "params"), jax.tree.leaves(params), strict=True) if is_float(a)]
-    rows = list(zip(names, found["total"], expected, strict=False))
+    fixed = constants(layer, params, x, key)
+    rows = [row for i, row in enumerate(zip(names, found["total"], expected, strict=False)) if i not in fixed]
     rows += [("delta_x", found["delta_x"], expected[-1])] if is_float(x) else []
     return [
         compare(law, name + mode, "autodiff", a, e, level, source=largest(delta) * float(w.max()))
@@ -139,7 +143,7 @@ def _loop(layer: Layer, params: Any, x: Any, key: Any, delta: Any) -> dict[str, 
 
     def one(row: Any) -> Any:
         x, delta, key = row
-        if isinstance(layer, Combinator):
+        if isinstance(layer, Combinator) or layer.couples_batch:
             y, saved = forward(layer, params, x[None], None)
             y = y[0]
             delta_x, pairs = backward(layer, params, saved, delta[None])
@@ -157,7 +161,7 @@ def _loop(layer: Layer, params: Any, x: Any, key: Any, delta: Any) -> dict[str, 
 class _Verdicts:
     """The results of the program, compared law by law."""
 
-    def __init__(self, run: LawRun, level: Level, mode: str):
+    def __init__(self, run: LawRun, fixed: set[int], level: Level, mode: str):
         self.run, self.level, self.mode, self.r = run, level, mode, run.found
         self.layer, self.params, self.x, self.key, self.delta = run.layer, run.params, run.x, run.key, run.delta
         params, x, delta = run.params, run.x, run.delta
@@ -169,7 +173,7 @@ class _Verdicts:
         self.sizes |= {"the number of outputs": delta.size // self.n, "batch size × outputs": delta.size}
         self.source = largest(delta)
         self._known: list[Any] | None = None
-        self.constant = self._constants()
+        self.constant = fixed
 
     def entries(self, loops: bool) -> list[Entry]:
         """All of them."""
@@ -177,7 +181,11 @@ class _Verdicts:
         if loops:
             entries += self.loop()
         else:
-            why = "the examples of a batch are coupled" if couples(self.layer) else "each batch draws keys of its own"
+            why = (
+                "the examples of a batch are coupled"
+                if couples(self.layer, self.key)
+                else "each batch draws keys of its own"
+            )
             entries.append(skipped("vmap = loop", f"y{self.mode}", "loop", why))
         return entries
 
@@ -245,8 +253,6 @@ class _Verdicts:
     def adjoint(self) -> list[Entry]:
         """⟨J v, δₙ⟩ = ⟨v, backward(δₙ)⟩ for each example n, or for the batch where examples are coupled."""
         r = self.r
-        if self.constant:
-            return [skipped("adjoint", f"(params, x){self.mode}", "forward mode", "some parameters are constants")]
         products = np.asarray(r["tangent"]).astype(np.float64) * np.asarray(self.delta).astype(np.float64)
         lhs = products.reshape(DIRECTIONS, self.n, -1).sum(-1)
         parts = [
@@ -297,16 +303,3 @@ class _Verdicts:
         for name, found, each in zip(self.names, r["each"], r["loop"]["each"], strict=True):
             entries.append(self.compare(law, name, "loop", found, each))
         return entries
-
-    def _constants(self) -> set[int]:
-        """Which parameters are running statistics, whose pair says that they have no gradient."""
-        kind = getattr(pair_classes, "Constant", None)
-        if kind is None:
-            return set()
-        _, pairs = jax.eval_shape(self._pairs, self.params, self.x, self.key, self.delta)
-        leaves = jax.tree.leaves(pairs, is_leaf=is_pair)
-        return {i for i, pair in enumerate(leaves) if isinstance(pair, kind)}
-
-    def _pairs(self, params: Any, x: Any, key: Any, delta: Any) -> Any:
-        _, saved = forward(self.layer, params, x, key)
-        return backward(self.layer, params, saved, delta)

@@ -33,7 +33,7 @@ from jbp.check.kinks import after_moving, at_kink, moved, no_excuse, outside, sp
 from jbp.check.laws import SCALES, laws, weighted
 from jbp.check.protocol import protocol
 from jbp.check.report import Entry, Report
-from jbp.check.sides import by_hand, couples, gradients_of, output_of
+from jbp.check.sides import by_hand, constants, couples, gradients_of, output_of
 from jbp.check.statistics import statistics
 from jbp.check.tolerance import DEEP, MATMUL, Level, check_level
 from jbp.check.trees import as_array, cast, entropy, normal, split
@@ -62,9 +62,11 @@ def layer(
         dtypes · pairs have the tree of params · jit = eager · vmap = loop · Σ examples = total · pure · keys ·
         slope of ⟨forward, δ⟩ by finite differences and the complex step
 
-    Run without a key (evaluation) and, unless `uses_key` is False, with one (training). Against jax.vjp also at inputs
-    8 and 1000 times as large, unless `x` is given, and with weights where the layer couples the examples. In evaluation
-    also what statistics make of the pairs, against the gradients of the examples:
+    Run without a key (evaluation) and, unless `uses_key` is False and the mode changes nothing, with one (training).
+    Against jax.vjp also at inputs 8 and 1000 times as large, unless `x` is given, and with weights where the layer
+    couples the examples. Parameters whose pairs say that they are constants, as running moments are, must get a
+    gradient of 0 and are held fixed for the rest. In evaluation also what statistics make of the pairs, against the
+    gradients of the examples:
 
         h free of δ · per_example · norms · second_moment · gauss_newton · kronecker
 
@@ -141,8 +143,10 @@ def _run(layer: Layer, params: Any, x: Any, plan: _Plan) -> Report:
     subject, out_shape, key, seed, level, scales, differences = plan
     entries: list[Entry] = []
     broken: set[str] = set()
-    alone, everything = not isinstance(layer, Combinator) and not couples(layer), _everything.get()
-    modes = {"": None} if layer.uses_key is False else {"": None, " (key)": key}
+    alone, everything = not isinstance(layer, Combinator) and not layer.couples_batch, _everything.get()
+    modes = {"": None, " (key)": key}
+    if layer.uses_key is False and layer.couples_batch != "training":
+        del modes[" (key)"]
     for mode, k in modes.items():
         structure = protocol(layer, params, x, out_shape, k, mode)
         entries += structure
@@ -152,7 +156,7 @@ def _run(layer: Layer, params: Any, x: Any, plan: _Plan) -> Report:
         if layer.uses_key is False and alone:
             entries += keyless(layer, params, x, key)
         entries += laws(layer, params, x, k, seed, level, mode, scales)
-        if couples(layer):
+        if couples(layer, k):
             entries += weighted(layer, params, x, k, seed, level, mode)
         if alone and everything:
             entries += eager(layer, params, x, k, seed, level, mode)
@@ -181,8 +185,8 @@ def derivative_alone() -> Iterator[None]:
 
 
 def _output_slope(layer: Layer, params: Any, x: Any, key: Any, seed: Any) -> tuple[Any, Any, Any]:
-    """⟨forward, δ⟩ as a function of the differentiable leaves of (params, x); these; and δ and the key."""
-    leaves, rebuild = split((params, x))
+    """⟨forward, δ⟩ as a function of the differentiable leaves of (params, x) less constants; these; δ and the key."""
+    leaves, rebuild = split((params, x), constants(layer, params, x, key))
     y = jax.eval_shape(lambda p, x, k: forward(layer, p, x, k)[0], params, x, key)
     delta = normal(entropy(seed, 3), jax.ShapeDtypeStruct(y.shape, jnp.float32))
 
@@ -199,49 +203,57 @@ def _output_slope(layer: Layer, params: Any, x: Any, key: Any, seed: Any) -> tup
 def _outside(layer: Layer, params: Any, x: Any, seed: Any) -> list[Entry]:
     """The gradients in evaluation, each example's, that lie outside the span of the slopes around a kink."""
     _, leaves, extra = _output_slope(layer, params, x, None, seed)
-    _, rebuild = split((params, x))
+    fixed = constants(layer, params, x, None)
+    _, rebuild = split((params, x), fixed)
 
     def found(params: Any, x: Any, delta: Any) -> Any:
         _, saved = forward(layer, params, x)
-        return by_hand(layer, params, x, saved, delta)
+        return by_hand(layer, params, x, None, saved, delta)
 
     def slopes(leaves: Any, extra: Any) -> Any:
         delta, (params, x) = extra[0], rebuild(leaves)
-        _, output = output_of(layer, params, x, None)
+        _, output = output_of(layer, params, x, None, fixed=fixed)
         pull = jax.vjp(output, leaves)[1]
         totals = pull(delta)[0]
-        if couples(layer):
+        if couples(layer, None):
             return totals
         rows = jax.vmap(lambda w: delta * w.reshape(-1, *(1,) * (delta.ndim - 1)))(jnp.eye(len(x), dtype=delta.dtype))
         each = jax.lax.map(lambda row: pull(row)[0], rows)
         return [*each[:-1], totals[-1]] if is_float(x) else each
 
-    names = [p for p, a in zip(paths(params, "params"), jax.tree.leaves(params), strict=True) if is_float(a)]
     kind = jax.eval_shape(lambda p, x: forward(layer, p, x)[0], params, x).dtype
     delta = extra[0].astype(kind)
     with jax.default_matmul_precision(PRECISION):
         r = compiled(found)(params, x, delta)
-    gradients = [*r["total" if couples(layer) else "each"], *([r["delta_x"]] if is_float(x) else [])]
+    gradients = r["total" if couples(layer, None) else "each"]
+    gradients = [g for i, g in enumerate(gradients) if i not in fixed] + ([r["delta_x"]] if is_float(x) else [])
     allowed = spans(slopes, leaves, (delta, None), seed)
-    return outside([*names, "delta_x"], gradients, allowed, source=largest(delta))
+    return outside(_names(params, x, fixed), gradients, allowed, source=largest(delta))
 
 
 def _slopes(layer: Layer, params: Any, x: Any, key: Any, seed: Any, mode: str) -> list[Entry]:
     """Finite differences and the complex step of ⟨forward, δ⟩, in float64."""
     function, leaves, extra = _output_slope(layer, params, x, key, seed)
-    _, rebuild = split((params, x))
+    fixed = constants(layer, params, x, key)
+    _, rebuild = split((params, x), fixed)
 
     def gradient(leaves: Any, extra: Any) -> Any:
         delta, key = extra
         params, x = rebuild(leaves)
-        return gradients_of(layer, params, x, key, delta)
+        found = gradients_of(layer, params, x, key, delta)
+        return [g for i, g in enumerate(found) if i not in fixed]
 
-    names = [p for p, a in zip(paths(params, "params"), jax.tree.leaves(params), strict=True) if is_float(a)]
-    names = [name + mode for name in [*names, *(["delta_x"] if is_float(x) else [])]]
+    names = [name + mode for name in _names(params, x, fixed)]
     entries = finite_differences(function, gradient, leaves, extra, names, seed)
-    if mode == "":
+    if mode == "" or layer.uses_key is False:  # where there is a key to draw with, its masks are no analytic functions
         entries += complex_step(function, gradient, leaves, extra, names, seed, largest(extra[0]))
     return entries
+
+
+def _names(params: Any, x: Any, fixed: set[int]) -> list[str]:
+    """What is varied: the paths of the differentiable leaves of params less constants, and delta_x if there is one."""
+    names = [p for p, a in zip(paths(params, "params"), jax.tree.leaves(params), strict=True) if is_float(a)]
+    return [name for i, name in enumerate(names) if i not in fixed] + (["delta_x"] if is_float(x) else [])
 
 
 def _init(layer: Layer, key: Any, shape: tuple[int, ...]) -> tuple[Any, tuple[int, ...]]:

@@ -24,7 +24,7 @@ from jbp.paths import paths
 
 def protocol(layer: Layer, params: Any, x: Any, out_shape: Any, key: Any, mode: str) -> list[Entry]:
     """The laws on structure, for one example and then for the batch. Stops where the rest loses its meaning."""
-    if not isinstance(layer, Combinator):
+    if not isinstance(layer, Combinator) and not layer.couples_batch:
         entries = _one_example(layer, params, x, out_shape, key, mode)
         if any(entry.verdict == "fail" for entry in entries):
             return entries

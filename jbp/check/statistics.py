@@ -24,7 +24,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jbp import pairs as pair_classes
 from jbp import stats
 from jbp.arguments import is_float
 from jbp.backprop import backward, forward
@@ -51,13 +50,12 @@ def statistics(layer: Layer, params: Any, x: Any, seed: Any, level: Level) -> li
     names = [p for p, a in zip(paths(params, "params"), jax.tree.leaves(params), strict=True) if is_float(a)]
     if not names:
         return []
-    if couples(layer):
+    if couples(layer, None):
         return [skipped("per_example", "params", "autodiff", "the examples of a batch are coupled")]
     y, saved = jax.eval_shape(lambda p, x: forward(layer, p, x), params, x)
     columns = normal(entropy(seed, 11), jax.ShapeDtypeStruct((COLUMNS, *y.shape), y.dtype))
-    constant = getattr(pair_classes, "Constant", ())  # running statistics, which have no gradient
     shapes = floats_of(jax.eval_shape(lambda p, s, d: backward(layer, p, s, d)[1], params, saved, y), params, is_pair)
-    at = [i for i, pair in enumerate(shapes) if not isinstance(pair, constant)]
+    at = [i for i, pair in enumerate(shapes) if not pair.constant]
 
     def program(params: Any, x: Any, columns: Any, probes: Any) -> Any:
         _, saved = forward(layer, params, x)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import jax
@@ -16,10 +16,12 @@ from jbp.arguments import is_float, is_key
 Leaves = list[Any]
 
 
-def split(tree: Any) -> tuple[Leaves, Callable[[Iterable[Any]], Any]]:
-    """The leaves that can be differentiated, and the function that puts others in their place."""
+def split(tree: Any, fixed: Collection[int] = ()) -> tuple[Leaves, Callable[[Iterable[Any]], Any]]:
+    """The leaves that can be differentiated, and the function that puts others in their place; those that are `fixed`,
+    by their number among them, stay."""
     leaves, structure = jax.tree.flatten(tree)
     at = [i for i, leaf in enumerate(leaves) if is_float(leaf)]
+    at = [i for number, i in enumerate(at) if number not in fixed]
 
     def rebuild(floats: Iterable[Any]) -> Any:
         new = list(leaves)

@@ -93,9 +93,11 @@ class MaxPool(_Pool):
         index = jnp.uint8 if len(others) < 256 else jnp.uint16
         at = jnp.zeros(largest.shape, index)
         for k, seen in enumerate(others, 1):
-            # Not ≤, which NaN on either side makes true: a NaN is taken, and one that is there stays.
-            better = ~(seen <= largest) & (largest == largest)
-            largest, at = lax.select(better, seen, largest), lax.select(better, lax.full_like(at, k), at)
+            # NaN wins, and differs from itself: one that is new is taken, one that is there stays. Not by >, which
+            # would swallow it, and which complex numbers, of the complex step, do not have.
+            found = lax.max(largest, seen)
+            better = (found != largest) & (largest == largest)
+            largest, at = found, lax.select(better, lax.full_like(at, k), at)
         shape = (*images, *largest.shape[1:])
         return largest.reshape(shape), (at.reshape(shape), Static(x.shape))
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -116,7 +117,7 @@ class Geometry:
         ones = (1,) * (self.dims + 2)
         return lax.reduce_window(
             values,
-            jnp.zeros((), values.dtype),
+            np.zeros((), values.dtype),  # JAX must see that it is 0, or it knows no derivative of the sum
             lax.add,
             (1, *self.kernel, 1),
             (1, *self.stride, 1),
@@ -144,15 +145,23 @@ class Geometry:
 def _convolved(
     left: Array, right: Array, stride: Shape, padding: Any, spread: Shape, dilation: Shape, groups: int
 ) -> Array:
-    """[n, *s, i]·[*k, i/g, o] → [n, *u, o], `left` spread by zeros. Complex numbers in real parts, apart: XLA's
-    convolution of them loses what a complex step is made of."""
-    if jnp.iscomplexobj(left) or jnp.iscomplexobj(right):
-        rest = (stride, padding, spread, dilation, groups)
-        (a, b), (c, d) = ((jnp.real(part), jnp.imag(part)) for part in (left, right))
-        real = _convolved(a, c, *rest) - _convolved(b, d, *rest)
-        return lax.complex(real, _convolved(a, d, *rest) + _convolved(b, c, *rest))
+    """[n, *s, i]·[*k, i/g, o] → [n, *u, o], `left` spread by zeros."""
     d = len(stride)
+    rest = (tuple(stride), tuple(padding), tuple(spread), tuple(dilation), groups)
+    if jnp.iscomplexobj(left) or jnp.iscomplexobj(right):
+        return _in_real_parts(left, right, rest)
     numbers = lax.ConvDimensionNumbers(
         (0, d + 1, *range(1, d + 1)), (d + 1, d, *range(d)), (0, d + 1, *range(1, d + 1))
     )
-    return lax.conv_general_dilated(left, right, stride, padding, spread, dilation, numbers, feature_group_count=groups)
+    return lax.conv_general_dilated(left, right, *rest[:4], numbers, feature_group_count=groups)
+
+
+def convolved_in_real_parts(left: Array, right: Array, rest: tuple[Any, ...]) -> Array:
+    """The convolution of complex numbers, their parts apart: XLA's own loses an imaginary part of 1e-20, which
+    is what a complex step is made of. A program under this name, by which the complex step knows it as analytic."""
+    (a, b), (c, d) = ((jnp.real(part), jnp.imag(part)) for part in (left, right))
+    real = _convolved(a, c, *rest) - _convolved(b, d, *rest)
+    return lax.complex(real, _convolved(a, d, *rest) + _convolved(b, c, *rest))
+
+
+_in_real_parts = jax.jit(convolved_in_real_parts, static_argnums=2)
