@@ -115,8 +115,9 @@ class TrainOptions(Command):
 
     net: str = option(
         "512 relu dropout:0.4 256 relu dropout:0.4",
-        f"hidden layers: widths of dense layers, and {netspec.known()}; the output layer follows from the data. Or a "
-        "whole net of yours, FILE.py:NAME: a layer, or a function that makes one", _NET, metavar="LAYERS",
+        f"hidden layers: widths of dense layers, and {netspec.known()}, as told below; the output layer follows from "
+        "the data. Or a whole net of yours, FILE.py:NAME: a layer, or a function that makes one", _NET,
+        metavar="LAYERS",
     )  # fmt: skip
     output_activation: str | None = option(None, "activation of the output layer", _NET, metavar="NAME", shown="none")
     loss: str | None = option(

@@ -155,6 +155,9 @@ def announce(plan: Plan) -> None:
             print(f"{options.data}: {note}", file=sys.stderr)
     if not options.quiet and isinstance(plan.data.x_scale, Bounds):
         print(_clipped(plan), file=sys.stderr)
+    if not options.quiet and not own.is_named(options.net):
+        for note in netspec.added(options.net, plan.net):
+            print(f"net: {note}", file=sys.stderr)
     try:
         private = plan.private
         if private is None:
