@@ -211,7 +211,7 @@ def test_a_convolutional_net_trains_on_digits_and_is_shown_predicted_and_traced(
     line = "conv:8:3 relu pool:2 residual( conv:8:3 relu ) 16 relu"
     words = ["train", "--net", line, "--epochs", "2", "--learning-rate", "0.1", "--out", "run"]
     assert cli.main(words) == 0
-    out, err = capsys.readouterr()
+    err = capsys.readouterr().err
     assert "net: channel in front" in err and "net: flatten before the dense layer 16" in err
     run = jbp.load("run")
     assert run.net.layers[0] == Channel() and run.net.layers[5] == Flatten()

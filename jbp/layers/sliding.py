@@ -140,7 +140,9 @@ def fields_in(word: str, needed: tuple[str, ...], letters: dict[str, str], paddi
         text = parts.pop(0) if parts else ""
         found[field] = sizes_in(text)
         if found[field] is None:
-            raise ValueError(f"net: {name} needs {form}, a size being 3 or 3x5, got {word!r}, as in {name}:{':'.join(usual)}")
+            raise ValueError(
+                f"net: {name} needs {form}, a size being 3 or 3x5, got {word!r}, as in {name}:{':'.join(usual)}"
+            )
     for part in parts:
         field = "padding" if part in paddings else letters.get(part[:1], "")
         value = part if field == "padding" else sizes_in(part[1:])
