@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -98,24 +100,43 @@ class Layer:
         name, colon, rest = word.partition(":")
         if not cls.word or name != cls.word:
             return None
-        fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+        fields = cls._worded()
         if rest and not fields:
             raise ValueError(f"net: cannot read {word!r}; {name} takes no number")
         needed = [f.name for f in fields if f.default is dataclasses.MISSING]
-        texts = rest.split(":", len(fields) - 1) if rest or (colon and needed) else []
+        texts = rest.split(":", max(len(fields) - 1, 0)) if rest or (colon and needed) else []
         if len(texts) < len(needed):
             raise ValueError(f"net: {name} needs {':'.join((name, *map(str.upper, needed)))}, got {word!r}, {EXAMPLE}")
-        return cls(*(_argument(word, f.type, text) for f, text in zip(fields, texts, strict=False)))
+        return made(word, cls, *(_argument(word, f.type, text) for f, text in zip(fields, texts, strict=False)))
 
     def as_word(self) -> str:
-        """The word that `from_word` reads; without one, the repr."""
+        """The word that `from_word` reads.
+
+        Raises: ValueError if the layer has none, or a field that no word can say.
+        """
         if not self.word:
-            return repr(self)
-        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+            raise ValueError(f"{self!r} has no word: it cannot stand in a line of layers")
+        fields = self._worded()
+        self.refuse_unworded(*(f.name for f in fields))
         values = [getattr(self, f.name) for f in fields]
         while values and values[-1] == fields[len(values) - 1].default:
             values.pop()
-        return ":".join([self.word, *(f"{value:g}" if isinstance(value, float) else str(value) for value in values)])
+        return ":".join([self.word, *map(_written, values)])
+
+    def refuse_unworded(self, *said: str) -> None:
+        """Refuse to write this layer as a word that says only these fields, if another is not at its default.
+
+        Raises: ValueError, naming the layer.
+        """
+        for f in dataclasses.fields(self):  # type: ignore[arg-type]
+            if f.name not in said and getattr(self, f.name) != f.default:
+                raise ValueError(f"{self!r} cannot stand in a line of layers, where nothing says its {f.name}")
+
+    @classmethod
+    def _worded(cls) -> tuple[dataclasses.Field[Any], ...]:
+        """The fields that a word says: the first ones, as long as they are numbers and text."""
+        fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+        return tuple(itertools.takewhile(lambda f: getattr(f.type, "__name__", f.type) != "bool", fields))
 
     def __repr__(self) -> str:
         """The call that makes this layer, without the arguments left at their defaults."""
@@ -127,6 +148,22 @@ class Layer:
             elif value != f.default:
                 arguments.append(f"{f.name}={value!r}")
         return f"{type(self).__name__}({', '.join(arguments)})"
+
+
+def made(word: str, kind: Callable[..., Layer], *values: Any, **named: Any) -> Layer:
+    """The layer of a word.
+
+    Raises: ValueError as the class raises it, after the word.
+    """
+    try:
+        return kind(*values, **named)
+    except ValueError as error:
+        raise ValueError(f"net: cannot read {word!r}: {error}") from None
+
+
+def _written(value: Any) -> str:
+    """A field's value in a word: a float in as few digits as tell it."""
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
 
 
 def _argument(word: str, kind: Any, text: str) -> Any:

@@ -208,17 +208,21 @@ def print_trace(trace: Trace, form: str, full: bool = False) -> None:
         print(f"{pictures.LEGEND}; --full prints every number")
 
 
-def print_layers(rows: Iterable[tuple[str, tuple[int, ...], int]]) -> None:
-    """The network, layer by layer."""
-    table, total = _table("", "layer", "output shape", "parameters"), 0
-    for column in (0, 3):
+def print_layers(rows: Iterable[Any]) -> None:
+    """The network, layer by layer; what is inside a net of layers is indented."""
+    table, totals = _table("", "layer", "output shape", "parameters", "multiply-adds"), [0, 0]
+    for column in (3, 4):
         table.columns[column].justify = "right"
-    for i, (name, shape, count) in enumerate(rows):
-        table.add_row(str(i), escape(name), " × ".join(map(str, shape)), f"{count:,}")
-        total += count
+    for row in rows:
+        figures = (row.parameters, row.multiply_adds)
+        totals = [total + (figure or 0) for total, figure in zip(totals, figures, strict=True)]
+        shown = ("" if figure is None else f"{figure:,}" for figure in figures)
+        name = escape("  " * row.depth + row.name)
+        table.add_row(".".join(map(str, row.path)), name, " × ".join(map(str, row.shape)), *shown)
     table.add_section()
-    table.add_row("", "all", "", f"{total:,}")
+    table.add_row("", "all", "", *(f"{total:,}" for total in totals))
     Console().print(table)
+    print("multiply-adds of weights, for one example on the way forward")
 
 
 def print_comparison(names: list[str], settings: dict[str, list[Any]], results: dict[str, list[Any]]) -> None:

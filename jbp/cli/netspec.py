@@ -1,13 +1,16 @@
-"""Networks as one line of text: "128 relu dropout:0.2 64 relu" ↔ layers.
+"""Networks as one line of text: "conv:8:3 relu pool:2 dropout:0.2 64 relu" ↔ layers.
 
-A word is read and written by the layer that it names (`Layer.from_word`, `Layer.as_word`); which layers there are
+A word is read and written by the layer that it names (`Layer.from_word`, `Layer.as_word`), and nets made of layers are
+words with brackets, "residual( 64 relu 64 )", read by the class that they name (`Combinator.around`); which there are
 follows from the case table. A number is a dense layer of that width.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import jax
@@ -16,9 +19,9 @@ import jax.numpy as jnp
 from jbp import layers, own
 from jbp.arguments import about, did_you_mean
 from jbp.backprop import backward, forward
-from jbp.check.cases import LAYERS
+from jbp.check.cases import COMBINATORS, LAYERS
 from jbp.checkpoint import check_kept
-from jbp.combine import Serial, serial
+from jbp.combine import Combinator, Serial, located, serial
 from jbp.layer import EXAMPLE, Layer, Shape
 from jbp.layers import Activation, initializers
 from jbp.layers.initializers import Initializer
@@ -26,15 +29,20 @@ from jbp.sinks import total
 
 _KINDS = tuple(row.kind for row in LAYERS)
 _ACTIVATIONS = tuple(kind for kind in _KINDS if issubclass(kind, Activation))
+_COMBINATORS = tuple(kind for row in COMBINATORS if issubclass(kind := row.kind, Combinator) and kind.word)
+_SPATIAL = (layers.Conv, layers.MaxPool, layers.AvgPool, layers.GlobalPool)
+_ARRANGING = (layers.Channel, layers.Flatten, layers.Reshape)
+_WITH_WEIGHTS = (layers.Dense, layers.Conv)
 
 
 def known() -> str:
-    """The words of all layers, with arguments where there is a case with some."""
+    """The words of all layers, with arguments where a case with some can be written, and of all nets of layers."""
     words: dict[type[Layer], str] = {}
     for row in LAYERS:
         for case in row.cases if row.kind.word else ():
-            words[row.kind] = max(words.get(row.kind, ""), case.net.as_word(), key=len)
-    return ", ".join(words.values())
+            with suppress(ValueError):
+                words[row.kind] = max(words.get(row.kind, ""), case.net.as_word(), key=len)
+    return ", ".join([*words.values(), *(f"{kind.word}( … )" for kind in _COMBINATORS)])
 
 
 def parse(text: str) -> tuple[Layer, ...]:
@@ -42,7 +50,7 @@ def parse(text: str) -> tuple[Layer, ...]:
 
     Raises: ValueError naming the word that is wrong, with the nearest known one.
     """
-    return tuple(_layer(word) for word in text.split())
+    return _read_to_end(iter(text.replace("(", "( ").replace(")", " ) ").split()), "")
 
 
 def build(
@@ -53,16 +61,37 @@ def build(
     weight_init: Initializer | None = None,
     bias_init: Initializer = initializers.zeros,
 ) -> Serial:
-    """The net for examples of `shape`: flattened if need be, the line's layers, and a dense layer of `outputs`.
+    """The net for examples of `shape`: the line's layers, those that its form needs between them, and a dense layer of
+    `outputs`.
 
-    Raises: ValueError as `parse`.
+    Without a layer that takes space, examples of several axes are flattened first. With one, images [h, w] get an axis
+    of one channel, and what is still spread over space is flattened before the first dense layer behind it.
+
+    Raises: ValueError as `parse`; for a layer that its input does not suit, naming it.
     """
-    hidden = parse(text)
-    if len(shape) > 1 and layers.Flatten() not in hidden:
-        hidden = (layers.Flatten(), *hidden)
-    last = () if output_activation is None else (output_activation,)
-    net = (*hidden, layers.Dense(outputs), *last)
+    hidden, last = parse(text), (layers.Dense(outputs),)
+    if any(isinstance(leaf, _SPATIAL) for leaf in _leaves(hidden)):
+        net = _arranged((*hidden, *last), shape)
+    else:
+        flat = len(shape) == 1 or layers.Flatten() in hidden
+        net = (*(() if flat else (layers.Flatten(),)), *hidden, *last)
+    net = (*net, *(() if output_activation is None else (output_activation,)))
     return serial(*(_initialized(layer, weight_init, bias_init) for layer in net))
+
+
+def added(text: str, net: Layer) -> list[str]:
+    """What `build` put between the layers of a line with spatial ones, in words."""
+    hidden = parse(text)
+    if not any(isinstance(leaf, _SPATIAL) for leaf in _leaves(hidden)):
+        return []
+    assert isinstance(net, Serial)
+    found = []
+    if layers.Channel() in net.layers and layers.Channel() not in hidden:
+        found.append("channel in front: an image [h, w] becomes [h, w, 1]")
+    if layers.Flatten() in net.layers and layers.Flatten() not in hidden:
+        behind = net.layers[net.layers.index(layers.Flatten()) + 1]
+        found.append(f"flatten before the dense layer {behind.as_word()}")
+    return found
 
 
 def fitting(net: Layer, name: str, shape: Shape, outputs: int) -> Layer:
@@ -106,18 +135,54 @@ def activation(word: str, what: str = "activation") -> Layer:
 
 
 def spec(net: Layer) -> str:
-    """The line that describes the layers of `net`, the output layer included."""
+    """The line that describes the layers of `net`, the output layer included; initial values are options of their own.
+
+    Raises: ValueError for a layer that no word says, naming it.
+    """
+    net = _initialized(net, None, initializers.zeros)
     return " ".join(layer.as_word() for layer in (net.layers if isinstance(net, Serial) else (net,)))
 
 
-def _layer(word: str) -> Layer:
-    found = _read(word, _KINDS)
-    if found is None:
-        names = [kind.word for kind in _KINDS if kind.word]
+def _read_to_end(words: Iterator[str], opened: str) -> tuple[Layer, ...]:
+    """The layers up to the bracket that closes `opened`, or to the end of the line."""
+    found = []
+    for word in words:
+        if word == ")" and not opened:
+            raise ValueError("net: a ) closes nothing, for there is no bracket open in front of it")
+        if word == ")":
+            return tuple(found)
+        found.append(_around(word[:-1], _read_to_end(words, word)) if word.endswith("(") else _layer(word))
+    if opened:
+        raise ValueError(f"net: {opened!r} is not closed: put ) behind the last of its layers")
+    return tuple(found)
+
+
+def _around(head: str, inside: tuple[Layer, ...]) -> Layer:
+    """The net of layers in brackets."""
+    word, _, argument = head.partition(":")
+    kind = next((kind for kind in _COMBINATORS if kind.word == word), None)
+    if kind is None:
+        names = [kind.word for kind in _COMBINATORS]
+        if word in (kind.word for kind in _KINDS if kind.word):
+            raise ValueError(f"net: {word} takes no layers in brackets, but {', '.join(names)} do")
         raise ValueError(
-            f"unknown layer {word!r}: expected widths of dense layers and any of {', '.join(names)}, "
-            f"{EXAMPLE}{did_you_mean(word.partition(':')[0], names)}"
+            f"unknown net of layers {f'{head}('!r}: expected one of {', '.join(names)} in front of a bracket"
+            f"{did_you_mean(word, names)}"
         )
+    if not inside:
+        raise ValueError(f"net: there is no layer in the brackets of {head}( ), where at least one is needed")
+    try:
+        return kind.around(argument, inside)
+    except ValueError as error:
+        raise ValueError(f"net: cannot read {f'{head}('!r}: {error}") from None
+
+
+def _layer(word: str) -> Layer:
+    found = _read(word, (*_KINDS, *_COMBINATORS))
+    if found is None:
+        names = [kind.word for kind in (*_KINDS, *_COMBINATORS) if kind.word]
+        expected = f": expected widths of dense layers and any of {', '.join(names)}, {EXAMPLE}"
+        raise ValueError(f"unknown layer {word!r}{did_you_mean(word.partition(':')[0], names) or expected}")
     return found
 
 
@@ -125,7 +190,58 @@ def _read(word: str, kinds: Iterable[type[Layer]]) -> Layer | None:
     return next((layer for kind in kinds if (layer := kind.from_word(word)) is not None), None)
 
 
+def _leaves(net: Iterable[Layer]) -> Iterator[Layer]:
+    """The layers in order, those inside nets of layers too."""
+    for layer in net:
+        yield from _leaves(layer.children) if isinstance(layer, Combinator) else (layer,)
+
+
+def _arranged(net: tuple[Layer, ...], shape: Shape) -> tuple[Layer, ...]:
+    """A line with spatial layers, with Channel in front of it where images have no channels, and Flatten before the
+    first dense layer that space reaches."""
+    spatial = next(leaf for leaf in _leaves(net) if isinstance(leaf, _SPATIAL))
+    before = list(_leaves(net))
+    before = before[: before.index(spatial)]
+    has_channels = getattr(spatial, "dims", None) == 1 or any(isinstance(leaf, _ARRANGING) for leaf in before)
+    found: list[Layer] = []
+
+    def put(layer: Layer) -> None:
+        nonlocal shape
+        with located((len(found),), layer):
+            shape = _shape_behind(layer, shape)
+        found.append(layer)
+
+    if len(shape) == 2 and not has_channels:
+        put(layers.Channel())
+    space = False
+    for layer in net:
+        if space and isinstance(layer, layers.Dense) and len(shape) > 1:
+            put(layers.Flatten())
+        put(layer)
+        space = space or any(isinstance(leaf, _SPATIAL) for leaf in _leaves((layer,)))
+    return tuple(found)
+
+
+def _shape_behind(layer: Layer, shape: Shape) -> Shape:
+    """The shape of a layer's output; nothing is drawn."""
+    shapes = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # training says it
+        jax.eval_shape(lambda key: shapes.append(layer.init(key, shape)[1]), jax.random.key(0))
+    return shapes[0]
+
+
 def _initialized(layer: Layer, weight_init: Initializer | None, bias_init: Initializer) -> Layer:
-    if not isinstance(layer, layers.Dense):
-        return layer
-    return dataclasses.replace(layer, weight_init=weight_init, bias_init=bias_init)
+    """With these initial values in every layer that has weights."""
+
+    def inside(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(inside, value))
+        return _initialized(value, weight_init, bias_init) if isinstance(value, Layer) else value
+
+    if isinstance(layer, _WITH_WEIGHTS):
+        return dataclasses.replace(layer, weight_init=weight_init, bias_init=bias_init)
+    if isinstance(layer, Combinator):
+        fields: Any = dataclasses.fields(layer)  # type: ignore[arg-type]
+        return dataclasses.replace(layer, **{f.name: inside(getattr(layer, f.name)) for f in fields})  # type: ignore[type-var]
+    return layer

@@ -16,6 +16,7 @@ from jbp.arguments import about, as_count, as_seed, check_scalar, did_you_mean
 from jbp.checkpoint import CONFIG, read_json
 from jbp.cli import netspec
 from jbp.cli.parser import Command, option
+from jbp.data.augment import Augment
 from jbp.data.cells import DECIMALS, Dialect
 from jbp.data.columns import MISSING
 from jbp.data.dataset import TASKS
@@ -113,10 +114,17 @@ class TrainOptions(Command):
         metavar="NAME",
     )  # fmt: skip
 
+    augment: str | None = option(
+        None, "in training, images changed at random, anew in every epoch: shift:2 moves them by up to 2 pixels (what "
+        "comes in is 0), flip mirrors every second one, left for right; shift:2,flip does both", _DATA, metavar="WORDS",
+        shown="as they are",
+    )  # fmt: skip
+
     net: str = option(
         "512 relu dropout:0.4 256 relu dropout:0.4",
-        f"hidden layers: widths of dense layers, and {netspec.known()}; the output layer follows from the data. Or a "
-        "whole net of yours, FILE.py:NAME: a layer, or a function that makes one", _NET, metavar="LAYERS",
+        f"hidden layers: widths of dense layers, and {netspec.known()}, as told below; the output layer follows from "
+        "the data. Or a whole net of yours, FILE.py:NAME: a layer, or a function that makes one", _NET,
+        metavar="LAYERS",
     )  # fmt: skip
     output_activation: str | None = option(None, "activation of the output layer", _NET, metavar="NAME", shown="none")
     loss: str | None = option(
@@ -202,6 +210,7 @@ class TrainOptions(Command):
                 if getattr(self, name) != getattr(TrainOptions, name):
                     raise ValueError(f"{name} is for a line of layers: leave it out, for {self.net} is a whole net")
         Dialect(self.delimiter, self.decimal)
+        self.augmentation  # noqa: B018 (checks it)
         usual = OPTIMIZERS[self.optimizer or "momentum"]
         rate, decay, beta = self.learning_rate, self.weight_decay, self.momentum
         if rate is not None:
@@ -271,6 +280,25 @@ class TrainOptions(Command):
             "missing": self.missing, "categorical": tuple(name.strip() for name in names), "delimiter": self.delimiter,
             "decimal": self.decimal,
         }  # fmt: skip
+
+    @property
+    def augmentation(self) -> Augment | None:
+        """What `augment` says is done to images in training."""
+        if self.augment is None:
+            return None
+        found: dict[str, Any] = {}
+        for word in self.augment.split(","):
+            name, colon, number = word.strip().partition(":")
+            wanted = f"shift:PIXELS and flip, with a comma between, but is {self.augment!r}"
+            if name not in ("shift", "flip") or name in found:
+                twice = f": {name} stands in it twice" if name in found else did_you_mean(name, ("shift", "flip"))
+                raise ValueError(f"augment must be of {wanted}{twice}")
+            if not (number.isdecimal() if name == "shift" else not colon):
+                form = "shift takes a number of pixels, as in shift:2" if name == "shift" else "flip takes no number"
+                raise ValueError(f"augment must be of {wanted}: {form}")
+            found[name] = int(number) if name == "shift" else True
+        with about("augment"):
+            return Augment(**found)
 
     @property
     def seed_range(self) -> range:

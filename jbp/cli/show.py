@@ -3,19 +3,23 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from jbp import runs
-from jbp.backprop import apply
+from jbp.backprop import backward, forward
 from jbp.checkpoint import PARAMS, MissingLayers, Run, count, load_run, params_dtype
 from jbp.cli import console
 from jbp.cli.parser import Command, argument, layers_option
-from jbp.combine import Serial
+from jbp.combine import Combinator, Repeat, Serial
+from jbp.layer import Layer, Shape
+from jbp.pairs import Sum, is_pair
 
 
 @dataclass(frozen=True)
@@ -54,18 +58,71 @@ class Show(Command):
             )
         if (folder / PARAMS).exists():
             try:
-                console.print_layers(layer_table(load_run(folder, self.layers)))
+                console.print_layers(layer_rows(load_run(folder, self.layers)))
             except MissingLayers as error:
                 if self.layers is not None:
                     raise
                 print(f"the layers are not shown: {error}", file=sys.stderr)
 
 
-def layer_table(run: Run) -> list[tuple[str, tuple[int, ...], int]]:
-    """Of each layer: its name, the shape of one example's output, and how many parameters it has."""
-    layers, params = (run.net.layers, run.params) if isinstance(run.net, Serial) else ((run.net,), (run.params,))
-    x, rows = jax.ShapeDtypeStruct((1, *run.input_shape), params_dtype(run.params)), []
-    for layer, own in zip(layers, params, strict=True):
-        x = jax.eval_shape(lambda p, x, layer=layer: apply(layer, p, x), own, x)
-        rows.append((repr(layer), x.shape[1:], count(own)))
-    return rows
+class LayerRow(NamedTuple):
+    """A line of the table: a layer, or a net of layers, whose figures stand at the layers inside."""
+
+    path: tuple[int, ...]
+    depth: int
+    name: str
+    shape: Shape
+    """Of one example's output."""
+    parameters: int | None
+    multiply_adds: int | None
+    """Of one example on the way forward."""
+
+
+def layer_rows(run: Run) -> list[LayerRow]:
+    """Every layer of the net in order, and the nets of layers that it is made of; nothing is computed.
+
+    A weight is multiplied once with every number that it carries forward, as often as its pair says that it is used:
+    the sum over those whose pair transports δ, T·i·o of a dense layer, T·K·i/g·o of a kernel at T sites. Under
+    `repeat` the figures are of all repetitions, under `tied` of every use.
+    """
+    rows: dict[Any, LayerRow] = {}
+
+    def inside(path: tuple[int, ...], depth: int, times: int) -> Any:
+        def visit(place: tuple[int, ...], layer: Layer, params: Any, x: Any, key: Any) -> tuple[Any, Any]:
+            here, at = path + place, depth
+            if not isinstance(layer, Combinator):
+                y, saved = forward(layer, params, x)
+                found = backward(layer, params, saved, jnp.zeros_like(y))[1]
+                figures = count(_own(run.params, here)), times * _multiply_adds(found)
+                rows[here, at, repr(layer)] = LayerRow(here, at, repr(layer), y.shape[1:], *figures)
+                return y, saved
+            n = layer.n if isinstance(layer, Repeat) else 1
+            if not isinstance(layer, Serial) or place:  # what residual and its like hold is of their line
+                name = type(layer).__name__.lower() + (f", {n} times" if isinstance(layer, Repeat) else "")
+                line = here, at, name
+                rows[line] = LayerRow(*line, (), None, None)
+                at += 1
+                y, saved = layer.walk_forward(inside(here, at, times * n), params, x, key)
+                rows[line] = rows[line]._replace(shape=y.shape[1:])
+                return y, saved
+            return layer.walk_forward(inside(here, at, times), params, x, key)
+
+        return visit
+
+    x = jax.ShapeDtypeStruct((1, *run.input_shape), params_dtype(run.params))
+    jax.eval_shape(lambda p, x: inside((), 0, 1)((), run.net, p, x, None)[0], run.params, x)
+    return list(rows.values())
+
+
+def _own(params: Any, path: tuple[int, ...]) -> Any:
+    """The parameters that a layer holds itself; () in the place of those it borrows."""
+    for step in path:
+        params = params[step]
+    return params
+
+
+def _multiply_adds(pairs: Any) -> int:
+    members = []
+    for pair in jax.tree.leaves(pairs, is_leaf=is_pair):
+        members += pair.pairs if isinstance(pair, Sum) else (pair,)
+    return sum(pair.uses * math.prod(pair.total().shape) for pair in members if pair.transports)

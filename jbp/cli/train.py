@@ -19,9 +19,27 @@ class Train(TrainOptions):
     """
 
     summary: ClassVar[str] = "train a network and leave a run folder"
-    epilog: ClassVar[str] = """examples:
+    epilog: ClassVar[str] = """layers of --net, one after another:
+  128                      a dense layer of width 128
+  relu, tanh, …            activations
+  conv:32:5                32 kernels of 5×5 pixels, or of 5 steps of a series; conv:32:3x5 of
+                           3×5; behind it :s2 a stride, :valid no padding, :g4 groups,
+                           :d2 a dilation; 5x is a kernel along one axis, with channels behind
+  pool:2, avgpool:3:s2     the largest, the mean of each window; :s2 a stride, :same padding
+  globalpool               the mean over all of space
+  layernorm, rmsnorm, groupnorm:8                  normalisation
+  dropout:0.2              training without a fifth of the units
+  residual( … )            x and what the layers in brackets make of it, added up
+  repeat:3( … )            the layers in brackets three times, each with weights of its own
+  branch( 8 serial( 8 relu 8 ) ), branch:concat( … )
+                           each in brackets gets x; their outputs added up, or side by side
+  flatten, channel, reshape:28x28x1                another shape; flatten and channel are put in
+                           where convolution or pooling needs them
+
+examples:
   jbp train
   jbp train --data fashion-mnist --net "512 relu dropout:0.2 512 relu"
+  jbp train --data mnist --net "conv:32:5 relu pool:2 conv:64:5 relu pool:2 256 relu" --augment shift:2
   jbp train --data houses.csv --target price --task regression --out runs/houses
   jbp train --config runs/houses/config.json --seed 1   (again, another seed)
   jbp train --seeds 0:10                                (how much does the seed matter?)

@@ -19,14 +19,14 @@ import optax
 
 from jbp import checkpoint, layers, losses, optim, own, runs
 from jbp._version import __version__
-from jbp.arguments import check_batch_size, listed
+from jbp.arguments import about, check_batch_size, listed
 from jbp.cli import console, examples, netspec
 from jbp.cli.curves import draw_curves
 from jbp.cli.declared import declared
 from jbp.cli.examples import Examples
 from jbp.cli.options import BATCH, CLIP, DELTA, DESCENTS, NOISE, OPTIMIZERS, VALUES_RATE, TrainOptions
 from jbp.cli.parser import Failed
-from jbp.data import Bounds, Standardizer, load_dataset
+from jbp.data import Augment, Bounds, Standardizer, load_dataset
 from jbp.data.builtin import NAMES
 from jbp.layer import Layer
 from jbp.layers import initializers
@@ -155,6 +155,9 @@ def announce(plan: Plan) -> None:
             print(f"{options.data}: {note}", file=sys.stderr)
     if not options.quiet and isinstance(plan.data.x_scale, Bounds):
         print(_clipped(plan), file=sys.stderr)
+    if not options.quiet and not own.is_named(options.net):
+        for note in netspec.added(options.net, plan.net):
+            print(f"net: {note}", file=sys.stderr)
     try:
         private = plan.private
         if private is None:
@@ -247,8 +250,11 @@ def make_plan(options: TrainOptions) -> Plan:
         None if options.init is None else getattr(initializers, options.init),
         getattr(initializers, options.bias_init),
     )
+    if options.augmentation is not None:
+        with about(f"augment on {dataset.name}"):
+            options.augmentation.check(data.shape)
     steps = options.epochs * -(-n // size)
-    return Plan(options, data, net, getattr(losses, name), make_optimizer(options, steps))
+    return Plan(options, data, net, getattr(losses, name), make_optimizer(options, steps), options.augmentation)
 
 
 def _sized(options: TrainOptions, n: int, task: str) -> tuple[TrainOptions, int]:
@@ -345,7 +351,8 @@ def _about(plan: Plan) -> dict[str, Any]:
         classes=dataset.classes,
         features=dataset.columns or dataset.features,
         targets=_targets(plan),
-        transform=name_of_transform(plan.transform),
+        # Augmentation leaves evaluation alone: whoever predicts has nothing to do for it.
+        transform=None if isinstance(plan.transform, Augment) else name_of_transform(plan.transform),
     )
 
 

@@ -60,6 +60,21 @@ class Combinator(Layer):
         """The layers inside, in order."""
         raise NotImplementedError
 
+    @classmethod
+    def around(cls, argument: str, inside: tuple[Layer, ...]) -> Layer:
+        """The net that a line of text means by `word:argument( … )` around these layers.
+
+        Raises: ValueError if the argument cannot be read; it begins with what the word takes.
+        """
+        raise NotImplementedError(f"{cls.__name__} has no word")
+
+    @classmethod
+    def from_word(cls, word: str) -> Layer | None:
+        """None: a word alone is no net made of layers."""
+        if cls.word and word.partition(":")[0] == cls.word:
+            raise ValueError(f"net: {word!r} needs layers in brackets right behind it, as in {word}( 8 relu 8 )")
+        return None
+
     def walk_forward(self, visit: Visit, params: Any, x: Any, key: PRNGKeyArray | None) -> tuple[Any, Any]:
         """Step 1: `visit(place, layer, params, x, key)` for each child; answers with output and saved."""
         raise NotImplementedError

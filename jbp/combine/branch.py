@@ -27,6 +27,7 @@ class Branch(Combinator):
 
     layers: tuple[Layer, ...]
     join: Literal["sum", "concat"] = "sum"
+    word = "branch"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", check_layers("branch", self.layers))
@@ -36,6 +37,18 @@ class Branch(Combinator):
     def children(self) -> tuple[Layer, ...]:
         """The layers, each of which gets x."""
         return self.layers
+
+    @classmethod
+    def around(cls, argument: str, inside: tuple[Layer, ...]) -> Layer:
+        """ "branch( … )" or "branch:concat( … )": each of the layers in brackets gets x."""
+        if argument not in ("", "sum", "concat"):
+            raise ValueError("branch takes sum or concat, as in branch:concat( 8 serial( 8 relu ) )")
+        return cls(inside, "concat" if argument == "concat" else "sum")
+
+    def as_word(self) -> str:
+        """How they are joined, and the layers in brackets."""
+        head = "branch" if self.join == "sum" else "branch:concat"
+        return f"{head}( {' '.join(layer.as_word() for layer in self.layers)} )"
 
     def init(self, key: PRNGKeyArray, shape: Shape) -> tuple[tuple[Any, ...], Shape]:
         """A tuple of the layers' parameters; their outputs must fit together."""

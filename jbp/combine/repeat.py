@@ -15,6 +15,7 @@ from jbp.annotations import Array, PRNGKeyArray
 from jbp.answers import init_answer
 from jbp.arguments import as_count, as_shape, leaf_shapes
 from jbp.combine.base import Combinator, Place, Visit, check_layers
+from jbp.combine.serial import one_of, words_of
 from jbp.inputs import check_key
 from jbp.layer import Layer, Shape, Sign
 from jbp.meshes import alike
@@ -27,6 +28,7 @@ class Repeat(Combinator):
 
     layer: Layer
     n: int
+    word = "repeat"
 
     def __post_init__(self) -> None:
         check_layers("repeat", (self.layer,))
@@ -36,6 +38,17 @@ class Repeat(Combinator):
     def children(self) -> tuple[Layer, ...]:
         """The one layer that is repeated."""
         return (self.layer,)
+
+    @classmethod
+    def around(cls, argument: str, inside: tuple[Layer, ...]) -> Layer:
+        """ "repeat:3( … )"."""
+        if not argument.isdecimal():
+            raise ValueError("repeat takes a number of times, as in repeat:3( 8 relu )")
+        return cls(one_of(inside), int(argument))
+
+    def as_word(self) -> str:
+        """How often, and its layers in brackets."""
+        return f"repeat:{self.n}( {words_of(self.layer)} )"
 
     def init(self, key: PRNGKeyArray, shape: Shape) -> tuple[Any, Shape]:
         """The parameters of the n layers, stacked: an axis l in front of each. The shape must stay."""

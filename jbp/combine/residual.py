@@ -10,6 +10,7 @@ from jbp.annotations import PRNGKeyArray
 from jbp.answers import init_answer
 from jbp.arguments import as_shape
 from jbp.combine.base import Combinator, Place, Visit, check_layers
+from jbp.combine.serial import one_of, words_of
 from jbp.inputs import check_key
 from jbp.layer import Layer, Shape
 
@@ -19,6 +20,7 @@ class Residual(Combinator):
     """y = x + f(x), so δ_x = δ + (δ through f)."""
 
     layer: Layer
+    word = "residual"
 
     def __post_init__(self) -> None:
         check_layers("residual", (self.layer,))
@@ -27,6 +29,17 @@ class Residual(Combinator):
     def children(self) -> tuple[Layer, ...]:
         """The one layer f."""
         return (self.layer,)
+
+    @classmethod
+    def around(cls, argument: str, inside: tuple[Layer, ...]) -> Layer:
+        """ "residual( … )"."""
+        if argument:
+            raise ValueError("residual takes no argument")
+        return cls(one_of(inside))
+
+    def as_word(self) -> str:
+        """Its layers in brackets."""
+        return f"residual( {words_of(self.layer)} )"
 
     def init(self, key: PRNGKeyArray, shape: Shape) -> tuple[Any, Shape]:
         """The parameters of f, whose output must have its input's shape."""

@@ -21,6 +21,7 @@ class Serial(Combinator):
     """Layers one after another."""
 
     layers: tuple[Layer, ...]
+    word = "serial"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", check_layers("serial", self.layers))
@@ -29,6 +30,17 @@ class Serial(Combinator):
     def children(self) -> tuple[Layer, ...]:
         """The layers, first to last."""
         return self.layers
+
+    @classmethod
+    def around(cls, argument: str, inside: tuple[Layer, ...]) -> Layer:
+        """ "serial( … )"."""
+        if argument:
+            raise ValueError("serial takes no argument")
+        return cls(inside)
+
+    def as_word(self) -> str:
+        """Its layers in brackets."""
+        return f"serial( {' '.join(layer.as_word() for layer in self.layers)} )"
 
     def init(self, key: PRNGKeyArray, shape: Shape) -> tuple[tuple[Any, ...], Shape]:
         """A tuple of the layers' parameters, in layer order."""
@@ -79,6 +91,17 @@ class Serial(Combinator):
         for i in reversed(range(len(self.layers))):
             coupled = visit((i,), self.layers[i], coupled)
         return coupled
+
+
+def one_of(inside: tuple[Layer, ...]) -> Layer:
+    """The layers in brackets as one: several are one after another."""
+    return inside[0] if len(inside) == 1 else Serial(inside)
+
+
+def words_of(layer: Layer) -> str:
+    """What stands in brackets for a layer, as `one_of` reads it."""
+    several = isinstance(layer, Serial) and len(layer.layers) > 1
+    return " ".join(part.as_word() for part in layer.layers) if several else layer.as_word()
 
 
 def serial(*layers: Layer) -> Serial:

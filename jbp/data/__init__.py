@@ -1,5 +1,6 @@
 """Examples to train on: built-in sets, own tables, and what is done to them first. Nothing is unpickled."""
 
+from jbp.data.augment import Augment
 from jbp.data.bounds import Bounds
 from jbp.data.builtin import load
 from jbp.data.columns import Columns
@@ -8,7 +9,17 @@ from jbp.data.preparing import Standardizer, split
 from jbp.data.sources import load_dataset
 from jbp.data.weights import balanced_weights
 
-__all__ = ["Bounds", "Columns", "Dataset", "Standardizer", "balanced_weights", "load", "load_dataset", "split"]
+__all__ = [
+    "Augment",
+    "Bounds",
+    "Columns",
+    "Dataset",
+    "Standardizer",
+    "balanced_weights",
+    "load",
+    "load_dataset",
+    "split",
+]
 
 
 def __dir__() -> list[str]:

@@ -11,10 +11,22 @@ import jax
 from jbp.annotations import Array, Float, PRNGKeyArray
 from jbp.arguments import as_bool, as_count, as_shape, leaf_shapes, needs_floats, same_shape
 from jbp.inputs import check_key
-from jbp.layer import Layer, Shape
+from jbp.layer import Layer, Shape, made
 from jbp.layers.activations import Activation
 from jbp.layers.initializers import Initializer, lecun_normal, zeros
-from jbp.layers.sliding import Padding, Sizes, as_padding, as_sizes, check_dims, geometry_of, parts_of, per_axis
+from jbp.layers.sliding import (
+    Padding,
+    Sizes,
+    as_padding,
+    as_sizes,
+    check_dims,
+    dims_of,
+    fields_in,
+    geometry_of,
+    parts_of,
+    per_axis,
+    worded,
+)
 from jbp.pairs import Geometry, Shift, Window
 
 
@@ -46,6 +58,7 @@ class Conv(Layer):
 
     uses_key = False
     piecewise_linear = True
+    word = "conv"
 
     def __post_init__(self) -> None:
         for name in ("width", "groups"):
@@ -65,6 +78,11 @@ class Conv(Layer):
     def _sizes(self) -> tuple[Any, ...]:
         padding = None if isinstance(self.padding, str) else self.padding
         return self.kernel, self.stride, self.dilation, padding
+
+    @property
+    def dims(self) -> int | None:
+        """Of how many dimensions its sizes are; None if each is one number for all."""
+        return dims_of(*self._sizes)
 
     def geometry(self, space: Shape) -> Geometry:
         """How its kernel slides over a space *s.
@@ -131,3 +149,23 @@ class Conv(Layer):
     def formulas(self) -> tuple[str, str]:
         """With or without bias."""
         return "y = x∗weight + bias" if self.use_bias else "y = x∗weight", "δ_x = δ∗weight turned round"
+
+    @classmethod
+    def from_word(cls, word: str) -> Layer | None:
+        """ "conv:WIDTH:KERNEL", then as wanted :s2 (stride), :d2 (dilation), :g4 (groups), :valid."""
+        if word.partition(":")[0] != cls.word:
+            return None
+        letters = {"s": "stride", "d": "dilation", "g": "groups"}
+        return made(word, cls, **fields_in(word, ("width", "kernel"), letters, ("same", "valid")))
+
+    def as_word(self) -> str:
+        """Width and kernel, and what is not usual."""
+        named = isinstance(self.padding, str)
+        self.refuse_unworded("width", "kernel", "stride", "dilation", "groups", *(("padding",) if named else ()))
+        options = [
+            f"{letter}{worded(value)}"
+            for letter, value in (("s", self.stride), ("d", self.dilation), ("g", self.groups))
+            if value != 1
+        ]
+        valid = ["valid"] if self.padding == "valid" else []
+        return ":".join([self.word, str(self.width), worded(self.kernel), *options, *valid])

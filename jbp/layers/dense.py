@@ -116,6 +116,7 @@ class Dense(Layer):
 
     def as_word(self) -> str:
         """The width."""
+        self.refuse_unworded("width")
         return str(self.width)
 
 

@@ -12,8 +12,18 @@ from jax import lax
 from jbp.annotations import Array, Float, Int, PRNGKeyArray
 from jbp.arguments import as_bool, as_shape, needs_floats, no_params, same_shape
 from jbp.inputs import check_key
-from jbp.layer import Layer, Shape, Static
-from jbp.layers.sliding import as_padding, as_sizes, check_dims, geometry_of, parts_of, per_axis
+from jbp.layer import Layer, Shape, Static, made
+from jbp.layers.sliding import (
+    as_padding,
+    as_sizes,
+    check_dims,
+    dims_of,
+    fields_in,
+    geometry_of,
+    parts_of,
+    per_axis,
+    worded,
+)
 from jbp.pairs import Geometry
 
 
@@ -43,6 +53,25 @@ class _Pool(Layer):
     @property
     def _sizes(self) -> tuple[Any, ...]:
         return self.window, self.stride, None if isinstance(self.padding, str) else self.padding
+
+    @property
+    def dims(self) -> int | None:
+        """Of how many dimensions its sizes are; None if each is one number for all."""
+        return dims_of(*self._sizes)
+
+    @classmethod
+    def from_word(cls, word: str) -> Layer | None:
+        """ "pool:WINDOW" or "avgpool:WINDOW", then as wanted :s2 (stride) and :same."""
+        if not cls.word or word.partition(":")[0] != cls.word:
+            return None
+        return made(word, cls, **fields_in(word, ("window",), {"s": "stride"}, ("valid", "same")))
+
+    def as_word(self) -> str:
+        """The window, and what is not usual."""
+        named = isinstance(self.padding, str)
+        self.refuse_unworded("window", "stride", *(("padding",) if named else ()))
+        stride = [] if self.stride is None else [f"s{worded(self.stride)}"]
+        return ":".join([self.word, worded(self.window), *stride, *(["same"] if self.padding == "same" else [])])
 
     def geometry(self, space: Shape) -> Geometry:
         """How its window slides over a space *s; ValueError if it is larger than the padded space."""
@@ -79,6 +108,7 @@ class MaxPool(_Pool):
     stride: int | tuple[int, ...] | None = None
     padding: str | tuple[tuple[int, int], ...] = "valid"
     piecewise_linear = True
+    word = "pool"
 
     def forward(
         self, params: Any, x: Float[Array, "*t *s c"], key: PRNGKeyArray | None
@@ -133,6 +163,7 @@ class AvgPool(_Pool):
     padding: str | tuple[tuple[int, int], ...] = "valid"
     count_padding: bool = False
     piecewise_linear = True
+    word = "avgpool"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from jbp.annotations import Array, PRNGKeyArray
 from jbp.arguments import as_shape, no_params, same_shape
 from jbp.inputs import check_key
-from jbp.layer import Layer, Shape, Static
+from jbp.layer import Layer, Shape, Static, made
 
 
 class _Rearranged(Layer):
@@ -51,6 +52,7 @@ class Reshape(_Rearranged):
     """One example in a shape of as many numbers."""
 
     shape: Shape
+    word = "reshape"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", as_shape(self.shape))
@@ -60,6 +62,20 @@ class Reshape(_Rearranged):
         if math.prod(shape) != math.prod(self.shape):
             raise ValueError(f"{self!r} holds {math.prod(self.shape)} numbers, but one example has shape {shape}")
         return self.shape
+
+    @classmethod
+    def from_word(cls, word: str) -> Layer | None:
+        """ "reshape:28x28x1"."""
+        name, _, text = word.partition(":")
+        if name != cls.word:
+            return None
+        if not re.fullmatch(r"\d+(x\d+)*", text):
+            raise ValueError(f"net: reshape needs a shape, as in reshape:28x28x1, got {word!r}")
+        return made(word, cls, tuple(map(int, text.split("x"))))
+
+    def as_word(self) -> str:
+        """The shape."""
+        return f"{self.word}:{'x'.join(map(str, self.shape))}"
 
 
 @dataclass(frozen=True, repr=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
+import re
 from typing import Any
 
 from jbp.arguments import as_count
@@ -57,6 +58,11 @@ def check_dims(layer: Layer, *values: Any) -> None:
         raise ValueError(f"{layer!r} is given {sorted(lengths)} dimensions: all of its sizes must have as many")
 
 
+def dims_of(*values: Any) -> int | None:
+    """Of how many dimensions sizes are; None if each is one number for all."""
+    return next((len(value) for value in values if isinstance(value, tuple)), None)
+
+
 def parts_of(layer: Layer, shape: Shape, *values: Any) -> tuple[Shape, Shape, int]:
     """Images, space and channels of an input's shape: what is given for each dimension says how many are space, and
     axes in front are then images of their own; with one number for all, every axis but the last is space.
@@ -64,7 +70,7 @@ def parts_of(layer: Layer, shape: Shape, *values: Any) -> tuple[Shape, Shape, in
     Raises:
         ValueError: if the input has not as many axes.
     """
-    given = next((len(value) for value in values if isinstance(value, tuple)), None)
+    given = dims_of(*values)
     dims = len(shape) - 1 if given is None else given
     if len(shape) <= dims or not 1 <= dims <= 3:
         axes = "1 to 3 axes of space" if given is None else f"{given} {'axis' if given == 1 else 'axes'} of space"
@@ -100,3 +106,49 @@ def geometry_of(
         padded = tuple(s + low + high for s, (low, high) in zip(space, sides, strict=True))
         raise ValueError(f"{layer!r} needs a space of at least {geometry.span}, but has {padded} with its padding")
     return geometry
+
+
+# ── In a line of text ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def worded(value: Sizes) -> str:
+    """Sizes in a word: 3, 3x5, and 3x for one in a tuple."""
+    if not isinstance(value, tuple):
+        return str(value)
+    return f"{value[0]}x" if len(value) == 1 else "x".join(map(str, value))
+
+
+def sizes_in(text: str) -> Sizes | None:
+    """What `worded` wrote; None if it is no such text."""
+    if not re.fullmatch(r"\d+|\d+x|\d+(x\d+){1,2}", text):
+        return None
+    sizes = tuple(int(part) for part in text.split("x") if part)
+    return sizes if "x" in text else sizes[0]
+
+
+def fields_in(word: str, needed: tuple[str, ...], letters: dict[str, str], paddings: tuple[str, ...]) -> dict[str, Any]:
+    """The fields of a layer in a word such as conv:32:5:s2:valid: after its name the sizes of those `needed`, then in
+    any order sizes behind one of the `letters`, {letter: field}, and a padding.
+
+    Raises:
+        ValueError: saying which part cannot be read, and what could be.
+    """
+    name, *parts = word.split(":")
+    found: dict[str, Any] = {}
+    form, usual = ":".join((name, *map(str.upper, needed))), ("32", "5")[-len(needed) :]
+    for field in needed:
+        text = parts.pop(0) if parts else ""
+        found[field] = sizes_in(text)
+        if found[field] is None:
+            raise ValueError(
+                f"net: {name} needs {form}, a size being 3 or 3x5, got {word!r}, as in {name}:{':'.join(usual)}"
+            )
+    for part in parts:
+        field = "padding" if part in paddings else letters.get(part[:1], "")
+        value = part if field == "padding" else sizes_in(part[1:])
+        if not field or value is None or field in found:
+            known = [*(f"{letter}2 ({field})" for letter, field in letters.items()), *paddings]
+            what = "is one too many" if field in found else "cannot be read"
+            raise ValueError(f"net: {part!r} in {word!r} {what}: behind {form} there may be {', '.join(known)}")
+        found[field] = value
+    return found

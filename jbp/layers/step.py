@@ -10,7 +10,6 @@ from jax import lax
 
 from jbp.annotations import Array
 from jbp.arguments import as_number
-from jbp.layer import Layer
 from jbp.layers.activations import Activation
 
 Surrogate = Literal["straight_through", "boxcar", "triangle", "sigmoid", "fast_sigmoid"]
@@ -86,16 +85,6 @@ class Step(Activation):
         if self.surrogate == "straight_through":
             return y, "δ_x = δ, straight through"
         return y, f"δ_x = ψ(x)∘δ, ψ the surrogate {self.surrogate} of sharpness {self.sharpness:g}"
-
-    @classmethod
-    def from_word(cls, word: str) -> Layer | None:
-        """ "step", "step:SURROGATE" or "step:SURROGATE:SHARPNESS"."""
-        try:
-            return super().from_word(word)
-        except ValueError as error:
-            if str(error).startswith("net: "):
-                raise
-            raise ValueError(f"net: cannot read {word!r}: {error}") from None
 
     def __repr__(self) -> str:
         """The call that makes this layer."""
