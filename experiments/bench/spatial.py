@@ -55,7 +55,7 @@ class Spatial(NamedTuple):
         return lambda params, x, y: step(params, x, y)
 
 
-def convolved(x: Any, p: Any, stride: int = 1, padding: str = "SAME", groups: int = 1) -> Any:
+def convolved(x: Any, p: Any, stride: int = 1, padding: Any = "SAME", groups: int = 1) -> Any:
     """x ∗ W + b, channels last."""
     d = x.ndim - 2
     space = "DHW"[3 - d :]
@@ -141,8 +141,11 @@ def resnet20(batch: int = 64, norm: Norm = "group", widths: tuple[int, ...] = (1
     bias = norm == "none"
     scale = {"weight_init": jbp.initializers.Normal(0.02)} if norm == "none" else {}
 
+    def around(size: int) -> tuple[tuple[int, int], ...]:
+        return ((size // 2, size // 2),) * 2  # as PyTorch's ResNets; "same" has (0, 1) where the stride is 2
+
     def conv(width: int, size: int = 3, stride: int = 1, **more: Any) -> tuple[Any, ...]:
-        return jbp.Conv(width, (size, size), stride, use_bias=bias, **more), *normed(norm, width)[0]
+        return jbp.Conv(width, (size, size), stride, around(size), use_bias=bias, **more), *normed(norm, width)[0]
 
     def block(width: int, stride: int) -> Any:
         inner = jbp.serial(*conv(width, stride=stride), jbp.relu, *conv(width, **scale))
@@ -154,7 +157,7 @@ def resnet20(batch: int = 64, norm: Norm = "group", widths: tuple[int, ...] = (1
     each = 1 + bool(normed(norm, widths[0])[0])
 
     def apply(x: Any, params: Any, width: int, stride: int = 1) -> Any:
-        x = convolved(x, params[0], stride)
+        x = convolved(x, params[0], stride, around(len(params[0]["weight"])))
         return normed(norm, width)[1](x, params[1]) if each == 2 else x
 
     def logits(params: Any, x: Any) -> Any:
