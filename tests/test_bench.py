@@ -128,6 +128,34 @@ def test_contenders_that_do_not_compute_the_same_are_refused(harness):
         harness.same(1.0, 1.01, "a net")
 
 
+def test_the_script_for_an_accelerator_keeps_every_row_and_says_what_failed(
+    tmp_path, monkeypatch, capsys, suite, harness
+):
+    accelerator = importlib.import_module("accelerator")
+    parts = [name for name, _ in accelerator.parts(False, accelerator.Torch())]
+    assert len(set(parts)) == len(parts) > 20
+    out = tmp_path / "found.json"
+
+    def measured(value: float, target: float | None = None) -> Any:
+        return lambda: harness.Row("right: a", (harness.counted("gradient", value, target),))
+
+    def breaks() -> Any:
+        assert [row["name"] for row in json.loads(out.read_text())["rows"]] == ["right: a"]
+        raise RuntimeError("of the device")
+
+    monkeypatch.setattr(accelerator, "parts", lambda quick, torch: [("right: a", measured(0.0)), ("step: b", breaks)])
+    assert accelerator.main(["--quick", "--out", str(out)]) == 1
+    found = json.loads(out.read_text())
+    assert found["failed"] == ["step: b"]
+    assert harness.from_json(found["rows"])[1]["jbp, ms"].note == "failed: RuntimeError"
+    assert "failed: step: b" in capsys.readouterr().out
+    monkeypatch.setattr(accelerator, "parts", lambda quick, torch: [("right: a", measured(1.0, 0.5))])
+    assert accelerator.main(["--quick"]) == 1, "a wrong gradient"
+    assert accelerator.main(["--quick", "--minutes", "-1", "--out", str(out)]) == 0
+    (row,) = harness.from_json(json.loads(out.read_text())["rows"])
+    assert row["jbp, ms"].note == "no time was left"
+
+
 def test_the_command(tmp_path, monkeypatch, capsys, suite, harness, as_users_run_it):
     step = sys.modules["step"]
     row = step.measure(step.STEPS[0](), 1)

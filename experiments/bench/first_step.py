@@ -19,13 +19,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 from harness import Row, Size, timed
 from models import STEPS, Case, mlp, stack
+from spatial import Spatial
 
 TITLE = "Time to the first step, jbp over autodiff"
 STAGES = ("trace", "lower", "compile")
 
 
-def stages(case: Case, rounds: int) -> dict[str, dict[str, np.ndarray]]:
-    """Seconds of each stage in each round, in turn."""
+def stages(case: Case | Spatial, rounds: int, compiles: bool = True) -> dict[str, dict[str, np.ndarray]]:
+    """Seconds of each stage in each round, in turn; without the last one, which takes the longest, if not asked for."""
     args = case.arguments()
     ways: dict[str, Any] = {"jbp": case.ours(), "autodiff": jax.value_and_grad(case.plain)}
     seconds: dict[str, dict[str, list[float]]] = {way: {stage: [] for stage in STAGES} for way in ways}
@@ -38,7 +39,8 @@ def stages(case: Case, rounds: int) -> dict[str, dict[str, np.ndarray]]:
             middle = time.perf_counter()
             lowered = traced.lower()
             later = time.perf_counter()
-            lowered.compile()
+            if compiles:
+                lowered.compile()
             for stage, took in zip(STAGES, (middle - began, later - middle, time.perf_counter() - later), strict=True):
                 if i:
                     seconds[way][stage].append(took)

@@ -38,7 +38,7 @@ from rich.console import Console  # noqa: E402
 from rich.markdown import Markdown  # noqa: E402
 
 mpl.use("agg")
-SECTIONS = ("step", "first_step", "memory", "per_example", "training", "limit", "growth", "profile_step")
+SECTIONS = ("step", "first_step", "memory", "per_example", "training", "limit", "growth", "profile_step", "conv")
 MORE_IN_FULL = ("per_example", "training")
 """Sections that measure more with --full, into a file of their own: a later run without it leaves that alone."""
 PAGE = harness.HERE / "README.md"

@@ -11,7 +11,7 @@ from typing import ClassVar
 from jbp.arguments import check_choice
 from jbp.cli.parser import Command, Failed, argument, option
 
-SECTIONS = ("step", "first_step", "memory", "per_example", "training", "limit", "growth", "profile_step")
+SECTIONS = ("step", "first_step", "memory", "per_example", "training", "limit", "growth", "profile_step", "conv")
 
 
 @dataclass(frozen=True)
