@@ -14,7 +14,7 @@ from jbp.annotations import Array, Bool, Float, PRNGKeyArray
 from jbp.arguments import as_number, as_shape, at_least_float32, leaf_shapes, needs_floats, same_shape
 from jbp.inputs import check_key
 from jbp.layer import Layer, Shape
-from jbp.pairs import Constant, Scale, Shift, Weights, as_floats, as_shares
+from jbp.pairs import Constant, Scale, Shift, Weights, as_floats, as_shares, widened
 
 Params = dict[str, Array]
 
@@ -22,8 +22,8 @@ Params = dict[str, Array]
 class _Saved(NamedTuple):
     """What backward needs."""
 
-    seen: Float[Array, "n *s c"]
-    """x̂."""
+    h: Float[Array, "n *s c"]
+    """x − μ, in at least float32."""
     inverse: Float[Array, " c"]
     """1/σ."""
     p: Array | tuple[()] | None
@@ -117,27 +117,25 @@ class BatchNorm(Layer):
         else:
             h, var = h - _along(moments["mean"].astype(wide), h), moments["var"].astype(wide)
         inverse = lax.rsqrt(var + jnp.asarray(self.epsilon, wide))
-        seen = (h * _along(inverse, h)).astype(x.dtype)
-        y = seen * _along(params["scale"], seen)
-        return y + _along(params["bias"], y), _Saved(seen, inverse, p, moments)
+        y = h * _along(inverse * params["scale"].astype(wide), h) + _along(params["bias"].astype(wide), h)
+        return y.astype(x.dtype), _Saved(h, inverse, p, moments)
 
     def backward(
         self, params: Any, saved: _Saved, delta: Float[Array, "n *s c"]
     ) -> tuple[Float[Array, "n *s c"], dict[str, Any]]:
         """δ_x; the pairs (x̂, δ) and (δ), and of the running moments what they are after the pass."""
-        seen, inverse, p, moments = saved
-        same_shape(self, delta, seen.shape)
-        n, c = len(seen), seen.shape[-1]
-        rows, deltas = (a.reshape(n, -1, c) for a in (seen, delta))
-        pairs = {"scale": Scale(rows, deltas, (c,)), "bias": Shift(deltas, (c,))}
+        h, inverse, p, moments = saved
+        same_shape(self, delta, h.shape)
+        n, c, along = len(h), h.shape[-1], inverse * params["scale"].astype(inverse.dtype)
+        rows, deltas = ((h * _along(inverse, h)).astype(delta.dtype).reshape(n, -1, c), delta.reshape(n, -1, c))
+        pairs: dict[str, Any] = {"scale": Scale(rows, deltas, (c,)), "bias": Shift(deltas, (c,))}
+        back = delta.astype(h.dtype)
+        if p is not None:  # the sums are the gradients: said in the same words, XLA makes them once
+            scale, bias = (widened(pairs[name]).total() for name in ("scale", "bias"))
+            share = jnp.asarray(c / h.size, h.dtype)[(None,) * h.ndim] if isinstance(p, tuple) else p
+            back = back - share * (_along(bias, h) + h * _along(inverse * scale, h))
         pairs |= {name: Constant.of_batch(value.astype(params[name].dtype), n) for name, value in moments.items()}
-        wide = inverse.dtype
-        d, hat = delta.astype(wide), seen.astype(wide)
-        back = d
-        if p is not None:
-            sums = _along(_sum(d), d) + hat * _along(_sum(hat * d), d)
-            back = d - (sums / (d.size // c) if isinstance(p, tuple) else p * sums)
-        return (back * _along(params["scale"].astype(wide) * inverse, d)).astype(delta.dtype), pairs
+        return (back * _along(along, back)).astype(delta.dtype), pairs
 
     def formulas(self) -> tuple[str, str]:
         """In evaluation."""
