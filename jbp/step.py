@@ -90,6 +90,12 @@ class Problem:
                 f"a problem is the key of compiled programs, so all in it must be hashable: {error}"
             ) from error
 
+    @property
+    def additive(self) -> bool:
+        """Whether a batch may be cut and its parts' sums added up, which whoever cuts one asks: the method's sums do,
+        and no layer couples in training examples that would then lie in different parts."""
+        return self.method.additive and not self.net.couples_batch
+
     def seen(self, example: Any) -> Any:
         """What the net sees of an example of this shape and dtype, once it is transformed for evaluation."""
         how = self.transform
@@ -164,7 +170,8 @@ class Method:
     accounted: ClassVar[bool] = False
     """Whether it rests on how batches are drawn and counted, which `fit` then sees to: private training."""
     additive: ClassVar[bool] = True
-    """Whether the sums of the parts of a batch add up to those of the whole."""
+    """Whether the sums of the parts of a batch add up to those of the whole, on a net that couples no examples
+    (`Problem.additive`)."""
 
     def init(self, key: Array, problem: Problem, params: Any, example: Any) -> Any:
         """What the method carries from step to step, a pytree; `example` is the shape and dtype of one x.

@@ -43,7 +43,7 @@ class BatchNorm(Layer):
     optimiser's update, unless `trainable` freezes them.
 
         forward   x̂ = (x − μ)/σ;  y = scale∘x̂ + bias
-        backward  δ_x = scale/σ∘(δ − p(Σδ + x̂ Σ(x̂∘δ))), sums over all values of a channel; in evaluation scale/σ∘δ
+        backward  δ_x = scale/σ∘(δ − p∘(Σδ + x̂ Σ(x̂∘δ))), sums over all values of a channel; in evaluation scale/σ∘δ
         gradient  ∂e/∂scale = Σ x̂∘δ,  ∂e/∂bias = Σ δ
 
     p is what a value counts: 1/N of N values, and with example weights (or a mask of positions) wₙ/Σw, so that a row
@@ -129,13 +129,19 @@ class BatchNorm(Layer):
         n, c, along = len(h), h.shape[-1], inverse * params["scale"].astype(inverse.dtype)
         rows, deltas = ((h * _along(inverse, h)).astype(delta.dtype).reshape(n, -1, c), delta.reshape(n, -1, c))
         pairs: dict[str, Any] = {"scale": Scale(rows, deltas, (c,)), "bias": Shift(deltas, (c,))}
-        back = delta.astype(h.dtype)
-        if p is not None:  # the sums are the gradients: said in the same words, XLA makes them once
-            scale, bias = (widened(pairs[name]).total() for name in ("scale", "bias"))
-            share = jnp.asarray(c / h.size, h.dtype)[(None,) * h.ndim] if isinstance(p, tuple) else p
-            back = back - share * (_along(bias, h) + h * _along(inverse * scale, h))
+        back = delta.astype(h.dtype) * _along(along, h)
+        if p is not None:
+            # ∂e/∂scale in the pair's own words, which XLA computes once; and the mean of what is left really taken away,
+            # though it is Σδ times what is known: a δ_x in one expression is computed anew for each that reads it.
+            pull = inverse * along * widened(pairs["scale"]).total()
+            if isinstance(p, tuple):
+                back = back - h * _along(pull / jnp.asarray(h.size // c, h.dtype), h)
+                back = back - _along(_mean(back, p), h)
+            else:
+                back = back - p * h * _along(pull, h)
+                back = back - p * _along(_sum(back), h)
         pairs |= {name: Constant.of_batch(value.astype(params[name].dtype), n) for name, value in moments.items()}
-        return (back * _along(along, back)).astype(delta.dtype), pairs
+        return back.astype(delta.dtype), pairs
 
     def formulas(self) -> tuple[str, str]:
         """In evaluation."""
