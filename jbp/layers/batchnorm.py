@@ -131,8 +131,8 @@ class BatchNorm(Layer):
         pairs: dict[str, Any] = {"scale": Scale(rows, deltas, (c,)), "bias": Shift(deltas, (c,))}
         back = delta.astype(h.dtype) * _along(along, h)
         if p is not None:
-            # ∂e/∂scale in the pair's own words, which XLA computes once; and the mean of what is left really taken away,
-            # though it is Σδ times what is known: a δ_x in one expression is computed anew for each that reads it.
+            # ∂e/∂scale in the pair's own words, which XLA makes once; then the mean of what is left really taken
+            # away, though it is known: a δ_x that is one expression is computed anew for each that reads it.
             pull = inverse * along * widened(pairs["scale"]).total()
             if isinstance(p, tuple):
                 back = back - h * _along(pull / jnp.asarray(h.size // c, h.dtype), h)
