@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,24 +40,28 @@ NARROW = 8
 class Route(NamedTuple):
     """How the gradients of the examples are read, and how many examples at a time."""
 
-    gram: bool
+    way: Literal["once", "gram", "formed"]
     together: int
 
     def __str__(self) -> str:
         """In words."""
-        if self.gram:
-            return f"pixel Gram matrices, {_examples(self.together)} at a time"
-        return f"{_examples(self.together)} at a time"
+        if self.way == "once":
+            return "‖h‖²‖δ‖²"
+        count = "one example" if self.together == 1 else f"{self.together} examples"
+        return f"{'pixel Gram matrices, ' if self.way == 'gram' else ''}{count} at a time"
 
 
 def route(pair: Window) -> Route:
-    """The cheaper way to ‖gₙ‖², by multiply-adds of one example, of which a number of a shifted matrix takes `SHIFT`.
+    """The cheaper way to ‖gₙ‖², by multiply-adds of one example, of which a number of a shifted matrix takes `SHIFT`;
+    of a kernel that stands in one place, as for an `Outer` used once.
 
     Measured on 40 kinds of layers: `experiments/results/window_routes.json`.
     """
     found = costs(pair)
+    if pair.uses == 1:
+        return Route("once", pair.batch)
     if found["shares"] + SHIFT * found["shifts"] <= found["products"]:
-        return Route(True, _together(pair, found["matrices"]))
+        return Route("gram", _together(pair, found["matrices"]))
     return forming(pair)
 
 
@@ -80,25 +84,26 @@ def costs(pair: Window) -> dict[str, int]:
 
 def forming(pair: Window) -> Route:
     """How the gradients themselves are made."""
-    return Route(False, _together(pair, costs(pair)["unfolded"]))
+    return Route("formed", _together(pair, costs(pair)["unfolded"]))
 
 
 def few_numbers(pair: Window) -> bool:
     """Whether the clipped sum is made of gradients that are formed for the norms and kept: always less work than norms
     and then a total, but N·K·i·o numbers."""
-    return math.prod(pair.shape) <= KEPT * _held(pair)
+    return pair.uses > 1 and math.prod(pair.shape) <= KEPT * _held(pair)
 
 
 def square_and_hidden(pair: Window) -> tuple[Float[Array, " n"], float]:
     """‖gₙ‖² by the cheaper way, and the share of S² that rounding may hide (see `jbp.stats.norms`)."""
-    gram, together = route(pair)
-    if not gram:
+    way, together = route(pair)
+    if way == "once":
+        return jnp.square(pair.reach()), 0.0
+    if way == "formed":
         return _in_parts(_square_formed, pair, together), 0.0
     # ⟨wᵤ, wᵥ⟩ is a sum of i/g·K products, and of such the norm is added up over u, v and the groups.
     k, g, (i, o) = math.prod(pair.geometry.kernel), pair.geometry.groups, pair.shape[-2:]
-    return _in_parts(_square_gram, pair, together), (i + k + o + 2 * pair.uses + g) * float(
-        jnp.finfo(pair.dtype).eps
-    ) / 2
+    hidden = (i + k + o + 2 * pair.uses + g) * float(jnp.finfo(pair.dtype).eps) / 2
+    return _in_parts(_square_gram, pair, together), hidden
 
 
 def formed(pair: Window) -> Float[Array, "n *k i o"]:
@@ -212,6 +217,3 @@ def _in_parts(function: Callable[[Window], Array], pair: Window, together: int) 
     found = lax.map(function, parts)
     return found.reshape(n, *found.shape[2:])
 
-
-def _examples(count: int) -> str:
-    return "one example" if count == 1 else f"{count} examples"
