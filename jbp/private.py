@@ -46,6 +46,7 @@ from jbp.meshes import as_is, placed, rows
 from jbp.pairs import Pair, Weights, is_pair, silence, weigh, widened
 from jbp.stats.clip import clip_factor
 from jbp.stats.norms import network_norms, squared_bounds
+from jbp.stats.per_example import for_clipping
 from jbp.step import Batch, Method, Problem, State, Sums, measured, moved, optimised
 
 SHARE = 0.999
@@ -124,7 +125,7 @@ def _clipped(
     output, saved = forward(net, params, x, key, mask=mask, rows=rows)
     targets = (output, y, *mask_at(net, output, mask))
     delta = lax.optimization_barrier(jax.vmap(delta_of(loss))(*targets))
-    _, found = backward(net, params, saved, delta, squared_bounds if how.lean else widened)
+    _, found = backward(net, params, saved, delta, squared_bounds if how.lean else _to_clip)
     norms = network_norms(trainable(found if how.lean else squared_bounds(found)))
     scale = weigh(weights, clip_factor(norms, how.max_norm, how.automatic))
     sound = jnp.isfinite(norms)
@@ -453,6 +454,11 @@ def _check_uncoupled(net: Layer, training: bool) -> None:
             f"the layer{'s' if rest else ''} {layers} the examples of a batch, so one example moves the gradients of "
             "the others and clipping bounds nothing: normalise each by itself, with GroupNorm or LayerNorm"
         )
+
+
+def _to_clip(pairs: Any) -> Any:
+    """The sink that keeps what norms and sum are both made of."""
+    return jax.tree.map(lambda pair: for_clipping(widened(pair)), pairs, is_leaf=is_pair)
 
 
 def _silenced(pair: Pair, sound: Array) -> Pair:

@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 import jax
+import numpy as np
 from jax._src.interpreters.partial_eval import dce_jaxpr
 
 
@@ -27,14 +28,28 @@ def _count(jaxpr: Any) -> int:
             size = math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
             total += 2 * size * math.prod(eqn.outvars[0].aval.shape)
         elif name == "conv_general_dilated":
-            spec, kernel = eqn.params["dimension_numbers"], eqn.invars[1].aval.shape
-            total += 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel) // kernel[spec.rhs_spec[0]]
+            total += 2 * _convolved(eqn)
         elif name == "scan":
             total += eqn.params["length"] * sum(map(_count, inner))
         elif name == "while" and any(map(_count, inner)):
             raise NotImplementedError("a while loop whose number of rounds is not known holds matrix products")
         else:
             total += max(map(_count, inner), default=0) if name == "cond" else sum(map(_count, inner))
+    return total
+
+
+def _convolved(eqn: Any) -> int:
+    """Multiply-adds of a convolution, as XLA counts them: where a kernel meets padding, or a hole between numbers that
+    are spread, there is none."""
+    spec, p = eqn.params["dimension_numbers"], eqn.params
+    image, kernel = (v.aval.shape for v in eqn.invars)
+    out = eqn.outvars[0].aval.shape
+    total = out[spec.out_spec[0]] * out[spec.out_spec[1]] * kernel[spec.rhs_spec[1]]
+    for j, axes in enumerate(zip(spec.lhs_spec[2:], spec.rhs_spec[2:], spec.out_spec[2:], strict=True)):
+        s, k, u = (shape[axis] for shape, axis in zip((image, kernel, out), axes, strict=True))
+        spread = p["lhs_dilation"][j]
+        at = np.arange(u)[:, None] * p["window_strides"][j] + np.arange(k) * p["rhs_dilation"][j] - p["padding"][j][0]
+        total *= int(((at >= 0) & (at <= (s - 1) * spread) & (at % spread == 0)).sum())
     return total
 
 

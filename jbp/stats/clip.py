@@ -14,7 +14,8 @@ from jbp.arguments import check_max_norm
 from jbp.meshes import placed, rows_of_pairs, whole
 from jbp.pairs import Pair, Pairs, Weights, is_pair, weigh
 from jbp.stats.norms import group_norms, most
-from jbp.stats.trees import Per, groups_of, leaves
+from jbp.stats.per_example import for_clipping
+from jbp.stats.trees import Per, groups_of, leaves, map_pairs
 
 MaxNorm = float | Array | Mapping[str, float]
 
@@ -85,11 +86,11 @@ def clipped(
     Raises:
         ValueError, NotImplementedError: as `clip_weights`.
     """
-    found = leaves(pairs, weights)
-    c: Any = clip_weights(pairs, max_norm, per, automatic, gamma)
+    read = map_pairs(for_clipping, pairs, weights)
+    c: Any = clip_weights(read, max_norm, per, automatic, gamma)
     factors = {"network": c} if per == "network" else c
     owner = {path: name for name, members in groups_of(pairs, per).items() for path in members}
-    totals = [pair.total(weigh(weights, factors[owner[path]])) for path, pair in found.items()]
+    totals = [pair.total(weigh(weights, factors[owner[path]])) for path, pair in leaves(read).items()]
     return jax.tree.unflatten(jax.tree.structure(pairs, is_leaf=is_pair), totals)
 
 

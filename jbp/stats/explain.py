@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jbp.pairs import Outer, Pair, Pairs, Scale, Shift, Stack, Sum
+from jbp.pairs import Outer, Pair, Pairs, Scale, Shift, Stack, Sum, Window
+from jbp.stats import windows
 from jbp.stats._rows import in_rows
 from jbp.stats.moments import squares
 from jbp.stats.norms import by_gram, normed
+from jbp.stats.per_example import keeps
 from jbp.stats.trees import checked_leaves
 
 
@@ -22,6 +24,8 @@ class Explanation(NamedTuple):
     """The pair's class and sizes, such as `Stack[16](Outer t=1 i=512 o=512)`."""
     norms: str
     second_moment: str
+    clipped: str
+    """What the clipped sum is made of."""
 
 
 def explain(pairs: Pairs | Pair) -> tuple[Explanation, ...]:
@@ -31,7 +35,18 @@ def explain(pairs: Pairs | Pair) -> tuple[Explanation, ...]:
         ValueError: if these are not the pairs of one backward pass.
         NotImplementedError: below a layer that couples examples, where there is none.
     """
-    return tuple(Explanation(path, *told(pair)) for path, pair in checked_leaves(pairs).items())
+    return tuple(Explanation(path, *told(pair), summed(pair)) for path, pair in checked_leaves(pairs).items())
+
+
+def summed(pair: Pair) -> str:
+    """How the clipped sum is made."""
+    if isinstance(pair, Stack):
+        return summed(pair.one)
+    return (
+        f"gradients, formed {windows.forming(pair)}"
+        if isinstance(pair, Window) and keeps(pair)
+        else "norms, then a total"
+    )
 
 
 @singledispatch
@@ -67,6 +82,20 @@ def _(pair: Any) -> tuple[str, str, str]:
     product = "Σδ" if isinstance(pair, Shift) else "Σh∘δ"
     shown = f"{type(pair).__name__} t={pair.uses} o={pair.delta.shape[-1]}"
     return shown, f"‖{product}‖²", f"({product})²"
+
+
+@told.register
+def _(pair: Window) -> tuple[str, str, str]:
+    geometry = pair.geometry
+    sizes = {
+        "kernel": geometry.kernel, "stride": geometry.stride, "dilation": geometry.dilation,
+        "on": pair.h.shape[2:-1],
+    }  # fmt: skip
+    shown = [f"t={pair.h.shape[1]}"] + [
+        f"{name}={'×'.join(map(str, size))}" for name, size in sizes.items() if {*size} != {1}
+    ]
+    shown += [f"groups={geometry.groups}"] * (geometry.groups > 1) + [f"i={pair.h.shape[-1]} o={pair.shape[-1]}"]
+    return f"Window {' '.join(shown)}", str(windows.route(pair)), "one example at a time"
 
 
 @told.register

@@ -22,7 +22,8 @@ from jax import lax
 
 from jbp.annotations import Array, Float
 from jbp.meshes import placed, rows_of_pairs, rows_somewhere
-from jbp.pairs import Outer, Pair, Pairs, Scale, Shift, Sum, is_pair
+from jbp.pairs import Outer, Pair, Pairs, Scale, Shift, Sum, Window, is_pair
+from jbp.stats import windows
 from jbp.stats._rows import in_rows
 from jbp.stats.per_example import each
 from jbp.stats.trees import Groups, Per, groups_of, leaves, map_pairs, over_stacks
@@ -145,6 +146,12 @@ def _(pair: Shift) -> tuple[Array, float]:
 @normed.register
 def _(pair: Scale) -> tuple[Array, float]:
     return jnp.square((pair.h * pair.delta).sum(1)).sum(1), 0.0
+
+
+@normed.register
+def _(pair: Window) -> tuple[Array, float]:
+    with jax.default_matmul_precision("highest"):
+        return windows.square_and_hidden(pair)
 
 
 @normed.register

@@ -5,11 +5,13 @@ from __future__ import annotations
 from functools import reduce, singledispatch
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from jbp.annotations import Array
 from jbp.meshes import placed, rows_of_pairs
-from jbp.pairs import Outer, Pair, Pairs, Scale, Shift, Sum
+from jbp.pairs import Outer, Pair, Pairs, Scale, Shift, Sum, Window
+from jbp.stats import windows
 from jbp.stats._rows import in_rows
 from jbp.stats.trees import map_pairs
 
@@ -49,5 +51,31 @@ def _(pair: Scale) -> Array:
 
 
 @each.register
+def _(pair: Window) -> Array:
+    return windows.formed(pair)
+
+
+@each.register
 def _(pair: Sum) -> Array:
     return reduce(jnp.add, map(each, pair.pairs))
+
+
+@singledispatch
+def keeps(pair: Pair) -> bool:
+    """Whether the clipped sum forms the gradients of the examples and keeps them, for their norms and for the sum: of a
+    pair that is no stack, of which norms without them would take nearly as much."""
+    return False
+
+
+@keeps.register
+def _(pair: Window) -> bool:
+    return windows.few_numbers(pair)
+
+
+def for_clipping(pair: Pair) -> Pair:
+    """What norms and the clipped sum both read: the pair, or the gradients of its examples, in the pair of a parameter
+    that is added. Then what is scaled to a norm of C is the very number that was measured; no rounding comes between.
+    """
+    with jax.default_matmul_precision("highest"):
+        g = pair.over_stack(lambda one: each(one) if keeps(one) else None, axis=1)
+    return pair if g is None else Shift(g.reshape(pair.batch, 1, -1), g.shape[1:])
