@@ -292,7 +292,7 @@ COSTS = {
     "Kronecker factors": (stats.kronecker, 4.3, 1.4),
     "Kronecker factors, reduced": (lambda pairs: stats.kronecker(pairs, "reduce"), 0.66, 0.8),
 }
-"""In plain gradients: products, and bytes of temporaries. The Gram matrix is of gradients that are all there at once."""
+"""In plain gradients: products, and bytes of temporaries. Of the Gram matrix all gradients are there at once."""
 
 
 @pytest.mark.parametrize("name", COSTS)

@@ -41,8 +41,8 @@ def kronecker(pairs: Pairs | Pair, sharing: Sharing = "expand", weights: Weights
     A weight used once in an example: A = 1/N Σₙ h hᵀ, G = 1/N Σₙ δ δᵀ. Used T times: "expand" takes each use for an
     example of its own, A = 1/(NT) Σₙₜ h hᵀ, G = 1/N Σₙₜ δ δᵀ; "reduce" takes the uses together, with the mean of h
     over t and the sum of δ. A parameter that is added has A = [[1]]; a gain has it too, with h∘δ in the place of δ. One
-    whose uses differ in kind (a kernel's on images of two sizes too) has a tuple, the `Factors` of each kind's uses: there are no cross terms between kinds, as
-    between uses under "expand", and Σ A ⊗ G is the curvature.
+    whose uses differ in kind (a kernel's on images of two sizes too) has a tuple, the `Factors` of each kind's uses:
+    there are no cross terms between kinds, as between uses under "expand", and Σ A ⊗ G is the curvature.
 
     Of a kernel h is what it sees, padding too, at each of its T sites in all images of the example, and i = k·i/groups.
     With groups A and G have an axis g in front: the curvature is then block-diagonal, A[g] ⊗ G[g] for the part of each
