@@ -22,21 +22,29 @@ def merge(*pairs: Pair) -> Pair:
     Raises:
         ValueError: if the uses do not have one shape.
     """
+    return _merged(pairs, 0)
+
+
+def _merged(pairs: tuple[Pair, ...], stacks: int) -> Pair:
+    """Their merge, where the pairs are inside so many stacks, whose axes l their arrays have in front."""
     coupled = [pair for pair in pairs if isinstance(pair, Coupled)]
     if coupled:
-        return Coupled(merge(*(p.pair if isinstance(p, Coupled) else p for p in pairs)), coupled[0].path)
-    stacks = [pair.pair for pair in pairs if isinstance(pair, Stack)]
-    if len(stacks) == len(pairs):
-        return Stack(merge(*stacks))
+        inside = tuple(pair.pair if isinstance(pair, Coupled) else pair for pair in pairs)
+        return Coupled(_merged(inside, stacks), coupled[0].path)
+    inside = tuple(pair.pair for pair in pairs if isinstance(pair, Stack))
+    if len(inside) == len(pairs):
+        return Stack(_merged(inside, stacks + 1))
     found = folded(pairs)
-    shapes = {_shape(pair) for pair in found}
+    shapes = {_shape(pair, stacks) for pair in found}
     if len(shapes) != 1:
         raise ValueError(f"the uses of one parameter must have one shape, but have {sorted(shapes)}")
     return found[0] if len(found) == 1 else Sum(tuple(found))
 
 
-def _shape(pair: Pair) -> str:
-    """The shape of what a pair contracts to, and in words whether that is of a stack."""
+def _shape(pair: Pair, stacks: int) -> str:
+    """The shape of what a pair in so many stacks contracts to, and in words whether that is of a stack."""
+    for _ in range(stacks):
+        pair = Stack(pair)
     total = jax.eval_shape(lambda pair: pair.total(), pair).shape
     return f"{total} of a stack" if isinstance(pair, Stack) else str(total)
 

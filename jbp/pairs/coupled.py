@@ -69,6 +69,11 @@ class Coupled(Pair):
         """As it would be without the layer that couples."""
         return self.pair.transports
 
+    @property
+    def in_turn(self) -> bool:
+        """As it would be without the layer that couples."""
+        return self.pair.in_turn
+
     def over_stack(self, function: Callable[..., Any], *others: Any, axis: int | None = 0) -> Any:
         """`function` of this pair, or of the coupled pair of each layer if it is of a stack."""
         return self.pair.over_stack(lambda pair, *rest: function(Coupled(pair, self.path), *rest), *others, axis=axis)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+from jax import lax
 from jax.tree_util import register_dataclass
 
 from jbp.annotations import Array, Float
@@ -49,7 +50,11 @@ class Stack(Pair):
 
     def total(self, weights: Weights = None) -> Array:
         """Σₙ wₙ gₙ for each layer of the stack: [l, *shape]."""
-        return jax.vmap(lambda pair: pair.total(weights))(self.pair)
+
+        def one(pair: Pair) -> Array:
+            return pair.total(weights)
+
+        return lax.map(one, self.pair) if self.in_turn else jax.vmap(one)(self.pair)
 
     @property
     def batch(self) -> int:
@@ -78,6 +83,11 @@ class Stack(Pair):
     def transports(self) -> bool:
         """As one layer's."""
         return self.pair.transports
+
+    @property
+    def in_turn(self) -> bool:
+        """As one layer's."""
+        return self.pair.in_turn
 
     def over_stack(self, function: Callable[..., Any], *others: Any, axis: int | None = 0) -> Any:
         """`function` of each layer's pair, side by side; with `axis` None added up, so that only one is ever there."""

@@ -37,8 +37,9 @@ class Sum(Pair):
             raise ValueError(f"Sum holds pairs, at least one, but got {[type(pair).__name__ for pair in self.pairs]}")
         for pair in self.pairs:
             pair.check(shape, axes)
-            if shape is None:
-                shape = jax.eval_shape(lambda pair: pair.total(), self.pairs[0]).shape
+            if shape is None:  # of one layer, if it is of a stack
+                one = jax.eval_shape(lambda pair: jax.tree.map(lambda a: a[(0,) * (axes - 1)], pair), pair)
+                shape = jax.eval_shape(lambda pair: pair.total(), one).shape
 
     def total(self, weights: Weights = None) -> Array:
         """Σₙ wₙ gₙ, the members' totals added up."""
@@ -70,6 +71,11 @@ class Sum(Pair):
     def transports(self) -> bool:
         """Whether a member does."""
         return any(pair.transports for pair in self.pairs)
+
+    @property
+    def in_turn(self) -> bool:
+        """If a member's are."""
+        return any(pair.in_turn for pair in self.pairs)
 
     def over_stack(self, function: Callable[..., Any], *others: Any, axis: int | None = 0) -> Any:
         """`function` of this pair: a stack of sums is a `Stack`, and its members are none."""

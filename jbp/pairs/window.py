@@ -117,6 +117,11 @@ class Window(Pair):
         """Yes: δ goes back through the kernel."""
         return True
 
+    @property
+    def in_turn(self) -> bool:
+        """Yes: its total is a convolution."""
+        return True
+
     def over_stack(self, function: Callable[..., Any], *others: Any, axis: int | None = 0) -> Any:
         """`function` of this pair."""
         return function(self, *others)

@@ -1,7 +1,9 @@
 """Rules that carry δ through other weights than the forward ones: δ_h = δ Bᵀ in place of δ Wᵀ.
 
-Biases, gains and everything else are as in backpropagation: only a weight whose pair is `Outer` is replaced. The
-gradient of every parameter is the contraction of its pair, as ever; δ at the output is the true one.
+Only weights are replaced, that is, every parameter whose pair says that it carries δ back as a matrix does
+(`Pair.transports`): of a dense layer, and a kernel, whose δ_h is δ convolved with B in the place of W. Biases, gains
+and everything else are as in backpropagation. The gradient of every parameter is the contraction of its pair, as ever;
+δ at the output is the true one.
 """
 
 from __future__ import annotations
@@ -78,11 +80,11 @@ class BoundTransport(Bound):
 
 @dataclass(frozen=True)
 class FeedbackAlignment(Transport):
-    """δ_h = δ Bᵀ with B fixed and random: B[i,o] ~ N(0, σ²) independently, drawn once.
+    """δ_h = δ Bᵀ with B fixed and random: each entry ~ N(0, σ²) independently, drawn once; of a kernel B is one too.
 
     σ is `stddev`, or by default the root mean square of the weight's initial values, so that δ starts at the size
-    that it has in backpropagation; a weight that starts at zero needs a `stddev`. The forward weights come to agree
-    with B: the angle between this update and the gradient falls.
+    that it has in backpropagation, whatever the layer's fan; a weight that starts at zero needs a `stddev`. The
+    forward weights come to agree with B: the angle between this update and the gradient falls.
 
     Source: Lillicrap, Cownden, Tweed, Akerman 2016, "Random synaptic feedback weights support error backpropagation
     for deep learning", Nature Communications 7:13276.
@@ -139,8 +141,8 @@ class SignSymmetry(Transport):
     """δ_h = δ Vᵀ where V has the signs of W and other magnitudes.
 
         "uniform"     V = s sign(W)
-        "batchwise"   V = s M∘sign(W), M[i,o] ~ U[0, 1) drawn anew for every step
-        "fixed"       V = s M∘sign(W), M[i,o] ~ U[0, 1) drawn once
+        "batchwise"   V = s M∘sign(W), M ~ U[0, 1) entry by entry, drawn anew for every step
+        "fixed"       V = s M∘sign(W), M ~ U[0, 1) entry by entry, drawn once
 
     s is `scale`: with 1 it is as published, where the size of δ is left to batch normalisation or to updates by sign.
     By default s makes the root mean square of V that of the initial W.

@@ -4,10 +4,10 @@ Take the pairs from `jbp.value_and_pairs`, whose δ belong to one example's erro
 number of statistics in one jitted function: what is not asked for is not computed.
 
 Each file holds, beside what is public, a function with a rule for each class of pair (`functools.singledispatch`):
-`each`, `along`, `normed`, `squares`, `squared`, `central`, `scatter`, `product`, `factors`, `held`, `told`. Its default reads
-`pair.rows()`, so a class of pair that it has never seen is served too, and registers a rule only where it knows more.
-A rule is given the pair of one layer: what goes through a `Stack` is `pair.over_stack`. It is of at least float32, and
-so is every answer, whatever the parameters are of: 16 bits hold no squares, and no sums of many.
+`each`, `along`, `normed`, `squares`, `squared`, `central`, `scatter`, `product`, `factors`, `held`, `told`. Its default
+reads `pair.rows()`, so a class of pair that it has never seen is served too, and registers a rule only where it knows
+more. A rule is given the pair of one layer: what goes through a `Stack` is `pair.over_stack`. It is of at least
+float32, and so is every answer, whatever the parameters are of: 16 bits hold no squares, and no sums of many.
 """
 
 from typing import TYPE_CHECKING, Any

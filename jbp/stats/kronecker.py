@@ -15,7 +15,7 @@ from jbp.annotations import Array, Float
 from jbp.meshes import placed, whole
 from jbp.pairs import Outer, Pair, Pairs, Scale, Shift, Sum, Weights, Window, silence, weigh
 from jbp.stats._rows import in_rows
-from jbp.stats.offsets import mean_seen, seen_moment
+from jbp.stats.seen import mean_seen, seen_moment
 from jbp.stats.trees import map_pairs
 
 Sharing = Literal["expand", "reduce"]
@@ -41,12 +41,12 @@ def kronecker(pairs: Pairs | Pair, sharing: Sharing = "expand", weights: Weights
     A weight used once in an example: A = 1/N Σₙ h hᵀ, G = 1/N Σₙ δ δᵀ. Used T times: "expand" takes each use for an
     example of its own, A = 1/(NT) Σₙₜ h hᵀ, G = 1/N Σₙₜ δ δᵀ; "reduce" takes the uses together, with the mean of h
     over t and the sum of δ. A parameter that is added has A = [[1]]; a gain has it too, with h∘δ in the place of δ. One
-    whose uses differ in kind (a kernel's on images of two sizes too) has a tuple, the `Factors` of each kind's uses: there are no cross terms between kinds, as
-    between uses under "expand", and Σ A ⊗ G is the curvature.
+    whose uses differ in kind (a kernel's on images of two sizes too) has a tuple, the `Factors` of each kind's uses:
+    there are no cross terms between kinds, as between uses under "expand", and Σ A ⊗ G is the curvature.
 
     Of a kernel h is what it sees, padding too, at each of its T sites in all images of the example, and i = k·i/groups.
     With groups A and G have an axis g in front: the curvature is then block-diagonal, A[g] ⊗ G[g] for the part of each
-    group's own outputs. A is added up by blocks of the kernel's places, so that windows are never all unfolded.
+    group's own outputs. A is added up over some images at a time, so that windows are never all unfolded.
 
     With `weights` [n] every 1/N Σₙ is Σₙ wₙ, not renormalised, and [[1]] is [[Σ wₙ]]: let them add up to 1, or their
     sum is in both factors. A row of weight 0 takes no part whatever it holds.
@@ -101,7 +101,7 @@ def _(pair: Sum, sharing: Sharing, weights: Weights = None) -> tuple[Factors, ..
 def _(pair: Window, sharing: Sharing, weights: Weights = None) -> Factors:
     g, n, o = pair.geometry.groups, pair.batch, pair.delta.shape[-1]
     delta = jnp.moveaxis(pair.delta.reshape(n, -1, g, o // g), 2, 0)
-    if sharing == "expand":  # in turn if it is of a stack, so that blocks of one layer are there at once
+    if sharing == "expand":  # in turn if it is of a stack, so that windows of one layer are there at once
         a = sequential_vmap(seen_moment)(pair, weights)
     else:
         a, delta = jax.vmap(partial(_moment, weights=weights))(mean_seen(pair)), delta.sum(2, keepdims=True)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from jbp.annotations import Array, Float
+from jbp.annotations import Array
 from jbp.arguments import at_least_float32
 from jbp.meshes import added_up, placed, whole
 from jbp.pairs import Outer, Pair, Pairs, Scale, Shift, Sum, Weights, Window, as_floats, as_shares, of_size_one, weigh

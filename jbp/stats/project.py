@@ -32,7 +32,7 @@ def project(pairs: Pairs | Pair, v: Any, per: Per = "network") -> Any:
     Of 16 bits, pairs and v are made float32 first: v may be of the parameters' dtype or of float32.
 
     Raises:
-        ValueError: if these are not the pairs of one backward pass, or a leaf of v is not as the parameter's, naming it.
+        ValueError: if these are not the pairs of one backward pass, or v is not as the parameters, naming the leaf.
         NotImplementedError: below a layer that couples examples.
     """
     groups = groups_of(pairs, per)
