@@ -8,6 +8,7 @@ loop.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,14 +147,27 @@ def _convolved(
     left: Array, right: Array, stride: Shape, padding: Any, spread: Shape, dilation: Shape, groups: int
 ) -> Array:
     """[n, *s, i]·[*k, i/g, o] → [n, *u, o], `left` spread by zeros."""
-    d = len(stride)
+    d, space, kernel = len(stride), left.shape[1:-1], right.shape[:-2]
     rest = (tuple(stride), tuple(padding), tuple(spread), tuple(dilation), groups)
     if jnp.iscomplexobj(left) or jnp.iscomplexobj(right):
         return _in_real_parts(left, right, rest)
     numbers = lax.ConvDimensionNumbers(
         (0, d + 1, *range(1, d + 1)), (d + 1, d, *range(d)), (0, d + 1, *range(1, d + 1))
     )
-    return lax.conv_general_dilated(left, right, *rest[:4], numbers, feature_group_count=groups)
+    exchanged = groups == 1 and math.prod(kernel) > math.prod(space)
+    if exchanged:
+        # XLA makes the smaller of the two the kernel, with dimension numbers that are not canonical. So it is done here.
+        sizes = zip(space, spread, kernel, dilation, padding, strict=True)
+        padding = tuple(
+            ((s - 1) * by - (k - 1) * apart + low, (s - 1) * by - (k - 1) * apart + high)
+            for s, by, k, apart, (low, high) in sizes
+        )
+        left, right = jnp.moveaxis(jnp.flip(right, tuple(range(d))), -1, 0), jnp.moveaxis(left, 0, -1)
+        spread, dilation = dilation, spread
+    found = lax.conv_general_dilated(
+        left, right, stride, padding, spread, dilation, numbers, feature_group_count=groups
+    )
+    return jnp.swapaxes(found, 0, -1) if exchanged else found
 
 
 def convolved_in_real_parts(left: Array, right: Array, rest: tuple[Any, ...]) -> Array:
