@@ -10,6 +10,8 @@ from __future__ import annotations
 import difflib
 import math
 import operator
+import os
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -569,9 +571,20 @@ def shown_cell(cell: str) -> str:
     return repr(cell.strip()) if cell.strip() else "an empty cell"
 
 
-# ── Names that changed ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── Warnings ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def renamed(old: str, new: str) -> None:
     """Warn that a name has changed; the caller then answers under the old one, for this version."""
     warnings.warn(f"{old} is now {new}", DeprecationWarning, stacklevel=3)
+
+
+def warn_user(message: str) -> None:
+    """Warn at the line of the user's own that led here: the nearest one that is neither jbp's nor of what it calls."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
+
+
+_LIBRARIES = tuple(str(Path(file).parent) + os.sep for file in (__file__, jax.__file__))

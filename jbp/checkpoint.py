@@ -33,6 +33,7 @@ from jbp.description import MissingLayers as MissingLayers
 from jbp.description import describe as describe
 from jbp.description import net_from as net_from
 from jbp.layer import Layer, Shape
+from jbp.layers.images import made_for
 from jbp.losses import Loss
 from jbp.paths import shown
 
@@ -354,7 +355,8 @@ def _as(like: Any, tree: Any, path: Path) -> Any:
 
 def _check_params(net: Layer, params: Any, shape: Shape) -> None:
     """Refuse parameters that are not those of the net, whose classes may have changed since."""
-    wanted = jax.eval_shape(lambda key: net.init(key, shape)[0], jax.random.key(0))
+    with made_for(shape, again=True):
+        wanted = jax.eval_shape(lambda key: net.init(key, shape)[0], jax.random.key(0))
     places = [
         {shown(place): np.shape(leaf) for place, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
         for tree in (wanted, params)

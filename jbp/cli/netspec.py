@@ -8,7 +8,6 @@ follows from the case table. A number is a dense layer of that width.
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -24,6 +23,7 @@ from jbp.checkpoint import check_kept
 from jbp.combine import Combinator, Serial, located, serial
 from jbp.layer import EXAMPLE, Layer, Shape
 from jbp.layers import Activation, initializers
+from jbp.layers.images import made_for
 from jbp.layers.initializers import Initializer
 from jbp.sinks import total
 
@@ -103,7 +103,8 @@ def fitting(net: Layer, name: str, shape: Shape, outputs: int) -> Layer:
 
     def passes(key: Any, x: Any) -> Any:
         """Forward and back, as a step of training does it."""
-        params, _ = net.init(key, shape)
+        with made_for(shape, again=True):
+            params, _ = net.init(key, shape)
         output, saved = forward(net, params, x, None if net.uses_key is False else key)
         return params, output, backward(net, params, saved, jnp.zeros_like(output), total)
 
@@ -225,8 +226,7 @@ def _arranged(net: tuple[Layer, ...], shape: Shape) -> tuple[Layer, ...]:
 def _shape_behind(layer: Layer, shape: Shape) -> Shape:
     """The shape of a layer's output; nothing is drawn."""
     shapes = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # training says it
+    with made_for(shape, again=True):  # training says what looks wrong
         jax.eval_shape(lambda key: shapes.append(layer.init(key, shape)[1]), jax.random.key(0))
     return shapes[0]
 

@@ -16,6 +16,7 @@ from jbp.arguments import as_shape, check_one_of
 from jbp.combine.base import Combinator, Place, Visit, check_layers, expect_tuple, located, split_key, sum_of
 from jbp.inputs import check_key
 from jbp.layer import Layer, Shape, Static
+from jbp.layers.images import made_for
 
 
 @dataclass(frozen=True, repr=False)
@@ -54,13 +55,14 @@ class Branch(Combinator):
         """A tuple of the layers' parameters; their outputs must fit together."""
         check_key(key, needed=True)
         shape, params, outs = as_shape(shape), [], []
-        for i, (layer, k) in enumerate(
-            zip(self.before(None).children, jax.random.split(key, len(self.layers)), strict=True)
-        ):
-            with located((i,), layer):
-                p, out = init_answer(layer, layer.init(k, shape))
-            params.append(p)
-            outs.append(out)
+        with made_for(shape):
+            for i, (layer, k) in enumerate(
+                zip(self.before(None).children, jax.random.split(key, len(self.layers)), strict=True)
+            ):
+                with located((i,), layer):
+                    p, out = init_answer(layer, layer.init(k, shape))
+                params.append(p)
+                outs.append(out)
         return tuple(params), self._joined_shape(outs)
 
     def before(self, following: Layer | None) -> Branch:

@@ -14,6 +14,7 @@ from jbp.arguments import as_shape
 from jbp.combine.base import Combinator, Place, Visit, check_layers, expect_tuple, located, split_key
 from jbp.inputs import check_key
 from jbp.layer import Layer, Shape
+from jbp.layers.images import made_for
 
 
 @dataclass(frozen=True, repr=False)
@@ -46,12 +47,13 @@ class Serial(Combinator):
         """A tuple of the layers' parameters, in layer order."""
         check_key(key, needed=True)
         shape, params = as_shape(shape), []
-        for i, (layer, k) in enumerate(
-            zip(self.before(None).children, jax.random.split(key, len(self.layers)), strict=True)
-        ):
-            with located((i,), layer):
-                p, shape = init_answer(layer, layer.init(k, shape))
-            params.append(p)
+        with made_for(shape):
+            for i, (layer, k) in enumerate(
+                zip(self.before(None).children, jax.random.split(key, len(self.layers)), strict=True)
+            ):
+                with located((i,), layer):
+                    p, shape = init_answer(layer, layer.init(k, shape))
+                params.append(p)
         return tuple(params), shape
 
     def before(self, following: Layer | None) -> Serial:

@@ -13,6 +13,7 @@ from jbp.arguments import as_bool, as_count, as_shape, leaf_shapes, needs_floats
 from jbp.inputs import check_key
 from jbp.layer import Layer, Shape, made
 from jbp.layers.activations import Activation
+from jbp.layers.images import warn_of_axes
 from jbp.layers.initializers import Initializer, lecun_normal, zeros
 from jbp.layers.sliding import (
     Padding,
@@ -97,6 +98,7 @@ class Conv(Layer):
         check_key(key, needed=True)
         shape = as_shape(shape)
         images, space, i = parts_of(self, shape, *self._sizes)
+        warn_of_axes(self, shape, self.dims)
         geometry = self.geometry(space)
         if i % self.groups:
             raise ValueError(f"the groups of {self!r} must divide its input's {i} channels")

@@ -7,6 +7,7 @@ output.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,10 +46,18 @@ class Initializer:
         """An array of `shape`, in JAX's default float type."""
         raise NotImplementedError
 
+    def __repr__(self) -> str:
+        """The name it has here, such as he_normal, or else the call that makes it."""
+        named = (name for name, value in globals().items() if isinstance(value, Initializer) and value == self)
+        fields = dataclasses.fields(self) if dataclasses.is_dataclass(self) else ()
+        values = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields)
+        return next(named, f"{type(self).__name__}({values})")
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class VarianceScaling(Initializer):
-    """Mean 0 and variance scale / fan of a weight [i, o]; fan is i, or (i+o)/2.
+    """Mean 0 and variance scale / fan of a weight [i, o]; fan is i, or (i+o)/2. Of a kernel [*k, i, o] i and o count k
+    times, as often as there are places in it; with groups i is of one of them.
 
     "normal" is cut off at two standard deviations and rescaled to keep the variance, as in `jax.nn.initializers`.
     Source: LeCun et al. 1998 (scale 1, fan i); Glorot, Bengio 2010, eq. 12 (1, mean of both); He et al. 2015,
@@ -64,14 +73,14 @@ class VarianceScaling(Initializer):
         if self.fan not in ("fan_in", "fan_avg") or self.distribution not in ("normal", "uniform"):
             raise ValueError(f"expected fan 'fan_in' or 'fan_avg' and distribution 'normal' or 'uniform': {self}")
 
-    def __call__(self, key: PRNGKeyArray, shape: Shape) -> Float[Array, "i o"]:
-        """A weight of `shape` [i, o]."""
+    def __call__(self, key: PRNGKeyArray, shape: Shape) -> Float[Array, "*k i o"]:
+        """A weight of `shape` [i, o], or a kernel [*k, i, o]."""
         check_key(key, needed=True)
         distribution = "truncated_normal" if self.distribution == "normal" else "uniform"
         return jax.nn.initializers.variance_scaling(self.scale, self.fan, distribution)(key, shape)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Normal(Initializer):
     """Independent normals of mean 0 and the given standard deviation, whatever the fan."""
 
@@ -86,7 +95,7 @@ class Normal(Initializer):
         return self.stddev * jax.random.normal(key, shape)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Zeros(Initializer):
     """All zeros: the default for biases."""
 

@@ -13,6 +13,7 @@ from jbp.annotations import Array, Float, Int, PRNGKeyArray
 from jbp.arguments import as_bool, as_shape, needs_floats, no_params, same_shape
 from jbp.inputs import check_key
 from jbp.layer import Layer, Shape, Static, made
+from jbp.layers.images import warn_of_axes
 from jbp.layers.sliding import (
     as_padding,
     as_sizes,
@@ -84,7 +85,9 @@ class _Pool(Layer):
     def init(self, key: PRNGKeyArray, shape: Shape) -> tuple[tuple[()], Shape]:
         """No parameters; [*t, *s, c] becomes [*t, *u, c]."""
         check_key(key)
-        images, space, c = parts_of(self, as_shape(shape), *self._sizes)
+        shape = as_shape(shape)
+        images, space, c = parts_of(self, shape, *self._sizes)
+        warn_of_axes(self, shape, self.dims)
         return (), (*images, *self.geometry(space).sites(space), c)
 
     def _parts(self, x: Array) -> tuple[Shape, Geometry, Array]:

@@ -77,7 +77,7 @@ def parts_of(layer: Layer, shape: Shape, *values: Any) -> tuple[Shape, Shape, in
         missing = len(shape) == dims if given else len(shape) < 2
         raise ValueError(
             f"{layer!r} needs an input with {axes} and one of channels, but one example has shape {shape}"
-            + (": put jbp.Channel() in front of it, which makes [h, w] an image [h, w, 1]" if missing else "")
+            + (f": put jbp.Channel() in front (channel, in a line of layers), which makes it {(*shape, 1)}" * missing)
         )
     return shape[: -dims - 1], shape[-dims - 1 : -1], shape[-1]
 

@@ -28,6 +28,7 @@ from jbp.arguments import as_count, as_target_values, check_narrowing, dtype_of,
 from jbp.backprop import example_output, forward, refuse_swapped
 from jbp.inputs import as_callbacks, as_pair, one_array
 from jbp.layer import Layer
+from jbp.layers.images import made_for
 from jbp.losses import Loss
 from jbp.meshes import placed, whole
 from jbp.paths import paths
@@ -423,7 +424,8 @@ def unless_swapped(problem: Problem, params: Any, data: tuple[Array, Array]) -> 
         seen = problem.seen(jax.ShapeDtypeStruct(x.shape[1:], x.dtype))
         made = params
         if params is None:
-            made = jax.eval_shape(lambda key: problem.net.init(key, seen.shape)[0], jax.random.key(0))
+            with made_for(seen.shape, again=True):
+                made = jax.eval_shape(lambda key: problem.net.init(key, seen.shape)[0], jax.random.key(0))
         one = jax.ShapeDtypeStruct((1, *seen.shape), seen.dtype), jax.ShapeDtypeStruct((1, *y.shape[1:]), y.dtype)
         example_output(problem.net, problem.loss, made, *one)
 

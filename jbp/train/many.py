@@ -29,6 +29,7 @@ from jbp.annotations import Array, Bool
 from jbp.arguments import as_count, as_number, as_seed, came
 from jbp.inputs import as_callbacks, check_optimizer, check_params, is_optimizer
 from jbp.layer import Layer
+from jbp.layers.images import made_for
 from jbp.losses import Loss
 from jbp.meshes import placed, whole
 from jbp.step import Method, Metric, Problem, State, Transform, started
@@ -292,7 +293,8 @@ def _programs(
     def start(keys: Array, rates: Array, params: Any) -> tuple[State, Ledger]:
         init_keys, run_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
         if makes_params:  # mapped and not vmapped, which takes the compiler twice as long
-            params = lax.map(lambda key: problem.net.init(key, example.shape)[0], init_keys)
+            with made_for(example.shape, again=True):
+                params = lax.map(lambda key: problem.net.init(key, example.shape)[0], init_keys)
 
         def one(run_key: Array, rate: Array, params: Any) -> tuple[State, Ledger]:
             own = at(rate)
