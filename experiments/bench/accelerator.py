@@ -72,7 +72,7 @@ class Torch:
         """The net with jbp's parameters, on the device."""
         import spatial_torch
 
-        model = spatial_torch.filled(spatial_torch.NETS[name](), spatial_torch.leaves(params))
+        model = spatial_torch.filled(spatial_torch.NETS[name](), spatial.leaves(params))
         return model.to(self.device, memory_format=self.torch.channels_last)
 
     def data(self, x: Any, y: Any) -> tuple[Any, Any]:

@@ -4,7 +4,9 @@ The others: `jax.vmap(jax.grad)`; the same in blocks of 32 examples (`jax.lax.ma
 and ghost norms in two passes of plain JAX, a `custom_vjp` for a dense layer whose cotangent of a dummy is the layer's
 squared norm. All in one run and in turn, results compared first. Then, as multiples of each framework's own plain
 gradient step, BackPACK's and Opacus's own implementations in PyTorch, at its best number of threads; those in a process
-of their own after jbp's, in turn among themselves.
+of their own after jbp's, in turn among themselves. Last, twenty lines of user code on JAX's own `with_logs`, which JAX
+has since 0.12 (an interpreter that has it is named by $NEWER_PYTHON, if it is not this one): they cost what jbp costs,
+and are the honest measure of what these quantities alone are worth.
 
 Targets at batch 128 on 784-512-512-10, by the median: norms at least 30 times faster and 100 times leaner than
 vmap(grad); clipping at most 1.15 plain steps. Where vmap(grad) would need more than 3 GB it is not run, and the cell
@@ -27,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from harness import HERE, Row, Size, counted, timed
+from harness import HERE, Figure, Row, Size, counted, timed
 from models import dense, mlp, with_parameters
 
 import jbp
@@ -210,13 +212,7 @@ def peers(batch: int, rounds: int) -> list[Row]:
     built = {name: harness.compiled(read, *args) for name, read in reads.items()}
     built["plain"] = harness.compiled(case.ours(), *args)
     times = harness.in_turn({name: (lambda p=program: p(*args)) for name, program in built.items()}, rounds)
-    found = subprocess.run(
-        [sys.executable, str(HERE / "per_example_torch.py"), str(batch), str(rounds)],
-        capture_output=True, text=True, check=False, env=dict(os.environ),
-    )  # fmt: skip
-    if found.returncode:
-        print(found.stderr[-2000:], file=sys.stderr)
-    theirs = json.loads(found.stdout) if found.returncode == 0 else {}
+    theirs = said_by("per_example_torch.py", batch, rounds)
     rows = []
     for quantity in QUANTITIES:
         figures = [timed("jbp, in plain steps", times[quantity] / times["plain"])]
@@ -231,20 +227,69 @@ def peers(batch: int, rounds: int) -> list[Row]:
     return rows
 
 
+def said_by(script: str, *words: Any, python: str = sys.executable) -> dict[str, Any]:
+    """What a script of this folder prints, in a process of its own; nothing, where it fails."""
+    found = subprocess.run(
+        [python, str(HERE / script), *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=dict(os.environ),
+    )
+    if found.returncode:
+        print(found.stderr[-2000:], file=sys.stderr)
+    return json.loads(found.stdout) if found.returncode == 0 else {}
+
+
+def said_by_newer(net: str, batch: int, rounds: int) -> dict[str, Any]:
+    """What per_example_logs.py says, by an interpreter with JAX 0.12: this one, or the one named by $NEWER_PYTHON."""
+    return said_by("per_example_logs.py", net, batch, rounds, python=os.environ.get("NEWER_PYTHON", sys.executable))
+
+
+def figures_of_logs(found: dict[str, Any], quantity: str, count: str) -> list[Figure]:
+    """The twenty lines beside jbp on the same JAX, in plain gradients; missing on an older one.
+
+    `count` is "flops", of products, loops times their rounds, or "xla flops", as XLA counts them.
+    """
+    figures = []
+    for way, name in (("with_logs", "with_logs"), ("jbp", "jbp on the same JAX")):
+        if quantity not in found:
+            why = found.get("why", "missing")
+            figures += [harness.missing(f"{name}, {what}", why) for what in ("FLOPs", "bytes", "time")]
+            continue
+        one = found[quantity][way]
+        figures.append(counted(f"{name}, FLOPs", one[count], better=None if way == "with_logs" else "lower"))
+        figures.append(counted(f"{name}, bytes", one["bytes"], better=None if way == "with_logs" else "lower"))
+        figures.append(timed(f"{name}, time", one["time"]))
+    return figures
+
+
+def logs(batch: int, rounds: int) -> list[Row]:
+    """Twenty lines of user code on JAX's `with_logs`: norms, norms with the gradient, and clipping."""
+    found = said_by_newer("-".join(map(str, WIDTHS)), batch, rounds)
+    facts = {"rounds": rounds, "jax": found.get("jax")}
+    words = {"norms": "norms", "both": "norms and gradient", "clipped": "clipped"}
+    rows = []
+    for quantity, name in words.items():
+        name = f"{name}, batch {batch}, twenty lines on with_logs, in plain gradients"
+        rows.append(Row(name, tuple(figures_of_logs(found, quantity, "xla flops")), facts))
+    return rows
+
+
 def run(size: Size) -> list[Row]:
     """Batch 32 to 4096, then the peers."""
     if size == "quick":
         return measure(32, 3, (64, 32, 10))
     rows = [row for batch in harness.progress((32, 128, 512, 4096), TITLE)
             for row in measure(batch, 30, blocks=batch < 4096 or size == "full")]  # fmt: skip
-    return rows + peers(128, 30)
+    return rows + peers(128, 30) + logs(128, 30)
 
 
 def plot(rows: list[Row]) -> Any:
     """How many times longer the others take, against the batch."""
     figure, axes = plt.subplots(1, 3, figsize=(10, 3.4), sharey=True)
     for ax, quantity in zip(axes, QUANTITIES, strict=True):
-        chosen = [r for r in rows if r.name.startswith(f"{quantity}, batch") and "own" not in r.name]
+        chosen = [r for r in rows if r.name.startswith(f"{quantity}, batch") and "in" not in r.name.split()]
         for way, style in (("vmap(grad)", "o-"), ("in blocks", "s--"), ("ghost", "^:")):
             name = f"{way} over jbp, time"
             known = [(r.facts["batch"], r[name]) for r in chosen if name in {f.name for f in r.figures}]

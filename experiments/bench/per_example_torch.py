@@ -1,6 +1,12 @@
 """What BackPACK and Opacus take for per-example quantities, in multiples of PyTorch's own plain step; prints JSON.
 
-A process of its own, so that PyTorch's threads are not in JAX's way. `python per_example_torch.py BATCH ROUNDS`.
+A process of its own, so that PyTorch's threads are not in JAX's way:
+
+    python per_example_torch.py BATCH ROUNDS [NET QUANTITY,…]
+
+NET is 784-512-512-10 or one of spatial_torch.py; quantities are norms, both (norms and the gradient, which comes with
+them), clipped and variance. Of Opacus, norms and clipping are by ghost clipping; "Opacus hooks" has them from its
+per-sample gradients, and is run for the convolutional nets.
 """
 
 from __future__ import annotations
@@ -13,15 +19,16 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
+import spatial_torch
 import torch  # type: ignore[import-not-found]
 
 WIDTHS = (784, 512, 512, 10)
 CLIP = 1.0
+Reads = dict[str, Callable[[], Any]]
 
 
-def net() -> Any:
+def dense() -> Any:
     """784-512-512-10."""
-    torch.manual_seed(0)
     layers = [part for i, o in pairwise(WIDTHS) for part in (torch.nn.Linear(i, o), torch.nn.ReLU())]
     return torch.nn.Sequential(*layers[:-1])
 
@@ -36,7 +43,7 @@ def total(terms: Any) -> Any:
     return torch.stack(list(terms)).sum(0)
 
 
-def of_backpack(x: Any, y: Any) -> dict[str, Callable[[], Any]]:
+def of_backpack(net: Any, x: Any, y: Any) -> Reads:
     """Batch ℓ²-norms, and the variance from the sum of squared gradients."""
     from backpack import backpack, extend  # type: ignore[import-not-found]
     from backpack.extensions import BatchGrad, BatchL2Grad, Variance  # type: ignore[import-not-found]
@@ -63,10 +70,10 @@ def of_backpack(x: Any, y: Any) -> dict[str, Callable[[], Any]]:
         with_extension(Variance())
         return [p.variance for p in of(model)]
 
-    return {"norms": norms, "clipped": clipped, "variance": variance}
+    return {"norms": norms, "both": norms, "clipped": clipped, "variance": variance}
 
 
-def of_opacus(x: Any, y: Any) -> dict[str, Callable[[], Any]]:
+def of_opacus(net: Any, x: Any, y: Any) -> Reads:
     """Norms and clipping by ghost clipping (two passes), variance from its per-sample gradients."""
     from opacus.grad_sample import GradSampleModule  # type: ignore[import-not-found]
     from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import GradSampleModuleFastGradientClipping  # type: ignore[import-not-found]
@@ -98,7 +105,30 @@ def of_opacus(x: Any, y: Any) -> dict[str, Callable[[], Any]]:
         loss(each(x), y).sum().backward()
         return [p.grad_sample.var(0) for p in of(each)]
 
-    return {"norms": norms, "clipped": clipped, "variance": variance}
+    return {"norms": norms, "both": norms, "clipped": clipped, "variance": variance}
+
+
+def of_opacus_hooks(net: Any, x: Any, y: Any) -> Reads:
+    """All from the per-sample gradients of its hooks."""
+    from opacus.grad_sample import GradSampleModule  # type: ignore[import-not-found]
+
+    each = GradSampleModule(net(), loss_reduction="sum")
+    loss = torch.nn.CrossEntropyLoss(reduction="sum")
+
+    def norms() -> Any:
+        each.zero_grad()
+        loss(each(x), y).backward()
+        return total(p.grad_sample.flatten(1).square().sum(1) for p in of(each)).sqrt()
+
+    def clipped() -> Any:
+        c = (CLIP / norms()).clamp(max=1)
+        return [torch.tensordot(c, p.grad_sample, 1) for p in of(each)]
+
+    def variance() -> Any:
+        norms()
+        return [p.grad_sample.var(0) for p in of(each)]
+
+    return {"norms": norms, "both": norms, "clipped": clipped, "variance": variance}
 
 
 def seconds(run: Callable[[], Any]) -> float:
@@ -108,8 +138,8 @@ def seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def check(found: dict[str, dict[str, Callable[[], Any]]], x: Any, y: Any) -> None:
-    """The norms of both are those of autograd, example by example."""
+def check(net: Any, found: dict[str, Reads], x: Any, y: Any) -> None:
+    """The norms of all are those of autograd, example by example."""
     model, loss = net(), torch.nn.CrossEntropyLoss()
     for i in range(3):
         model.zero_grad()
@@ -119,10 +149,21 @@ def check(found: dict[str, dict[str, Callable[[], Any]]], x: Any, y: Any) -> Non
             torch.testing.assert_close(runs["norms"]()[i], norm, rtol=1e-3, atol=1e-5, msg=library)
 
 
-def main(batch: int, rounds: int) -> dict[str, Any]:
+def main(
+    batch: int, rounds: int, name: str = "", quantities: tuple[str, ...] = ("norms", "clipped", "variance")
+) -> Any:
     """Ratios of each quantity to the plain step of the same round."""
     generator = torch.Generator().manual_seed(1)
-    x, y = torch.randn(batch, WIDTHS[0], generator=generator), torch.arange(batch) % WIDTHS[-1]
+    shape, make, libraries = (WIDTHS[0],), dense, {"BackPACK": of_backpack, "Opacus": of_opacus}
+    if name in spatial_torch.NETS:
+        make, libraries = spatial_torch.NETS[name], libraries | {"Opacus hooks": of_opacus_hooks}
+        shape = (3, 32, 32) if name == "ResNet-20" else (1, 28, 28)
+    x, y = torch.randn(batch, *shape, generator=generator), torch.arange(batch) % WIDTHS[-1]
+
+    def net() -> Any:
+        torch.manual_seed(0)
+        return make()
+
     model, loss = net(), torch.nn.CrossEntropyLoss()
 
     def plain() -> None:
@@ -130,20 +171,20 @@ def main(batch: int, rounds: int) -> dict[str, Any]:
         loss(model(x), y).backward()
 
     out: dict[str, Any] = {}
-    found = {}
-    for library, make in (("BackPACK", of_backpack), ("Opacus", of_opacus)):
+    found: dict[str, Reads] = {}
+    for library, reads in libraries.items():
         try:
-            found[library] = make(x, y)
+            found[library] = reads(net, x, y)
         except ImportError:
-            out |= {f"{library} {quantity} why": "missing" for quantity in ("norms", "clipped", "variance")}
-    check(found, x, y)
+            out |= {f"{library} {quantity} why": "missing" for quantity in quantities}
+    check(net, found, x, y)
     speeds = {}
     for threads in range(1, (torch.get_num_threads()) + 1):
         torch.set_num_threads(threads)
         speeds[threads] = sorted(seconds(plain) for _ in range(20))[10]
     out["threads"] = min(speeds, key=lambda threads: speeds[threads])
     torch.set_num_threads(out["threads"])
-    runs = {f"{library} {quantity}": run for library, of in found.items() for quantity, run in of.items()}
+    runs = {f"{library} {quantity}": reads[quantity] for library, reads in found.items() for quantity in quantities}
     ratios: dict[str, list[float]] = {name: [] for name in runs}
     for i in range(rounds + 3):
         base = seconds(plain)
@@ -156,4 +197,5 @@ def main(batch: int, rounds: int) -> dict[str, Any]:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    print(json.dumps(main(*map(int, sys.argv[1:3]))))
+    more: Any = (sys.argv[3], sys.argv[4].split(",")) if len(sys.argv) > 3 else ()
+    print(json.dumps(main(*map(int, sys.argv[1:3]), *more)))

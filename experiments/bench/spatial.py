@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import harness  # noqa: F401  which puts the checkout on the path
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from models import KEY, PLAIN, dense, fused
 
@@ -262,6 +263,13 @@ def multiply_adds(case: Spatial) -> int:
 
     params, x, _ = case.arguments()
     return product_flops(case.logits, params, x[:1]) // 2
+
+
+def leaves(params: Any) -> list[dict[str, np.ndarray]]:
+    """The dicts of parameters, in the order of the layers."""
+    if isinstance(params, dict):
+        return [{name: np.asarray(value) for name, value in params.items()}]
+    return [found for part in params for found in leaves(part)]
 
 
 def parameters(case: Spatial) -> int:

@@ -13,13 +13,6 @@ import torch  # type: ignore[import-not-found]
 from torch import nn  # type: ignore[import-not-found]
 
 
-def leaves(params: Any) -> list[dict[str, np.ndarray]]:
-    """The dicts of parameters, in the order of the layers."""
-    if isinstance(params, dict):
-        return [{name: np.asarray(value) for name, value in params.items()}]
-    return [found for part in params for found in leaves(part)]
-
-
 def lenet() -> Any:
     """LeNet-5 with relu and max pool."""
     return nn.Sequential(

@@ -38,7 +38,10 @@ from rich.console import Console  # noqa: E402
 from rich.markdown import Markdown  # noqa: E402
 
 mpl.use("agg")
-SECTIONS = ("step", "first_step", "memory", "per_example", "training", "limit", "growth", "profile_step", "conv")
+SECTIONS = (
+    *("step", "first_step", "memory", "per_example", "training", "limit", "growth", "profile_step"),
+    *("conv", "conv_training", "conv_layers", "conv_per_example"),
+)
 MORE_IN_FULL = ("per_example", "training")
 """Sections that measure more with --full, into a file of their own: a later run without it leaves that alone."""
 PAGE = harness.HERE / "README.md"

@@ -115,9 +115,9 @@ def network(widths: tuple[int, ...]) -> jbp.Layer:
 class Worker:
     """A contender in a process of its own; it waits, silent, until it is told to train."""
 
-    def __init__(self, name: str, path: Path):
+    def __init__(self, name: str, path: Path, script: str = "training_worker.py", *more: str):
         self.name = name
-        command = [sys.executable, str(HERE / "training_worker.py"), name, str(path)]
+        command = [sys.executable, str(HERE / script), name, str(path), *more]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env=dict(os.environ) | {"PYTHONPATH": str(harness.ROOT)},

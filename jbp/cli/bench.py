@@ -11,7 +11,10 @@ from typing import ClassVar
 from jbp.arguments import check_choice
 from jbp.cli.parser import Command, Failed, argument, option
 
-SECTIONS = ("step", "first_step", "memory", "per_example", "training", "limit", "growth", "profile_step", "conv")
+SECTIONS = (
+    *("step", "first_step", "memory", "per_example", "training", "limit", "growth", "profile_step"),
+    *("conv", "conv_training", "conv_layers", "conv_per_example"),
+)
 
 
 @dataclass(frozen=True)
