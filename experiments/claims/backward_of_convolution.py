@@ -1,7 +1,7 @@
 """The backward pass of a convolution is a convolution: δ under the kernel turned round, and h under δ.
 
-Claim. With y[u] = Σₖ h[u + k] W[k] (padding, stride, dilation, channels and groups left out), δ_x[s] = Σₖ δ[s − k] W[k]:
-the correlation of δ, with zeros all around, with the kernel turned round; and ∂e/∂W[k] = Σᵤ h[u + k] δ[u]: the
+Claim. With y[u] = Σₖ h[u + k] W[k] (padding, stride, dilation, channels and groups left out) δ_x[s] = Σₖ δ[s − k] W[k],
+the correlation of δ, with zeros all around, with the kernel turned round; and ∂e/∂W[k] = Σᵤ h[u + k] δ[u], the
 correlation of h with δ. So δ slides over the image as a kernel does, and the kernel over δ. For kernels in one, two and
 three dimensions, strided (zeros between the sites of δ), dilated, padded, in groups and depthwise, what `jbp.Conv`
 finds is what scipy's `correlate` makes of them, channel by channel, and what `jax.grad` finds of XLA's convolution. A
@@ -70,7 +70,7 @@ class Config:
     epochs: int = 5
     depth: int = 24
     width: int = 512
-    channels: int = 64
+    channels: int = 48
     batch: int = 256
     turned: bool = True
     """Whether the kernel is turned round, as it must be."""
@@ -129,12 +129,13 @@ def as_layer(conv: jbp.Conv, x: Any, weight: Any, delta: Any, turned: bool) -> A
     g = conv.geometry(x.shape[1:-1])
     axes = tuple(range(g.dims))
     kernel = jnp.swapaxes(jnp.flip(weight, axes) if turned else weight, -1, -2)
-    sparse = np.stack([spread(one, g.stride) for one in np.asarray(delta)])
+    inner = [(0, 0, step - 1) for step in g.stride]
+    sparse = lax.pad(delta, jnp.zeros((), delta.dtype), ((0, 0, 0), *inner, (0, 0, 0)))
     around = []
     for s, (low, _), r, n in zip(x.shape[1:], g.padding, g.span, sparse.shape[1:], strict=False):
         around.append((r - 1 - low, s - n + low))
     other = jbp.Conv(x.shape[-1], g.kernel, padding=tuple(around), dilation=g.dilation, use_bias=False)
-    return jbp.apply(other, {"weight": kernel}, jnp.asarray(sparse))
+    return jbp.apply(other, {"weight": kernel}, sparse)
 
 
 def distance(a: Any, b: Any) -> float:
@@ -145,23 +146,28 @@ def distance(a: Any, b: Any) -> float:
 
 def of_case(conv: jbp.Conv, shape: tuple[int, ...], key: Any, turned: bool) -> dict[str, float]:
     """How far jbp's δ_x and gradient are from those of the others."""
-    keys = jax.random.split(key, 3)
-    params, out = conv.init(keys[0], shape)
-    x, delta = jax.random.normal(keys[1], (2, *shape)), jax.random.normal(keys[2], (2, *out))
-    _, saved = jbp.forward(conv, params, x)
-    delta_x, pairs = jbp.backward(conv, params, saved, delta)
-    gradient, weight = pairs["weight"].total(), params["weight"]
-    ours = [written_out(conv, *map(np.asarray, (one, weight, d)), turned) for one, d in zip(x, delta, strict=True)]
-    auto = by_autodiff(conv, x, weight, delta)
-    found = {
+    draw = np.random.default_rng(key)
+    out = jax.eval_shape(lambda: conv.init(jax.random.key(0), shape)[0])["weight"].shape[-1:]
+    out = (*conv.geometry(shape[:-1]).sites(shape[:-1]), *out)
+    x, delta = draw.normal(size=(2, *shape)), draw.normal(size=(2, *out))
+
+    @jax.jit
+    def found(x: Any, delta: Any) -> Any:
+        params = conv.init(jax.random.key(key), shape)[0]
+        _, saved = jbp.forward(conv, params, x)
+        delta_x, pairs = jbp.backward(conv, params, saved, delta)
+        weight = params["weight"]
+        other = as_layer(conv, x, weight, delta, turned) if conv.groups == 1 else delta_x
+        return weight, delta_x, pairs["weight"].total(), by_autodiff(conv, x, weight, delta), other
+
+    weight, delta_x, gradient, auto, other = found(x, delta)
+    ours = [written_out(conv, one, np.asarray(weight), d, turned) for one, d in zip(x, delta, strict=True)]
+    return {
         "δ_x, written out": distance(np.stack([one[0] for one in ours]), delta_x),
         "gradient, written out": distance(sum(one[1] for one in ours), gradient),
         "δ_x, jax.grad": distance(auto[0], delta_x),
         "gradient, jax.grad": distance(auto[1], gradient),
-    }
-    if conv.groups == 1:
-        found["δ_x, another layer"] = distance(as_layer(conv, x, weight, delta, turned), delta_x)
-    return found
+    } | ({"δ_x, another layer": distance(other, delta_x)} if conv.groups == 1 else {})
 
 
 def trained(config: Config) -> dict[str, Any]:
@@ -177,7 +183,7 @@ def trained(config: Config) -> dict[str, Any]:
         epochs=config.epochs, batch_size=64, params=start, seed=config.seed,
     )  # fmt: skip
     output = jbp.apply(net, fitted.params, jnp.asarray(x_test[:1000]))
-    errors = jax.vmap(loss)(output, jnp.asarray(y_test[:1000]))
+    errors = jax.vmap(loss.value)(output, jnp.asarray(y_test[:1000]))
     n = int(np.argsort(-np.asarray(errors))[len(errors) // 100])  # a hard one, not the hardest
     image, target = jnp.asarray(x_test[n : n + 1]), jnp.asarray(y_test[n : n + 1])
     out, saved = jbp.forward(net, fitted.params, image)
@@ -211,75 +217,93 @@ def alike(kernels: np.ndarray) -> list[float]:
     return (shared / sum((a**2 + b**2).sum((0, 1)) / 2 for a, b in pairs)).tolist()
 
 
-def over_depth(config: Config, of: str, kind: str, scale: float, x: Any, y: Any) -> dict[str, Any]:
-    """‖δ‖ at every layer of a network at its start, in training, beside what is predicted."""
+def over_depth(config: Config, of: str, kind: str, x: Any, y: Any) -> list[dict[str, Any]]:
+    """‖δ‖ at every layer of a network at its start, in training, beside what is predicted; a row for each scale."""
     spatial = of == "conv"
-    units = config.channels if spatial else config.width
+    units, repeats = config.channels if spatial else config.width, config.depth - 1
 
     def layer(width: int) -> jbp.Layer:
         how = {"weight_init": jbp.initializers.lecun_normal, "use_bias": False}
         return jbp.Conv(width, 3, **how) if spatial else jbp.Dense(width, **how)
 
     block = {
-        "plain": (jbp.relu, layer(units)),
-        "normalised": (jbp.BatchNorm(), jbp.relu, layer(units)),
-        "residual": (jbp.residual(jbp.serial(jbp.BatchNorm(), jbp.relu, layer(units))),),
+        "plain": jbp.serial(jbp.relu, layer(units)),
+        "normalised": jbp.serial(jbp.BatchNorm(), jbp.relu, layer(units)),
+        "residual": jbp.residual(jbp.serial(jbp.BatchNorm(), jbp.relu, layer(units))),
     }[kind]
-    parts = [layer(units), *block * (config.depth - 1)]
-    marked = [0, *range(len(block), len(parts), len(block))]  # where a layer's sum comes out
-    top = (*((jbp.BatchNorm(),) if kind != "plain" else ()), jbp.relu, *((jbp.GlobalPool("mean"),) if spatial else ()))
-    layers = [*parts, *top, layer(units) if not spatial else jbp.Dense(10), *(() if spatial else ())]
-    layers[-1] = jbp.Dense(10, weight_init=jbp.initializers.lecun_normal)
+    first = layer(units)
+    pool = (jbp.GlobalPool("mean"),) if spatial else ()
+    last = jbp.serial(*((jbp.BatchNorm(),) if kind != "plain" else ()), jbp.relu, *pool, jbp.Dense(10))
 
     @jax.jit
-    def norms(key: Any, x: Any, y: Any) -> Any:
-        h, walked = x, []
-        for part, one in zip(layers, jax.random.split(key, len(layers)), strict=True):
-            params = jax.tree.map(lambda p: p if p.ndim < 2 else scale**0.5 * p, part.init(one, h.shape[1:])[0])
-            h, saved = jbp.forward(part, params, h, training=True)
-            walked.append((part, params, saved, h))
-        delta, found = jax.vmap(jbp.losses.softmax_cross_entropy.delta)(h, y), []
-        for i in reversed(range(len(layers))):
-            if i in marked:
-                found.append(jnp.sqrt(jnp.square(delta).sum() / len(x)))
-            delta = jbp.backward(*walked[i][:3], delta)[0]
-        variance = walked[0][3].reshape(-1, units).var(0).mean()
-        return jnp.stack(found[::-1]), variance
+    def norms(scale: Any, key: Any, x: Any, y: Any) -> Any:
+        keys = jax.random.split(key, 3)
 
-    found, variance = norms(jax.random.key(config.seed), x, y)
+        def drawn(part: jbp.Layer, key: Any, shape: tuple[int, ...]) -> Any:
+            params = part.init(key, shape)[0]
+            return jax.tree.map(lambda p: p if p.ndim < 2 else jnp.sqrt(scale).astype(p.dtype) * p, params)
+
+        def down(h: Any, params: Any) -> Any:
+            return jbp.forward(block, params, h, training=True)
+
+        def up(delta: Any, walked: Any) -> Any:
+            return jbp.backward(block, *walked, delta)[0], size(delta)
+
+        def size(delta: Any) -> Any:
+            return jnp.sqrt(jnp.square(delta).sum() / len(x))
+
+        h = jbp.forward(first, drawn(first, keys[0], x.shape[1:]), x)[0]
+        variance, shape = h.reshape(-1, units).var(0), h.shape[1:]
+        stacked = jax.vmap(lambda key: drawn(block, key, shape))(jax.random.split(keys[1], repeats))
+        h, saved = lax.scan(down, h, stacked)
+        top = drawn(last, keys[2], shape)
+        out, kept = jbp.forward(last, top, h, training=True)
+        delta = jbp.backward(last, top, kept, jax.vmap(jbp.losses.softmax_cross_entropy.delta)(out, y))[0]
+        delta, found = lax.scan(up, delta, (stacked, saved), reverse=True)
+        return jnp.append(size(delta), found), variance
+
+    rows = []
+    for scale in SCALES.values():
+        found, variance = norms(scale, jax.random.key(config.seed), x, y)
+        predicted = theory(kind, scale, np.asarray(variance, float), repeats)
+        found = np.asarray(found, float)
+        rows.append({
+            "of": of, "kind": kind, "scale": scale, "delta": (found / found[-1]).tolist(), "predicted": predicted,
+            "factor per layer": float((found[0] / found[-1]) ** (1 / repeats)),
+            "predicted factor": float(predicted[0] ** (1 / repeats)),
+        })  # fmt: skip
+    return rows
+
+
+def theory(kind: str, scale: float, variance: np.ndarray, repeats: int) -> list[float]:
+    """‖δ‖ at every layer, as a share of the last one's, of wide layers and large batches.
+
+    `variance` is that of each sum of the first layer, over the batch: the input's doing, not the theory's.
+    """
+    added = scale * (np.pi - 1) / (2 * np.pi)  # the variance of a sum over the outputs of ReLU units
     predicted = [1.0]
-    for l in reversed(range(config.depth - 1)):  # noqa: E741
-        square = {
+    for below in reversed(range(repeats)):
+        passed = {
             "plain": scale / 2,
-            "normalised": np.pi / (np.pi - 1),
-            "residual": 1 + scale / 2 / (float(variance) + l * scale * (np.pi - 1) / (2 * np.pi)),
+            "normalised": scale / 2 * np.mean(1 / (added if below else variance)),
+            "residual": 1 + scale / 2 * np.mean(1 / (variance + below * added)),
         }[kind]
-        predicted.insert(0, predicted[0] * float(np.sqrt(square)))
-    found = np.asarray(found, float)
-    return {
-        "of": of, "kind": kind, "scale": scale,
-        "delta": (found / found[-1]).tolist(), "predicted": predicted,
-        "factor per layer": float((found[0] / found[-1]) ** (1 / (config.depth - 1))),
-        "predicted factor": float(predicted[0] ** (1 / (config.depth - 1))),
-    }  # fmt: skip
+        predicted.insert(0, predicted[0] * float(np.sqrt(passed)))
+    return predicted
 
 
 def run(config: Config) -> dict[str, Any]:
     with jax.enable_x64(True):
-        keys = jax.random.split(jax.random.key(config.seed), len(CASES))
         errors = {
-            name: of_case(*case, key, config.turned)
-            for (name, case), key in zip(claim.progress(CASES.items(), "cases"), keys, strict=True)
+            name: of_case(*case, 100 * config.seed + i, config.turned)
+            for i, (name, case) in enumerate(claim.progress(CASES.items(), "cases"))
         }
-        x, y = (jnp.asarray(part[: config.batch]) for part in jbp.data.load("digits", "train"))
-        sets = {"dense": x.reshape(len(x), -1).astype(jnp.float64)}
-        sets |= {"conv": jnp.expand_dims(x, -1).astype(jnp.float64)} if config.channels else {}
-        depths = [
-            over_depth(config, of, kind, scale, sets[of], y)
-            for of, kind, scale in claim.progress(list(product(sets, KINDS, SCALES.values())), "depth")
-        ]
     with jax.enable_x64(False):
-        return {"errors in eps": errors, "trained": trained(config), "depth": depths}
+        x, y = (jnp.asarray(part[: config.batch]) for part in jbp.data.load("digits", "train"))
+        sets = {"dense": x.reshape(len(x), -1)} | ({"conv": jnp.expand_dims(x, -1)} if config.channels else {})
+        each = claim.progress(list(product(sets, KINDS)), "depth")
+        depth = [row for of, kind in each for row in over_depth(config, of, kind, sets[of], y)]
+        return {"errors in eps": errors, "trained": trained(config), "depth": depth}
 
 
 def worst(result: dict[str, Any]) -> float:
@@ -300,6 +324,106 @@ def check(result: dict[str, Any]) -> None:
         found, predicted = row["factor per layer"], row["predicted factor"]
         what = f"{row['of']}, {row['kind']}, scale {row['scale']}: a layer's factor is {found:.3f}, not {predicted:.3f}"
         claim.require(row["of"] != "dense" or abs(found / predicted - 1) <= 0.03, what)
+
+
+def plot(result: dict[str, Any]) -> Any:
+    import matplotlib.pyplot as plt
+
+    figure = plt.figure(figsize=(10, 11.5), layout="constrained")
+    passes, below = figure.subfigures(2, 1, height_ratios=(1.12, 1))
+    draw_passes(passes, result["trained"])
+    left, right = below.subfigures(1, 2, width_ratios=(1, 1.5))
+    draw_kernels(left, result["trained"])
+    draw_depth(right, result)
+    return figure
+
+
+def draw_passes(figure: Any, one: dict[str, Any]) -> None:
+    """One image: forward above, backward below, from right to left."""
+    pictures = {name: np.array(values) for name, values in one["picture"].items()}
+    panels = figure.subplots(2, 3, width_ratios=(1, 0.62, 1))
+    top = f"the image: {'an' if one['class'] == 8 else 'a'} {one['class']}, read as {one['read as']}"
+    shown = (
+        ("image", top, "gray_r"),
+        ("kernel", "a kernel of the first layer", "RdBu_r"),
+        ("map", "forward →  the sum s at every place", "PuOr_r"),
+        ("part", "←  backward: this map's part of δ at the image", "RdBu_r"),
+        ("turned", "the kernel turned round", "RdBu_r"),
+        ("delta", "δ at this map, from the layers above", "RdBu_r"),
+    )
+    for axis, (name, title, colours) in zip(panels.flat, shown, strict=True):
+        image = pictures[name]
+        most = np.abs(image).max()
+        axis.imshow(image, cmap=colours, vmin=0 if name == "image" else -most, vmax=most)
+        axis.set(xticks=[], yticks=[])
+        axis.set_title(title, fontsize=10.5, color=drawing.BACKWARD if name in ("part", "delta") else drawing.FORWARD)
+        for spine in axis.spines.values():
+            spine.set(visible=True, color="0.7")
+    for row, (first, second) in enumerate((("∗", "="), ("=", "∗"))):
+        for column, sign in enumerate((first, second)):
+            panels[row, column].annotate(
+                sign, (1.0, 0.5), xycoords="axes fraction", xytext=(14, 0), textcoords="offset points", fontsize=20,
+                ha="center", va="center", annotation_clip=False,
+            )  # fmt: skip
+
+
+def draw_kernels(figure: Any, one: dict[str, Any]) -> None:
+    """The kernels of the first layer, as drawn and as learned."""
+    for axis, kernels, alike, title in zip(
+        figure.subplots(2, 1), one["kernels"], one["alike"], ("drawn", "learned"), strict=True
+    ):
+        tiles = np.pad(np.array(kernels), ((0, 0), (0, 1), (0, 1)), constant_values=np.nan)
+        columns = 4 if len(tiles) % 8 else 8
+        rows = [np.concatenate(list(tiles[i : i + columns]), 1) for i in range(0, len(tiles), columns)]
+        montage = np.concatenate(rows)[:-1, :-1]
+        most = np.nanmax(np.abs(montage))
+        axis.imshow(montage, cmap="RdBu_r", vmin=-most, vmax=most)
+        axis.set_title(
+            f"kernels of the first layer, {title};\nneighbours' correlation {np.mean(alike):.2f}", fontsize=10
+        )
+        axis.axis("off")
+
+
+def draw_depth(figure: Any, result: dict[str, Any]) -> None:
+    """‖δ‖ over depth of the convolutional nets, or of the dense ones if there are no others."""
+    of = "conv" if any(row["of"] == "conv" for row in result["depth"]) else "dense"
+    axis = figure.subplots()
+    styles = {"plain": ("-", "o"), "normalised": ("--", "s"), "residual": (":", "^")}
+    colours = dict(zip(SCALES.values(), ("#0072B2", "#009E73", "#D55E00", "#CC79A7"), strict=True))
+    for row in result["depth"]:
+        if row["of"] != of:
+            continue
+        dash, marker = styles[row["kind"]]
+        free = row["kind"] != "plain"
+        colour = "black" if free else colours[row["scale"]]
+        layers = np.arange(1, len(row["delta"]) + 1)
+        if not free or row["scale"] == max(SCALES.values()):
+            axis.plot(layers, row["predicted"], dash, color=colour, lw=1)
+        small = 3.5 if not free else 3 + 1.3 * list(SCALES.values()).index(row["scale"])
+        label = f"no normalisation, g = {row['scale']:g}" if not free else None
+        if free and row["scale"] == max(SCALES.values()):
+            label = {"normalised": "batch normalisation", "residual": "the same, residual"}[row["kind"]] + ", all g"
+        axis.plot(layers, row["delta"], marker, color=colour, ms=small, mfc=colour if not free else "none", label=label)
+    axis.set(yscale="log", xlabel="layer (1: next to the image)", ylabel="‖δ‖, as a share of the last layer's")
+    axis.set_title(
+        f"{result['config']['depth']} layers, {'convolutional' if of == 'conv' else of}; lines: theory", fontsize=10
+    )
+    axis.legend(fontsize=9, frameon=False)
+
+
+def summary(result: dict[str, Any]) -> tuple[str, str]:
+    rows = [row for row in result["depth"] if row["of"] == "dense"]
+    off = max(abs(row["factor per layer"] / row["predicted factor"] - 1) for row in rows)
+    normalised = [row["delta"] for row in rows if row["kind"] == "normalised"]
+    factors = [(delta[1] / delta[-1]) ** (1 / (len(delta) - 2)) for delta in normalised]
+    before, after = (np.mean(part) for part in result["trained"]["alike"])
+    return (
+        f"δ_x is the correlation of δ with the turned kernel, the gradient that of h with δ, to {ALLOWED} eps; "
+        "‖δ‖ per layer √(g/2) plain and √(π/(π − 1)) = 1.21 normalised",
+        f"at most {worst(result):.1f} eps apart in {len(result['errors in eps'])} geometries; learned kernels' "
+        f"neighbours correlate {after:.2f} (drawn {before:.2f}), accuracy {result['trained']['test accuracy']:.3f}; "
+        f"factors within {100 * off:.1f} % of theory, normalised {min(factors):.3f} to {max(factors):.3f} for every g",
+    )
 
 
 if __name__ == "__main__":
