@@ -18,6 +18,8 @@ from jbp import losses, stats
 from jbp.layer import Layer
 from jbp.layers import BatchNorm
 from jbp.sinks import observed, together, total
+from jbp.train import InPlace
+from jbp.train.batches import Resident, order_of
 
 N, WIDTH, K = 12, 4, 3
 X = np.random.default_rng(0).normal(1.0, 2.0, (N, WIDTH))
@@ -128,7 +130,7 @@ def test_whole_weights_are_copies_and_a_row_of_weight_0_moves_nothing_whatever_i
     kept = some > 0
     alone, saved = jbp.forward(layer, params, h[kept], training=True)
     delta_alone, pairs_alone = jbp.backward(layer, params, saved, delta[kept])
-    close = {"rtol": 1e-11, "atol": 1e-13}
+    close: Any = {"rtol": 1e-11, "atol": 1e-13}
     np.testing.assert_allclose(y[kept], alone, **close)
     np.testing.assert_allclose(delta_x[kept], delta_alone, **close)
     assert not np.asarray(delta_x[~kept]).any()
@@ -278,7 +280,7 @@ def test_a_method_that_says_nothing_of_what_was_observed_is_refused_and_parts_do
     with pytest.raises(ValueError, match=r"has running moments, but .*Silent\(\) does not say .* Sums\(observed=\)"):
         jbp.make_step(problem)(jbp.init_state(problem, (WIDTH,), params=PARAMS), jbp.Batch(X, Y))
     assert not PROBLEM.additive and jbp.Problem(jbp.Dense(K), LOSS, SGD).additive
-    assert not jbp.Problem(jbp.Dense(K), LOSS, SGD, method=jbp.train.InPlace()).additive
+    assert not jbp.Problem(jbp.Dense(K), LOSS, SGD, method=InPlace()).additive
 
 
 # Training
@@ -291,11 +293,12 @@ OPTIONS: dict[str, Any] = {"epochs": 2, "batch_size": 5, "params": PARAMS, "seed
 def test_fit_is_the_same_in_chunks_and_in_place_to_the_bit_and_in_many_runs_to_rounding():
     fitted = jbp.fit(NET, LOSS, SGD, DATA, **OPTIONS)
     assert not same(moments_of(fitted.params), moments_of(PARAMS))
-    for other in ({"chunk_steps": 1}, {"in_place": True}):
+    others: list[Any] = [{"chunk_steps": 1}, {"in_place": True}]
+    for other in others:
         again = jbp.fit(NET, LOSS, SGD, DATA, **OPTIONS, **other)
         assert same(again.params, fitted.params) and same(again.state.opt_state, fitted.state.opt_state)
         assert again.step_losses.tolist() == fitted.step_losses.tolist()
-    options = {name: value for name, value in OPTIONS.items() if name != "seed"}
+    options: Any = {name: value for name, value in OPTIONS.items() if name != "seed"}
     many = jbp.fit_many(NET, LOSS, SGD, DATA, seeds=[3, 4], **options)
     ours = jax.tree.map(lambda a: a[0], many.params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), ours, fitted.params)
@@ -303,10 +306,10 @@ def test_fit_is_the_same_in_chunks_and_in_place_to_the_bit_and_in_many_runs_to_r
 
 def test_the_moments_of_an_epoch_are_those_of_its_batches_one_after_another_and_evaluation_reads_them():
     still = jbp.optim.sgd(0.0)
-    options = OPTIONS | {"epochs": 1, "batch_size": 4}
+    options: Any = OPTIONS | {"epochs": 1, "batch_size": 4}
     fitted = jbp.fit(NET, LOSS, still, DATA, validation_data=DATA, **options)
     assert same(others_of(fitted.params), others_of(PARAMS))
-    order = jbp.train.batches.order_of(fitted.state.key, 1, jbp.train.batches.Resident("shuffle", 4, N))()
+    order = order_of(fitted.state.key, 1, Resident("shuffle", 4, N))()
     params = PARAMS
     for t in range(3):
         rows = np.asarray(order[4 * t : 4 * t + 4])
@@ -330,7 +333,8 @@ def test_a_saved_run_keeps_its_moments_and_predicts_by_them(tmp_path: Any):
 
 def test_ties_and_private_training_are_refused_saying_what_to_take():
     pair = jbp.serial(jbp.Dense(WIDTH), BatchNorm(), jbp.Dense(WIDTH), BatchNorm())
-    for ties in ({3: 1}, {(3, "var"): (1, "var")}):
+    every: list[Any] = [{3: 1}, {(3, "var"): (1, "var")}]
+    for ties in every:
         net = jbp.tied(pair, ties)
         params = initialised(net, jax.random.key(0), (WIDTH,))[0]
         with pytest.raises(
@@ -441,7 +445,8 @@ def test_a_batch_of_one_is_refused_in_one_line_that_names_the_layer():
     words = r"layer \[1\]: BatchNorm\(\) in training normalises each channel over the batch, .*at least two examples"
     with pytest.raises(ValueError, match=words):
         jbp.value_and_grad(NET, LOSS, has_observed=True)(PARAMS, X[:1], Y[:1])
-    for fit, seeds in ((jbp.fit, {}), (jbp.fit_many, {"seeds": [0]})):
+    fits: list[Any] = [(jbp.fit, {}), (jbp.fit_many, {"seeds": [0]})]
+    for fit, seeds in fits:
         for size in (1, 11):  # of 12 examples the last batch would have one
             with pytest.raises(ValueError, match=words):
                 fit(NET, LOSS, SGD, DATA, epochs=1, batch_size=size, **seeds)
