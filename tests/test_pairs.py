@@ -22,7 +22,21 @@ import jbp.check
 from jbp import curvature, losses, private, stats
 from jbp.check.compiled import hurried
 from jbp.layer import Layer
-from jbp.pairs import Coupled, Geometry, Outer, Pair, Scale, Shift, Stack, Sum, Window, check_arrays, merge, silence
+from jbp.pairs import (
+    Constant,
+    Coupled,
+    Geometry,
+    Outer,
+    Pair,
+    Scale,
+    Shift,
+    Stack,
+    Sum,
+    Window,
+    check_arrays,
+    merge,
+    silence,
+)
 from jbp.pairs.pair import PerUse
 from jbp.stats.norms import most, normed
 from jbp.tracing.formulas import of_pair
@@ -129,6 +143,11 @@ def scale(t: int = T) -> Sample:
     return Sample(Scale(jnp.asarray(h), jnp.asarray(delta), (I, O)), [blocks], (I, O), [([h], [delta])])
 
 
+def constant() -> Sample:
+    value, zeros = np.arange(float(I * O)).reshape(I, O), (np.zeros((N, 1, 1)), np.zeros((N, 1, I * O)))
+    return Sample(Constant.of_batch(jnp.asarray(value), N), [[zeros]], (I, O), [([], [])])
+
+
 def pick(t: int = T, seed: int = 0) -> Sample:
     index, delta = np.random.default_rng(seed).integers(I, size=(N, t, 1)), draw(N, t, O, seed=seed + 4)
     h = np.eye(I)[index[..., 0]]
@@ -171,6 +190,7 @@ SAMPLES: dict[str, Callable[[], Sample]] = {
     "Sum": lambda: added(outer(), shift(1), scale(1)),
     "Stack": lambda: stacked(outer(seed=8), outer(seed=9)),
     "Coupled": lambda: outer()._replace(pair=Coupled(outer().pair, "[1]")),
+    "Constant": constant,
     "Pick": pick,
     "Pick, once": lambda: pick(1),
     "Sum of Pick": lambda: added(pick(), shift(1)),
@@ -285,7 +305,7 @@ def test_every_class_and_every_statistic_has_its_row():
     assert {f.__name__ for f in own} == READ.keys() | NOT_READ.keys()
 
 
-@pytest.mark.parametrize("name", [name for name in SAMPLES if name != "Coupled"])
+@pytest.mark.parametrize("name", [name for name in SAMPLES if name not in ("Coupled", "Constant")])
 def test_every_statistic_of_every_class_of_pair(name):
     sample = SAMPLES[name]()
     found = compiled(lambda pair, w: {n: read(pair, w) for n, read in READ.items()})(sample.pair, jnp.asarray(WEIGHTS))
@@ -311,6 +331,25 @@ def test_rows_are_the_blocks_whose_products_are_the_gradient(name):
         np.testing.assert_array_equal(block.h, h)
         np.testing.assert_array_equal(block.delta, delta)
         assert block.shape == sample.shape
+
+
+def test_a_constant_has_no_part_in_any_statistic():
+    alone, pair = outer().pair, SAMPLES["Constant"]().pair
+    stacked = Stack(jax.tree.map(lambda a: a[None], pair))
+
+    def all_of(pairs: Any, w: Any) -> Any:
+        return {n: read(pairs, w) for n, read in READ.items()}
+
+    trees = {"a": alone}, {"a": alone, "b": pair, "c": stacked}
+    without, found = (compiled(all_of)(tree, jnp.asarray(WEIGHTS)) for tree in trees)
+    for statistic in ("norms", "gram", "project", "noise_and_signal", "noise_scale", "clip_weights"):
+        assert_close(found[statistic], without[statistic], "layer")
+    for statistic in ("per_example", "squared_norms", "second_moment", "variance", "clipped"):
+        for part in jax.tree.leaves(found[statistic], is_leaf=lambda node: isinstance(node, dict)):
+            assert not any(np.asarray(a).any() for name in "bc" for a in jax.tree.leaves(part[name]))
+    assert pair.join(pair) is None and not pair.transports and pair.constant and stacked.constant
+    np.testing.assert_array_equal(Stack(jax.tree.map(lambda a: a[None], Coupled(pair, "[1]"))).observed, pair.value[:1])
+    assert alone.observed is None and not alone.constant
 
 
 @pytest.mark.parametrize("statistic", READ)
