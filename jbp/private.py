@@ -43,8 +43,8 @@ from jbp.inputs import check_key
 from jbp.layer import Layer
 from jbp.losses import Loss
 from jbp.meshes import as_is, placed, rows
-from jbp.pairs import Pair, Weights, is_pair, silence, weigh, widened
-from jbp.stats.clip import clip_factor
+from jbp.pairs import Weights, is_pair, silence, weigh, widened
+from jbp.stats.clip import clip_factor, silenced
 from jbp.stats.norms import network_norms, squared_bounds
 from jbp.stats.per_example import for_clipping
 from jbp.step import Batch, Method, Problem, State, Sums, measured, moved, optimised
@@ -134,7 +134,7 @@ def _clipped(
         """Σₙ wₙ cₙ gₙ of each pair, without the examples that are not sound."""
         with jax.default_matmul_precision("highest"):  # accelerators otherwise round what was clipped to 8 or 11 bits
             return jax.tree.map(
-                lambda pair: pair.over_stack(lambda one: _silenced(one, sound).total(scale)), widened(pairs),
+                lambda pair: pair.over_stack(lambda one: silenced(one, sound).total(scale)), widened(pairs),
                 is_leaf=is_pair,
             )  # fmt: skip
 
@@ -459,19 +459,3 @@ def _check_uncoupled(net: Layer, training: bool) -> None:
 def _to_clip(pairs: Any) -> Any:
     """The sink that keeps what norms and sum are both made of."""
     return jax.tree.map(lambda pair: for_clipping(widened(pair)), pairs, is_leaf=is_pair)
-
-
-def _silenced(pair: Pair, sound: Array) -> Pair:
-    """A layer's pair with zeros for what came in of the examples that are not sound: their δ weighs 0, but 0·∞ is NaN.
-
-    There are hardly ever any, so they are visited in a loop, in place; a `where` would copy every h.
-    """
-    (rows,) = jnp.nonzero(~sound, size=len(sound), fill_value=0)
-
-    def cleared(path: Any, a: Array) -> Array:
-        if path[-1].name == "delta" or not jnp.issubdtype(a.dtype, jnp.inexact):
-            return a
-        zero = jnp.zeros((), a.dtype)
-        return lax.fori_loop(0, (~sound).sum(), lambda i, a: a.at[rows[i]].set(zero), a)
-
-    return jax.tree_util.tree_map_with_path(cleared, pair)

@@ -8,6 +8,7 @@ from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jbp.annotations import Array, Float
 from jbp.arguments import check_max_norm
@@ -90,7 +91,11 @@ def clipped(
     c: Any = clip_weights(read, max_norm, per, automatic, gamma)
     factors = {"network": c} if per == "network" else c
     owner = {path: name for name, members in groups_of(pairs, per).items() for path in members}
-    totals = [pair.total(weigh(weights, factors[owner[path]])) for path, pair in leaves(read).items()]
+    totals = []
+    for (path, pair), came in zip(leaves(read).items(), leaves(pairs).values(), strict=True):
+        scale = weigh(weights, factors[owner[path]])
+        own = pair if type(pair) is type(came) else silenced(pair, scale != 0)
+        totals.append(own.total(scale))
     return jax.tree.unflatten(jax.tree.structure(pairs, is_leaf=is_pair), totals)
 
 
@@ -126,3 +131,19 @@ def _bounds(max_norm: MaxNorm, groups: dict[str, list[str]], automatic: bool) ->
     for name, bound in max_norm.items():
         check_max_norm(bound, automatic, f"the max_norm of {name}")
     return dict(max_norm)
+
+
+def silenced(pair: Pair, sound: Array) -> Pair:
+    """A layer's pair with zeros for what came in of the examples that are not sound: their δ weighs 0, but 0·∞ is NaN.
+
+    There are hardly ever any, so they are visited in a loop, in place; a `where` would copy every h.
+    """
+    (rows,) = jnp.nonzero(~sound, size=len(sound), fill_value=0)
+
+    def cleared(path: Any, a: Array) -> Array:
+        if path[-1].name == "delta" or not jnp.issubdtype(a.dtype, jnp.inexact):
+            return a
+        zero = jnp.zeros((), a.dtype)
+        return lax.fori_loop(0, (~sound).sum(), lambda i, a: a.at[rows[i]].set(zero), a)
+
+    return jax.tree_util.tree_map_with_path(cleared, pair)

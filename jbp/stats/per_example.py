@@ -73,9 +73,11 @@ def _(pair: Window) -> bool:
 
 
 def for_clipping(pair: Pair) -> Pair:
-    """What norms and the clipped sum both read: the pair, or the gradients of its examples, in the pair of a parameter
-    that is added. Then what is scaled to a norm of C is the very number that was measured; no rounding comes between.
+    """What norms and the clipped sum both read: the pair, or the gradients of its examples as h, with 1 for δ. What is
+    scaled to a norm of C is then the very number that was measured, and scaling makes no copy of it.
     """
     with jax.default_matmul_precision("highest"):
         g = pair.over_stack(lambda one: each(one) if keeps(one) else None, axis=1)
-    return pair if g is None else Shift(g.reshape(pair.batch, 1, -1), g.shape[1:])
+    if g is None:
+        return pair
+    return Outer(g.reshape(pair.batch, 1, -1), jnp.ones_like(g, shape=(pair.batch, 1, 1)), g.shape[1:])

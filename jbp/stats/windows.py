@@ -114,18 +114,23 @@ def formed(pair: Window) -> Float[Array, "n *k i o"]:
 def _form(pair: Window) -> Float[Array, "n *k i o"]:
     """gₙ of every example: windows unfolded, and one product for each example and group."""
     geometry, n, g, (i, o) = pair.geometry, pair.batch, pair.geometry.groups, pair.shape[-2:]
-    space = pair.h.shape[2:-1]
-    delta = pair.delta.reshape(n, -1, g, o // g)
+    space, k = pair.h.shape[2:-1], math.prod(pair.geometry.kernel)
     if g == i * g == o:  # depthwise: nothing is multiplied with more than one number
         seen = geometry.slices(_padded(pair.h.reshape(-1, *space, g), pair))
-        found = jnp.stack([(part.reshape(n, -1, g) * delta[..., 0]).sum(1) for part in seen], 1)
-    elif i * g < NARROW:
+        delta = pair.delta.reshape(n, -1, g)
+        return jnp.stack([(part.reshape(n, -1, g) * delta).sum(1) for part in seen], 1).reshape(n, *pair.shape)
+    if i * g < NARROW:
         channels = jnp.moveaxis(pair.h, -1, 1).reshape(-1, *space, 1)
         seen = [part.reshape(n, g, i, -1) for part in geometry.slices(_padded(channels, pair))]
-        found = jnp.einsum("nkgiu,nugo->nkigo", jnp.stack(seen, 1), delta)
+        seen, words = jnp.stack(seen, 1), "nkgiu,nugo->nkigo"
     else:
-        seen = geometry.windows(pair.h.reshape(-1, *space, g * i)).reshape(n, -1, math.prod(geometry.kernel), g, i)
-        found = jnp.einsum("nukgi,nugo->nkigo", seen, delta)
+        seen = geometry.windows(pair.h.reshape(-1, *space, g * i)).reshape(n, -1, k, g, i)
+        words = "nukgi,nugo->nkigo"
+    if g > 1:
+        found = jnp.einsum(words, seen, pair.delta.reshape(n, -1, g, o // g))
+    else:  # without the axis of the groups: for one of size 1 XLA's CPU compiler makes copies
+        seen = seen.reshape(n, -1, k * i) if words[1] == "u" else seen.reshape(n, k * i, -1)
+        found = jnp.einsum("nux,nuo->nxo" if words[1] == "u" else "nxu,nuo->nxo", seen, pair.delta.reshape(n, -1, o))
     return found.reshape(n, *pair.shape)
 
 
@@ -213,7 +218,9 @@ def _in_parts(function: Callable[[Window], Array], pair: Window, together: int) 
     n = pair.batch
     if together >= n:
         return function(pair)
-    parts = jax.tree.map(lambda a: a.reshape(n // together, together, *a.shape[1:]), pair)
-    found = lax.map(function, parts)
+    rows = jax.tree.map(lambda a: a.reshape(n // together, -1), pair)
+    # As matrices: of more axes XLA's CPU compiler chooses an order, and copies h and δ into it.
+    found = lax.map(
+        lambda part: function(jax.tree.map(lambda a, b: a.reshape(together, *b.shape[1:]), part, pair)), rows
+    )
     return found.reshape(n, *found.shape[2:])
-
