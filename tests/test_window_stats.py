@@ -288,7 +288,7 @@ COSTS = {
     "signal to noise": (stats.snr, 1.48, 1.6),
     "noise scale": (stats.noise_scale, 1.48, 1.6),
     "records": (stats.records, 0.601, 1.0),
-    "Gram matrix": (stats.gram, 1.56, 4.0),
+    "Gram matrix": (stats.gram, 1.56, 3.2),
     "Kronecker factors": (stats.kronecker, 5.0, 1.4),
     "Kronecker factors, reduced": (lambda pairs: stats.kronecker(pairs, "reduce"), 0.67, 0.8),
 }
