@@ -156,7 +156,7 @@ def _convolved(
     )
     exchanged = groups == 1 and math.prod(kernel) > math.prod(space)
     if exchanged:
-        # XLA makes the smaller of the two the kernel, with dimension numbers that are not canonical. So it is done here.
+        # XLA makes the smaller of the two the kernel, with dimension numbers that are not canonical: so do it here.
         sizes = zip(space, spread, kernel, dilation, padding, strict=True)
         padding = tuple(
             ((s - 1) * by - (k - 1) * apart + low, (s - 1) * by - (k - 1) * apart + high)

@@ -120,7 +120,7 @@ def _(pair: Scale) -> Scale | None:
 
 
 @squared.register
-def _(pair: Window) -> Outer | None:
+def _(pair: Window) -> Any:
     return squared(in_rows(pair)) if pair.uses == 1 else None
 
 
