@@ -87,20 +87,20 @@ def whole(answer: Any, *_: Any, **__: Any) -> Any:
     return jax.tree.map(lambda a: PartitionSpec(), answer)
 
 
-def rows(answer: Any, x: Any, axis: int = 0) -> Any:
-    """The first axis n of each array spread as the examples are: of data x [n, ...], or with `axis` −3 of pairs."""
-    entry = examples(x, axis)[1]
+def rows(answer: Any, x: Any) -> Any:
+    """The first axis n of each array spread as the examples of x are, data [n, ...] or pairs."""
+    entry = examples(x)[1]
     return jax.tree.map(lambda a: PartitionSpec(*(entry,)[: jnp.ndim(a)]), answer)
 
 
 def rows_of_pairs(answer: Any, pairs: Any, *_: Any, **__: Any) -> Any:
-    """The first axis n of each array spread as the examples of pairs are, whose arrays are [*l, n, t, width]."""
-    return rows(answer, pairs, -3)
+    """The first axis n of each array spread as the examples of pairs are."""
+    return rows(answer, pairs)
 
 
-def rows_somewhere(answer: Any, x: Any, axis: int = 0) -> Any:
-    """In each array the first axis that is as long as there are examples, spread as they are; x and `axis` as above."""
-    n, entry = examples(x, axis)
+def rows_somewhere(answer: Any, x: Any) -> Any:
+    """In each array the first axis that is as long as there are examples, spread as those of x, data or pairs."""
+    n, entry = examples(x)
 
     def one(a: Any) -> PartitionSpec:
         shape = jnp.shape(a)
@@ -114,12 +114,25 @@ def as_is(tree: Any) -> Any:
     return jax.tree.map(_spec, tree)
 
 
-def examples(source: Any, axis: int = 0) -> tuple[int, Any]:
-    """How many examples there are, and over which mesh axes they are spread: from the `axis` of the first array."""
-    for first in jax.tree.leaves(source)[:1]:
-        spec = _spec(first)
-        return first.shape[axis], spec[axis] if len(spec) else None
+def examples(source: Any) -> tuple[int, Any]:
+    """How many examples there are, and over which mesh axes they are spread: from the first array of data or of pairs.
+
+    Of data n stands first; of a pair, whose other axes its class knows, behind an axis l for each stack around it.
+    """
+    for first in jax.tree.leaves(source, is_leaf=_is_pair)[:1]:
+        axis, array = (_stacks(first), jax.tree.leaves(first)[0]) if _is_pair(first) else (0, first)
+        spec = _spec(array)
+        return array.shape[axis], spec[axis] if len(spec) else None
     return 0, None
+
+
+def _is_pair(node: Any) -> bool:
+    return hasattr(node, "over_stack")
+
+
+def _stacks(pair: Any) -> int:
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), pair)
+    return jax.eval_shape(lambda pair: pair.over_stack(lambda _: jnp.zeros(())), shapes).ndim
 
 
 def _spec(a: Any) -> PartitionSpec:

@@ -31,6 +31,15 @@ FLAT = jbp.serial(jbp.Dense(4), jbp.leaky_relu, jbp.repeat(jbp.serial(jbp.Dense(
 FLAT_PARAMS = FLAT.init(KEY, (4,))[0]
 """Piecewise linear, and used once: its Hessian diagonal is Gauss-Newton's."""
 
+KERNELS = jbp.serial(
+    jbp.repeat(jbp.serial(jbp.Conv(2, 3, use_bias=False), jbp.tanh), 2),
+    jbp.Conv(4, 2, groups=2),
+    jbp.Flatten(),
+    jbp.Dense(3),
+)
+IMAGES = jax.random.normal(KEY, (8, 4, 5, 2))
+KERNELS_PARAMS = KERNELS.init(KEY, (4, 5, 2))[0]
+
 
 def statistics(net, params, x, y):
     """Every reading of pairs, each with an axis n or a sum over it."""
@@ -188,6 +197,7 @@ def training(mesh_is_set):
             assert a.sharding.is_equivalent_to(b.sharding, a.ndim)
 
 
+SPATIAL = KERNELS, KERNELS_PARAMS, IMAGES, Y[:, 0]
 SEQUENCE, ONCE = (NET, PARAMS, X, Y), (FLAT, FLAT_PARAMS, X[:, 0], Y[:, 0])
 CASES = {
     "shard_map": lambda: (
@@ -195,6 +205,7 @@ CASES = {
     ),
     "explicit": lambda: [explicit(f, *SEQUENCE) for f in (statistics, passes, second_order)],
     "model": lambda: [explicit(f, *ONCE, model=True) for f in (statistics, passes, second_order)],
+    "kernels": lambda: [how(statistics, *SPATIAL) for how in (in_shard_map, explicit)],
     "eager": lambda: explicit(passes, *ONCE, compiled=False),
     "training": lambda: training(True),
     "training without set_mesh": lambda: training(False),

@@ -20,6 +20,7 @@ HOLDS = {
     "shard_map": {"second_moment", "gram", "diagonal", "hessian_diagonal", "kronecker", "norms", "clipped_sum"},
     "explicit": {"value_and_grad", "clipped_sum", "second_moment", "gram", "diagonal", "hessian_product"},
     "model": {"value_and_grad", "clipped_sum", "second_moment", "gram", "diagonal", "hessian_product"},
+    "kernels": {"second_moment", "gram", "project", "kronecker", "norms"},
     "eager": {"value_and_grad", "clipped_sum", "apply", "backward", "together"},
     "training": {"fit", "make_step", "in_place", "private", "rule", "fit_many", "alignment"},
     "training without set_mesh": {"fit", "make_step", "in_place", "private", "rule", "fit_many", "alignment"},

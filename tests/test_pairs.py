@@ -166,6 +166,12 @@ def window(t: int = T, space: int = 5, seed: int = 0) -> Sample:
     return Sample(pair, [[(np.stack(rows, 1), delta)]], (3, I, O), [([pixels], [delta])])
 
 
+def constant() -> Sample:
+    """Of a parameter that nothing trains: zeros."""
+    h, delta = np.zeros((N, 1, 1)), np.zeros((N, 1, I * O))
+    return Sample(Constant(jnp.asarray(draw(N, I, O)), (I, O)), [[(h, delta)]], (I, O), [([h], [delta])])
+
+
 def added(*parts: Sample) -> Sample:
     blocks = [block for part in parts for block in part.layers[0]]
     held = tuple([a for part in parts for a in part.held[0][i]] for i in (0, 1))
@@ -187,6 +193,7 @@ SAMPLES: dict[str, Callable[[], Sample]] = {
     "Scale, once": lambda: scale(1),
     "Window": window,
     "Window, once": lambda: window(1, 2),
+    "Constant": constant,
     "Sum": lambda: added(outer(), shift(1), scale(1)),
     "Stack": lambda: stacked(outer(seed=8), outer(seed=9)),
     "Coupled": lambda: outer()._replace(pair=Coupled(outer().pair, "[1]")),
@@ -248,7 +255,7 @@ def naive(sample: Sample) -> dict[str, Any]:
         return trace, np.square(mean(q)).sum() - np.square(q).sum() * trace
 
     norms = np.linalg.norm(flat, axis=1)
-    c = np.minimum(1, BOUND / norms)
+    c = BOUND / np.maximum(norms, BOUND)
     by_layer = np.square(g).sum(tuple(range(1 + sample.stacked, g.ndim)))
     trace, signal = noise(p)
     return {

@@ -156,13 +156,15 @@ def _convolved(
     )
     exchanged = groups == 1 and math.prod(kernel) > math.prod(space)
     if exchanged:
-        # XLA makes the smaller of the two the kernel, with dimension numbers that are not canonical. So it is done here.
+        # XLA makes the smaller of the two the kernel, with dimension numbers that are not canonical: so do it here.
         sizes = zip(space, spread, kernel, dilation, padding, strict=True)
         padding = tuple(
             ((s - 1) * by - (k - 1) * apart + low, (s - 1) * by - (k - 1) * apart + high)
             for s, by, k, apart, (low, high) in sizes
         )
-        left, right = jnp.moveaxis(jnp.flip(right, tuple(range(d))), -1, 0), jnp.moveaxis(left, 0, -1)
+        # y[u] = Σₖ left[u + k] right[k] has u on the side of left alone: both turned round, it is on the side of right.
+        right, left = (jnp.flip(a, tuple(range(at, at + d))) for a, at in ((left, 1), (right, 0)))
+        left, right = jnp.moveaxis(left, -1, 0), jnp.moveaxis(right, 0, -1)
         spread, dilation = dilation, spread
     found = lax.conv_general_dilated(
         left, right, stride, padding, spread, dilation, numbers, feature_group_count=groups

@@ -6,13 +6,11 @@ from functools import singledispatch
 from typing import Any, Literal, overload
 
 import jax.numpy as jnp
-from jax import lax
 
 from jbp.annotations import Array, Float
 from jbp.meshes import placed, rows_of_pairs
-from jbp.pairs import Outer, Pair, Pairs, Sum, Window
+from jbp.pairs import Outer, Pair, Pairs, Window
 from jbp.stats._rows import in_rows
-from jbp.stats.moments import alone
 from jbp.stats.per_example import each
 from jbp.stats.trees import Per, groups_of, leaves, shape_of
 
@@ -59,15 +57,8 @@ def gram(pairs: Pairs | Pair, others: Pairs | Pair | None = None, per: Per = "ne
 @singledispatch
 def product(a: Pair, b: Pair) -> Float[Array, "n m"]:
     """⟨aₙ, bₘ⟩ of a pair that is no stack and another; by forming the gradients."""
-    x = _gradients(a)
-    return x @ (x if a is b else _gradients(b)).T
-
-
-def _gradients(pair: Pair) -> Float[Array, "n p"]:
-    """The gradients of the examples, of a pair that is no stack; a kernel's windows are unfolded one example at a
-    time."""
-    found = lax.map(alone, pair) if isinstance(pair, Window | Sum) else each(pair)
-    return found.reshape(pair.batch, -1)
+    x = each(a).reshape(a.batch, -1)
+    return x @ (x if a is b else each(b).reshape(b.batch, -1)).T
 
 
 @product.register

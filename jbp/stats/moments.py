@@ -6,7 +6,7 @@ Used T times, the examples' gradients are formed and squared one at a time.
 
 from __future__ import annotations
 
-from functools import partial, reduce, singledispatch
+from functools import partial, singledispatch
 from typing import Any
 
 import jax
@@ -82,25 +82,9 @@ def squared_one_by_one(pair: Pair, weights: Weights, mean: Array | None = None) 
     return added_up(one, (pair, w))
 
 
-@singledispatch
 def alone(row: Pair) -> Array:
     """The gradient of one example, of a pair whose arrays have no n."""
     return each(jax.tree.map(lambda a: a[None], row))[0]
-
-
-@alone.register
-def _(row: Window) -> Array:
-    """Its windows unfolded, and one product for each group."""
-    g, (i, o) = row.geometry.groups, row.shape[-2:]
-    seen, delta = row.geometry.windows(row.h), row.delta
-    k = seen.shape[-2]
-    seen, delta = seen.reshape(-1, k, g, i), delta.reshape(-1, g, o // g)
-    return jnp.einsum("tkgi,tgo->kigo", seen, delta).reshape(row.shape)
-
-
-@alone.register
-def _(row: Sum) -> Array:
-    return reduce(jnp.add, map(alone, row.pairs))
 
 
 @squares.register(Shift)
@@ -136,7 +120,7 @@ def _(pair: Scale) -> Scale | None:
 
 
 @squared.register
-def _(pair: Window) -> Outer | None:
+def _(pair: Window) -> Any:
     return squared(in_rows(pair)) if pair.uses == 1 else None
 
 

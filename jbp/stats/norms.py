@@ -68,13 +68,13 @@ def group_norms(pairs: Any, groups: dict[str, list[str]], of: Callable[[Pair], A
     return {name: jnp.sqrt(sum(squares[path] for path in members)) for name, members in groups.items()}
 
 
-@placed(lambda answer, pairs: rows_somewhere(answer, pairs, -3))
+@placed(lambda answer, pairs: rows_somewhere(answer, pairs))
 def squared_norms(pairs: Pairs | Pair) -> Any:
     """‖gₙ‖² for each parameter: [n], and [l, n] for each repetition of a `repeat`. Also a sink for `jbp.backward`."""
     return map_pairs(square, pairs) if jax.tree.leaves(pairs) else pairs
 
 
-@placed(lambda answer, pairs: rows_somewhere(answer, pairs, -3))
+@placed(lambda answer, pairs: rows_somewhere(answer, pairs))
 def squared_bounds(pairs: Any) -> Any:
     """`most` for each parameter: where clipping reads `squared_norms`. Also a sink."""
     return map_pairs(most, pairs) if jax.tree.leaves(pairs) else pairs

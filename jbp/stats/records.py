@@ -68,7 +68,8 @@ def _(pair: Any) -> tuple[list[Array], list[Array]]:
 
 @held.register
 def _(pair: Window) -> tuple[list[Array], list[Array]]:
-    return tuple([a.reshape(pair.batch, -1, a.shape[-1])] for a in (pair.h, pair.delta))
+    h, delta = (a.reshape(pair.batch, -1, a.shape[-1]) for a in (pair.h, pair.delta))
+    return [h], [delta]
 
 
 @held.register
