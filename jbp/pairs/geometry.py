@@ -156,13 +156,14 @@ def _convolved(
     )
     exchanged = groups == 1 and math.prod(kernel) > math.prod(space)
     if exchanged:
-        # XLA makes the smaller of the two the kernel, with dimension numbers that are not canonical. So it is done here.
+        # XLA makes the smaller of the two the kernel, with dimension numbers that are not canonical: so do it here.
         sizes = zip(space, spread, kernel, dilation, padding, strict=True)
         padding = tuple(
             ((s - 1) * by - (k - 1) * apart + low, (s - 1) * by - (k - 1) * apart + high)
             for s, by, k, apart, (low, high) in sizes
         )
-        left, right = jnp.moveaxis(jnp.flip(right, tuple(range(d))), -1, 0), jnp.moveaxis(left, 0, -1)
+        image, turned = jnp.flip(left, tuple(range(1, d + 1))), jnp.flip(right, tuple(range(d)))
+        left, right = jnp.moveaxis(turned, -1, 0), jnp.moveaxis(image, 0, -1)
         spread, dilation = dilation, spread
     found = lax.conv_general_dilated(
         left, right, stride, padding, spread, dilation, numbers, feature_group_count=groups
