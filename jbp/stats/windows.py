@@ -216,3 +216,4 @@ def _in_parts(function: Callable[[Window], Array], pair: Window, together: int) 
     parts = jax.tree.map(lambda a: a.reshape(n // together, together, *a.shape[1:]), pair)
     found = lax.map(function, parts)
     return found.reshape(n, *found.shape[2:])
+
