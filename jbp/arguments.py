@@ -338,6 +338,14 @@ def at_least_float32(dtype: Any) -> Any:
     return jnp.dtype(jnp.float32 if is_narrow(dtype) else dtype)
 
 
+def promoted(*arrays: Any) -> list[Any]:
+    """Arrays in one dtype, as `@` promotes, or refuses to where JAX is told to."""
+    if len({a.dtype for a in arrays}) == 1:
+        return list(arrays)
+    dtype = jnp.promote_types(*(a.dtype for a in arrays))
+    return [a.astype(dtype) for a in arrays]
+
+
 def refuse_complex(name: str, tree: Any) -> None:
     """Refuse complex numbers, whose derivative has more than one convention, naming the leaf."""
     for path, leaf in tree_leaves_with_path(tree):

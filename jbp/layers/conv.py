@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from jbp.annotations import Array, Float, PRNGKeyArray
-from jbp.arguments import as_bool, as_count, as_shape, leaf_shapes, needs_floats, same_shape
+from jbp.arguments import as_bool, as_count, as_shape, leaf_shapes, needs_floats, promoted, same_shape
 from jbp.inputs import check_key
 from jbp.layer import Layer, Shape, made
 from jbp.layers.activations import Activation
@@ -131,7 +131,9 @@ class Conv(Layer):
         if i % self.groups or any(params[name].shape != wanted[name] for name in names):
             raise ValueError(f"{self!r} on an input of shape {x.shape} got parameters of shapes {leaf_shapes(params)}")
         geometry = self.geometry(space)
-        y = geometry.forward(x.reshape(-1, *space, i), weight).reshape(*images, *geometry.sites(space), self.width)
+        y = geometry.forward(*promoted(x.reshape(-1, *space, i), weight)).reshape(
+            *images, *geometry.sites(space), self.width
+        )
         return (y + params["bias"].reshape((1,) * (y.ndim - 1) + (-1,)) if self.use_bias else y), x
 
     def backward(
@@ -146,7 +148,7 @@ class Conv(Layer):
         if self.use_bias:
             pairs["bias"] = Shift.of(delta, (self.width,))
         flat = delta.reshape(-1, *delta.shape[len(images) :])
-        return geometry.back(flat, weight, space).reshape(saved.shape), pairs
+        return geometry.back(*promoted(flat, weight), space).reshape(saved.shape), pairs
 
     def formulas(self) -> tuple[str, str]:
         """With or without bias."""

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 from jbp.annotations import Array, Float, PRNGKeyArray
-from jbp.arguments import as_bool, as_count, as_shape, leaf_shapes, needs_floats
+from jbp.arguments import as_bool, as_count, as_shape, leaf_shapes, needs_floats, promoted
 from jbp.inputs import check_key
 from jbp.layer import EXAMPLE, Layer, Shape
 from jbp.layers.activations import Activation
@@ -122,7 +121,5 @@ class Dense(Layer):
 
 def _product(a: Float[Array, "*t k"], weight: Array, axis: int) -> Array:
     """a W (axis 0) or a Wᵀ (axis 1). Not `@`, which takes five times as long to trace under `vmap`."""
-    if a.dtype != weight.dtype:  # as `@` promotes, or refuses to
-        dtype = jnp.promote_types(a.dtype, weight.dtype)
-        a, weight = a.astype(dtype), weight.astype(dtype)
+    a, weight = promoted(a, weight)
     return lax.dot_general(a, weight, (((a.ndim - 1,), (axis,)), ((), ())))

@@ -10,7 +10,17 @@ import jax.numpy as jnp
 from jax import lax
 
 from jbp.annotations import Array, Float, PRNGKeyArray
-from jbp.arguments import as_bool, as_count, as_number, as_shape, leaf_shapes, needs_floats, no_params, same_shape
+from jbp.arguments import (
+    as_bool,
+    as_count,
+    as_number,
+    as_shape,
+    at_least_float32,
+    leaf_shapes,
+    needs_floats,
+    no_params,
+    same_shape,
+)
 from jbp.inputs import check_key
 from jbp.layer import Layer, Shape
 from jbp.pairs import Scale, Shift
@@ -76,11 +86,12 @@ class _Norm(Layer):
             )
         needs_floats(self, x)
         shape, axes = self.grouped(x.shape)
-        h = x.reshape(shape)
+        wide = at_least_float32(x.dtype)  # in float16 300 has no square
+        h = x.reshape(shape).astype(wide)
         if self.centred:
             h = h - _mean(h, axes)
-        inverse = lax.rsqrt(_mean(h * h, axes) + jnp.asarray(self.epsilon, x.dtype))
-        seen = (h * inverse).reshape(x.shape)
+        inverse = lax.rsqrt(_mean(h * h, axes) + jnp.asarray(self.epsilon, wide))
+        seen = (h * inverse).reshape(x.shape).astype(x.dtype)
         y = seen * _along(params["scale"], seen) if self.use_scale else seen
         return (y + _along(params["bias"], y) if self.use_bias else y), (seen, inverse)
 
@@ -97,11 +108,11 @@ class _Norm(Layer):
             pairs["bias"] = Shift.of(delta, seen.shape[-1:])
         d = delta * _along(params["scale"], delta) if self.use_scale else delta
         shape, axes = self.grouped(seen.shape)
-        d, hat = d.reshape(shape), seen.reshape(shape)
+        d, hat = (a.reshape(shape).astype(inverse.dtype) for a in (d, seen))
         back = d - hat * _mean(d * hat, axes)
         if self.centred:
             back = back - _mean(d, axes)
-        return (back * inverse).reshape(seen.shape), pairs or ()
+        return (back * inverse).reshape(seen.shape).astype(delta.dtype), pairs or ()
 
     def formulas(self) -> tuple[str, str]:
         """Of the form that it has."""

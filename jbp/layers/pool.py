@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jbp.annotations import Array, Float, Int, PRNGKeyArray
-from jbp.arguments import as_bool, as_shape, needs_floats, no_params, same_shape
+from jbp.arguments import as_bool, as_shape, at_least_float32, needs_floats, no_params, same_shape
 from jbp.inputs import check_key
 from jbp.layer import Layer, Shape, Static, made
 from jbp.layers.images import warn_of_axes
@@ -128,9 +128,8 @@ class MaxPool(_Pool):
         for k, seen in enumerate(others, 1):
             # NaN wins, and differs from itself: one that is new is taken, one that is there stays. Not by >, which
             # would swallow it, and which complex numbers, of the complex step, do not have.
-            found = lax.max(largest, seen)
-            better = (found != largest) & (largest == largest)
-            largest, at = found, lax.select(better, lax.full_like(at, k), at)
+            better = (lax.max(largest, seen) != largest) & (largest == largest)
+            largest, at = lax.select(better, seen, largest), lax.select(better, lax.full_like(at, k), at)
         shape = (*images, *largest.shape[1:])
         return largest.reshape(shape), (at.reshape(shape), Static(x.shape))
 
@@ -179,8 +178,9 @@ class AvgPool(_Pool):
         no_params(self, params)
         needs_floats(self, x)
         images, geometry, flat = self._parts(x)
-        y = geometry.summed(flat) * self._share(geometry, flat.shape[1:-1], x.dtype)
-        return y.reshape(*images, *y.shape[1:]), Static(x.shape)
+        wide = at_least_float32(x.dtype)  # a sum of ones in bfloat16 ends at 256
+        y = geometry.summed(flat.astype(wide)) * self._share(geometry, flat.shape[1:-1], wide)
+        return y.reshape(*images, *y.shape[1:]).astype(x.dtype), Static(x.shape)
 
     def backward(self, params: Any, saved: Static, delta: Float[Array, "*t *u c"]) -> tuple[Array, tuple[()]]:
         """Every δ, divided among the places of its window."""
@@ -188,7 +188,9 @@ class AvgPool(_Pool):
         geometry = self.geometry(space)
         same_shape(self, delta, (*images, *geometry.sites(space), c))
         flat = delta.reshape(-1, *delta.shape[len(images) :])
-        return geometry.unsummed(flat * self._share(geometry, space, delta.dtype), space).reshape(saved.value), ()
+        wide = at_least_float32(delta.dtype)
+        back = geometry.unsummed(flat.astype(wide) * self._share(geometry, space, wide), space)
+        return back.reshape(saved.value).astype(delta.dtype), ()
 
     def formulas(self) -> tuple[str, str]:
         """One part of δ to each place."""

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
 from jbp.annotations import Array, Float
+from jbp.arguments import promoted
 from jbp.pairs.geometry import Geometry
 from jbp.pairs.outer import Outer
 from jbp.pairs.pair import Pair, Weights, weigh, widened
@@ -72,7 +73,8 @@ class Window(Pair):
     def total(self, weights: Weights = None) -> Array:
         """Σₙ wₙ gₙ: one convolution."""
         h, delta = widened((self.h, self.delta))
-        return self.geometry.contract(self._flat(h), self._flat(weigh(weights, delta))).astype(self.dtype)
+        h, delta = promoted(h, weigh(weights, delta))
+        return self.geometry.contract(self._flat(h), self._flat(delta)).astype(self.dtype)
 
     @property
     def batch(self) -> int:
