@@ -10,7 +10,7 @@ import pytest
 import jbp
 from jbp import branch, cli, layers, repeat, residual, serial, tied
 from jbp.check.cases import COMBINATORS, LAYERS
-from jbp.cli import netspec
+from jbp.cli import netspec, training
 from jbp.layers import AvgPool, Channel, Conv, Dense, Flatten, GlobalPool, GroupNorm, LayerNorm, MaxPool, Reshape, relu
 
 
@@ -33,6 +33,8 @@ WORDS = {
     "layernorm": LayerNorm(),
     "layernorm:0.1": LayerNorm(0.1),
     "rmsnorm": layers.RMSNorm(),
+    "batchnorm": layers.BatchNorm(),
+    "batchnorm:0.99": layers.BatchNorm(0.99),
     "groupnorm:8": GroupNorm(8),
     "groupnorm:2:1e-07": GroupNorm(2, 1e-7),
     "dropout:0.123456789": layers.Dropout(0.123456789),
@@ -219,3 +221,20 @@ def test_a_convolutional_net_trains_on_digits_and_is_shown_predicted_and_traced(
     assert capsys.readouterr().out.count("\n") == 361
     assert cli.main(["trace", "run"]) == 0
     assert len(capsys.readouterr().out.splitlines()) < 500
+
+
+@pytest.mark.usefixtures("optax_promotion")
+def test_weight_decay_leaves_biases_and_norms_alone_under_repeat_too():
+    net = netspec.build("conv:3:3 repeat:2( conv:3:3 batchnorm layernorm relu ) globalpool", (6, 6), 2)
+    params, _ = net.init(jax.random.key(0), (6, 6))
+    params = jax.tree.map(jnp.ones_like, params)
+    made = training.make_optimizer(cli.Train(optimizer="sgd", weight_decay=0.5), steps=10)
+    updates = made.update(jax.tree.map(jnp.zeros_like, params), made.init(params), params)[0]
+    for path, leaf in jax.tree.leaves_with_path(updates):
+        assert bool((leaf != 0).all()) == (path[-1].key == "weight"), path
+
+
+def test_what_couples_examples_is_refused_in_one_line_where_it_cannot_be(capsys):
+    assert cli.main(["train", "--net", "conv:4:3 batchnorm relu globalpool", "--private", "--quiet"]) == 2
+    err = capsys.readouterr().err
+    assert "layer [2] (BatchNorm()) couples the examples" in err and err.count("\n") == 1

@@ -141,6 +141,10 @@ def by_formula(formula: str, r: dict[str, Any], layer: str = "") -> Any:
         return values.mean()
     if part := re.fullmatch(r"δ = 1/(\d+)·\((.*)\)", formula):
         return by_formula(part[2], r) / int(part[1])
+    if formula == "∂e/∂weight = h∗δ":
+        conv = eval(layer, vars(layers))
+        _, pull = jax.vjp(lambda w: plain(conv, r | {"weight": w}, jnp.asarray(r["x"])[None]), jnp.asarray(r["weight"]))
+        return pull(jnp.asarray(r["δ"]).reshape(1, *r["y"].shape))[0]
     if part := re.fullmatch(r"(e|δ|∂e/∂\w+) = (.*)", formula):
         return by_formula(part[2], r)
     maker = eval(layer or "None", {**vars(jbp), **vars(layers), "Gain": Gain, "Table": Table})
@@ -457,6 +461,16 @@ def test_what_is_large_is_told_by_its_range_and_a_picture_and_kept_whole():
             ["".join(c * 3 for c in "▁▂▃▄▅▆▇█")],
         ),
         (np.eye(6), "6 × 6, from 0 to 1, mean 0.167, 30 zeros", ["  " * i + "██" for i in range(6)]),
+        (
+            np.stack([np.eye(3), 1 - np.eye(3), np.zeros((3, 3))], -1),
+            "3 × 3 × 3, from 0 to 1, mean 0.333, 18 zeros",
+            ["██    │  ████│", "  ██  │██  ██│", "    ██│████  │"],
+        ),
+        (
+            np.moveaxis(np.arange(20.0)[:, None, None] * np.ones((9, 9)), 0, -1),  # as many as there is room for
+            "9 × 9 × 20, from 0 to 19, mean 9.5, 81 zeros",
+            [f"{' ' * 16}│{'█' * 16}"] * 8,
+        ),
         (np.full((1, 40), np.nan), "1 × 40, 40 are NaN or inf", []),
         (np.zeros(40), "40 numbers, from 0 to 0, mean 0, 40 zeros", ["▁" * 40]),
         (np.eye(64), "64 × 64, from 0 to 1, mean 0.0156, 4032 zeros", None),
@@ -505,3 +519,25 @@ def test_what_does_not_fit_is_refused_in_words(arguments: Any, error: Any, words
     given = {"net": NET, "params": PARAMS, "x": jnp.ones(2), "y": jnp.ones(1), "loss": jbp.losses.l2_loss} | arguments
     with pytest.raises(error, match=words):
         jbp.trace(**given)
+
+
+def test_a_convolution_is_traced_in_planes_and_by_its_formulas():
+    net = jbp.serial(jbp.Conv(2, 3), jbp.relu, jbp.MaxPool(2), jbp.Flatten(), jbp.Dense(1))
+    kernel = np.stack([np.eye(3), np.zeros((3, 3))], -1).reshape(3, 3, 1, 2)
+    params, _ = net.init(jax.random.key(0), (6, 6, 1))
+    params = ({"weight": jnp.asarray(kernel), "bias": params[0]["bias"]}, *params[1:])
+    found = jbp.trace(net, jbp.losses.l2_loss, params, jnp.eye(6)[..., None], jnp.ones(1))
+    text = str(found)
+    assert "∂e/∂weight = h∗δ" in text and "y = x∗weight + bias" in text and "δ_x = δ∗weight turned round" in text
+    assert len(text.splitlines()) < 200  # of 1,100 numbers
+    np.testing.assert_allclose(found["1.y"][..., 0].diagonal(), [2, 3, 3, 3, 3, 2])
+    tags = Tags()
+    tags.feed(found._repr_html_())
+    assert not tags.open
+    image = next(p for p in tags.pictures if p["alt"].startswith("6 × 6 × 2"))  # y: two planes, a grey column between
+    assert (pixels(image["src"], 6, 13)[:, 6] == 128).all()
+
+
+def test_as_many_planes_are_drawn_as_fit():
+    drawn = pictures.picture(np.random.default_rng(0).normal(size=(4, 4, 30)))
+    assert len(drawn) == 4 and {line.count("│") for line in drawn} == {3}

@@ -63,7 +63,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read us, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except ValueError as error:
+    except (ValueError, NotImplementedError) as error:  # the second where the net's examples are coupled
         return _failed(error, 2)
     except KeyboardInterrupt as error:
         return _failed(error, _starting.INTERRUPTED)

@@ -27,7 +27,7 @@ class Train(TrainOptions):
                            :d2 a dilation; 5x is a kernel along one axis, with channels behind
   pool:2, avgpool:3:s2     the largest, the mean of each window; :s2 a stride, :same padding
   globalpool               the mean over all of space
-  layernorm, rmsnorm, groupnorm:8                  normalisation
+  batchnorm, layernorm, rmsnorm, groupnorm:8       normalisation
   dropout:0.2              training without a fifth of the units
   residual( … )            x and what the layers in brackets make of it, added up
   repeat:3( … )            the layers in brackets three times, each with weights of its own

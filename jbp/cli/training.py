@@ -323,8 +323,13 @@ def _mixing(optimizer: optax.GradientTransformation) -> optax.GradientTransforma
 
 
 def _weights(params: Any) -> Any:
-    """True for weights, False for biases."""
-    return jax.tree.map(lambda p: p.ndim > 1, params)
+    """True for weights; False for biases and what normalisation holds, under `repeat` too, where they have two axes."""
+    names = {"bias", "scale", "mean", "var"}
+
+    def is_weight(path: Any, leaf: Any) -> bool:
+        return leaf.ndim > 1 and getattr(path[-1] if path else None, "key", None) not in names
+
+    return jax.tree.map_with_path(is_weight, params)
 
 
 def output_activation(word: str | None, loss: str) -> Layer | None:

@@ -11,7 +11,7 @@ from jbp.losses import (
     SoftmaxCrossEntropy,
     SquaredError,
 )
-from jbp.pairs import Outer, Pair, Scale, Shift
+from jbp.pairs import Outer, Pair, Scale, Shift, Window
 
 
 def of_loss(loss: Loss, positions: int, classes: bool) -> tuple[str, str]:
@@ -47,6 +47,8 @@ def of_pair(pair: Pair, name: str) -> str:
     """∂e/∂name = …, from what the pair holds: h and δ at each use t of the parameter."""
     if pair.constant:
         return f"∂e/∂{name} = 0"
+    if isinstance(pair, Window):  # summed over its sites, whatever their number
+        return f"∂e/∂{name} = h∗δ"
     for kind, words in ((Outer, "h ⊗ δ"), (Shift, "δ"), (Scale, "h∘δ")):
         if isinstance(pair, kind):
             return f"∂e/∂{name} = {'' if pair.uses == 1 else 'Σₜ '}{words}"

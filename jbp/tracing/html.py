@@ -10,10 +10,10 @@ from html import escape
 
 import numpy as np
 
-from jbp.tracing.pictures import blocks, summary
+from jbp.tracing.pictures import planes, summary
 
 _CELL = "text-align:left;vertical-align:top;padding:2px 10px;border:none"
-_MOST, _SIDE = 64, 8
+_MOST, _SIDE, _PLANE = 64, 8, 16
 
 
 def page(heads: Iterable[str], tables: Iterable[tuple[str, list[tuple[str, ...]]]]) -> str:
@@ -40,8 +40,11 @@ def numbers(text: str) -> str:
 
 
 def heat_map(value: np.ndarray) -> str:
-    """A heat map: blue below 0, white at 0, red above, as dark as the number is large; its range below it."""
-    fields = blocks(value, _MOST, _MOST)
+    """A heat map: blue below 0, white at 0, red above, as dark as the number is large; its range below it. Of an image
+    with channels the first planes, with grey between."""
+    parts = planes(value, _MOST, _MOST, _PLANE)
+    between = np.full((len(parts[0]), 1), np.nan)
+    fields = np.concatenate([part for plane in parts for part in (between, plane)][1:], 1)
     largest = float(np.abs(fields[np.isfinite(fields)]).max(initial=0.0)) or 1.0
     part = np.clip(np.nan_to_num(fields / largest), -1, 1)
     pale = np.rint(255 * (1 - np.abs(part))).astype(np.uint8)
