@@ -156,6 +156,17 @@ def test_the_script_for_an_accelerator_keeps_every_row_and_says_what_failed(
     assert row["jbp, ms"].note == "no time was left"
 
 
+def test_twenty_lines_on_with_logs_cost_what_jbp_costs(suite, as_users_run_it):
+    found = importlib.import_module("per_example_logs").main("64-48-10", 16, 1)
+    if jax.__version_info__ < (0, 12):
+        assert found == {"why": f"needs JAX 0.12, here is {jax.__version__}"}
+        return
+    of = {what: [found[what][way]["flops"] for way in ("jbp", "with_logs")] for what in ("norms", "both", "clipped")}
+    forward, back = 64 * 48 + 48 * 10, 48 * 10  # multiply-adds of an example; gradients take as many as forward
+    assert of["norms"] == pytest.approx([(forward + back) / (2 * forward + back)] * 2)
+    assert of["both"] == of["clipped"] == [1, 1]
+
+
 def test_the_command(tmp_path, monkeypatch, capsys, suite, harness, as_users_run_it):
     step = sys.modules["step"]
     row = step.measure(step.STEPS[0](), 1)

@@ -31,7 +31,11 @@ def _net(name: str, **options: Any) -> Callable[[int], Any]:
     return make
 
 
-NETS: dict[str, Callable[[int], Any]] = {"LeNet-5": _net("lenet"), "ResNet-20": _net("resnet20")}
+NETS: dict[str, Callable[[int], Any]] = {
+    "LeNet-5": _net("lenet"),
+    "ResNet-20": _net("resnet20"),
+    "ResNet-20, batch norm": _net("resnet20", norm="batch"),
+}
 """Name -> (batch) -> `spatial.Spatial`."""
 
 

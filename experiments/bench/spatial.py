@@ -39,6 +39,8 @@ class Spatial(NamedTuple):
     depth: int = 0
     """Of a `repeat`; 0: there is none."""
     loss: Any = softmax_cross_entropy
+    training: bool | None = None
+    """True: normalised by the moments of the batch."""
 
     def plain(self, params: Any, x: Any, y: Any) -> Any:
         """The mean loss in plain JAX."""
@@ -53,7 +55,7 @@ class Spatial(NamedTuple):
     def ours(self) -> Callable[..., Any]:
         """jbp's value and gradient, not compiled yet and not memoised."""
         step = jbp.value_and_grad(self.net, self.loss).__wrapped__  # type: ignore[attr-defined]
-        return lambda params, x, y: step(params, x, y)
+        return lambda params, x, y: step(params, x, y, training=self.training)
 
 
 def convolved(x: Any, p: Any, stride: int = 1, padding: Any = "SAME", groups: int = 1) -> Any:
@@ -133,7 +135,7 @@ def normed(norm: Norm, width: int) -> tuple[tuple[Any, ...], Callable[[Any, Any]
         return (), lambda x, p: x
     if norm == "group":
         return (jbp.GroupNorm(width // 8),), lambda x, p: group_normed(x, p, width // 8)
-    return (jbp.BatchNorm(),), batch_normed  # type: ignore[attr-defined]
+    return (jbp.BatchNorm(),), batch_normed
 
 
 def resnet20(batch: int = 64, norm: Norm = "group", widths: tuple[int, ...] = (16, 32, 64), blocks: int = 3,
@@ -171,7 +173,8 @@ def resnet20(batch: int = 64, norm: Norm = "group", widths: tuple[int, ...] = (1
 
     words = {"none": "without normalisation", "group": "group norm", "batch": "batch norm"}[norm]
     name = f"ResNet-{2 * blocks * len(widths) + 2}, {words}"
-    return Spatial(named(name, batch), net, logits, (side, side, 3), batch)
+    training = True if norm == "batch" else None
+    return Spatial(named(name, batch), net, logits, (side, side, 3), batch, training=training)
 
 
 def repeated(batch: int = 64, depth: int = 8, width: int = 32, side: int = 16) -> Spatial:
@@ -284,6 +287,7 @@ NETS: tuple[Callable[[], Spatial], ...] = (
     lambda: lenet(activation=jbp.tanh, kind="mean"),
     lambda: lenet(activation=jbp.tanh, kind="mean", how="reshape"),
     lambda: resnet20(),
+    lambda: resnet20(norm="batch"),
     lambda: resnet20(norm="none"),
     lambda: repeated(),
     lambda: separable(),

@@ -68,7 +68,12 @@ def resnet20(norm: str = "group", widths: tuple[int, ...] = (16, 32, 64), blocks
     return nn.Sequential(*layers, Mean(), nn.Linear(before, 10))
 
 
-NETS = {"LeNet-5": lenet, "DP-CNN": private, "ResNet-20": resnet20}
+NETS = {
+    "LeNet-5": lenet,
+    "DP-CNN": private,
+    "ResNet-20": resnet20,
+    "ResNet-20, batch norm": lambda: resnet20("batch"),
+}
 
 
 def filled(model: Any, params: list[dict[str, np.ndarray]]) -> Any:
