@@ -162,7 +162,8 @@ def _convolved(
             ((s - 1) * by - (k - 1) * apart + low, (s - 1) * by - (k - 1) * apart + high)
             for s, by, k, apart, (low, high) in sizes
         )
-        left, right = jnp.moveaxis(jnp.flip(right, tuple(range(d))), -1, 0), jnp.moveaxis(left, 0, -1)
+        turned = jnp.flip(right, tuple(range(d))), jnp.flip(left, tuple(range(1, d + 1)))
+        left, right = jnp.moveaxis(turned[0], -1, 0), jnp.moveaxis(turned[1], 0, -1)
         spread, dilation = dilation, spread
     found = lax.conv_general_dilated(
         left, right, stride, padding, spread, dilation, numbers, feature_group_count=groups
