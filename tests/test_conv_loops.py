@@ -34,9 +34,7 @@ def numbers_in_loops(text: str) -> list[str]:
             inside.add(name)
             called = re.findall(r"(?:calls|to_apply|body|condition|branch_computations)=(%\S+|\{.*?\})", bodies[name])
             waiting += [found for part in called for found in re.findall(r"%([^\s,}]+)", part)]
-    return [
-        found for name in inside for found in re.findall(r" convolution\(.*?dim_labels=([^\s,]+)", bodies[name])
-    ]
+    return [found for name in inside for found in re.findall(r" convolution\(.*?dim_labels=([^\s,]+)", bodies[name])]
 
 
 def training(net: jbp.Layer, shape: tuple[int, ...], batch: int = 4) -> str:

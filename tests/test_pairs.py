@@ -143,11 +143,6 @@ def scale(t: int = T) -> Sample:
     return Sample(Scale(jnp.asarray(h), jnp.asarray(delta), (I, O)), [blocks], (I, O), [([h], [delta])])
 
 
-def constant() -> Sample:
-    value, zeros = np.arange(float(I * O)).reshape(I, O), (np.zeros((N, 1, 1)), np.zeros((N, 1, I * O)))
-    return Sample(Constant.of_batch(jnp.asarray(value), N), [[zeros]], (I, O), [([], [])])
-
-
 def pick(t: int = T, seed: int = 0) -> Sample:
     index, delta = np.random.default_rng(seed).integers(I, size=(N, t, 1)), draw(N, t, O, seed=seed + 4)
     h = np.eye(I)[index[..., 0]]
@@ -193,7 +188,6 @@ SAMPLES: dict[str, Callable[[], Sample]] = {
     "Scale, once": lambda: scale(1),
     "Window": window,
     "Window, once": lambda: window(1, 2),
-    "Constant": constant,
     "Sum": lambda: added(outer(), shift(1), scale(1)),
     "Stack": lambda: stacked(outer(seed=8), outer(seed=9)),
     "Coupled": lambda: outer()._replace(pair=Coupled(outer().pair, "[1]")),
@@ -312,7 +306,7 @@ def test_every_class_and_every_statistic_has_its_row():
     assert {f.__name__ for f in own} == READ.keys() | NOT_READ.keys()
 
 
-@pytest.mark.parametrize("name", [name for name in SAMPLES if name not in ("Coupled", "Constant")])
+@pytest.mark.parametrize("name", [name for name in SAMPLES if name != "Coupled"])
 def test_every_statistic_of_every_class_of_pair(name):
     sample = SAMPLES[name]()
     found = compiled(lambda pair, w: {n: read(pair, w) for n, read in READ.items()})(sample.pair, jnp.asarray(WEIGHTS))
