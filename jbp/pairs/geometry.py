@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax
 
 from jbp.annotations import Array, Float
+from jbp.pairs.routes import route_back, route_contract, route_forward
 
 Shape = tuple[int, ...]
 
@@ -49,40 +50,60 @@ class Geometry:
             for s, (low, high), r, stride in zip(space, self.padding, self.span, self.stride, strict=True)
         )
 
+    @property
+    def turned(self) -> Geometry:
+        """On the way back: at every place that δ, spread and padded, leaves it."""
+        return Geometry(self.kernel, (1,) * self.dims, ((0, 0),) * self.dims, self.dilation, self.groups)
+
+    def around(self, space: Shape, sites: Shape) -> tuple[tuple[int, int], ...]:
+        """On the way back: the zeros that δ, spread by the stride, needs around it, so that the answer fills *s."""
+        found = []
+        for s, u, stride, (low, _), r in zip(space, sites, self.stride, self.padding, self.span, strict=True):
+            before = r - 1 - low
+            found.append((before, s - ((u - 1) * stride + 1) - before + r - 1))
+        return tuple(found)
+
     def forward(self, h: Float[Array, "n *s i"], weight: Float[Array, "*k i/g o"]) -> Float[Array, "n *u o"]:
         """y[n,u,o] = Σₖᵢ h[n, u·stride + k·dilation − low, i] weight[k,i,o]."""
-        return _convolved(h, weight, self.stride, self.padding, (1,) * self.dims, self.dilation, self.groups)
+
+        def convolution(h: Array, weight: Array) -> Array:
+            return _convolved(h, weight, self.stride, self.padding, (1,) * self.dims, self.dilation, self.groups)
+
+        return route_forward(self, convolution, h, weight)
 
     def back(
         self, delta: Float[Array, "n *u o"], weight: Float[Array, "*k i/g o"], space: Shape
     ) -> Float[Array, "n *s i"]:
         """δ_h: δ with stride − 1 zeros between its sites, under the kernel turned round, with i and o exchanged."""
-        d, g = self.dims, self.groups
-        *k, i, o = weight.shape
-        turned = jnp.flip(weight, tuple(range(d))).reshape(*k, i, g, o // g)
-        turned = jnp.moveaxis(turned, (d + 2, d + 1, d), (d, d + 1, d + 2)).reshape(*k, o // g, g * i)
-        padding = []
-        for s, u, stride, (low, _), r in zip(
-            space, delta.shape[1:-1], self.stride, self.padding, self.span, strict=True
-        ):
-            before = r - 1 - low
-            padding.append((before, s - ((u - 1) * stride + 1) - before + r - 1))
-        return _convolved(delta, turned, (1,) * d, tuple(padding), self.stride, self.dilation, g)
+        around = self.around(space, delta.shape[1:-1])
+
+        def convolution(delta: Array, weight: Array) -> Array:
+            d, g = self.dims, self.groups
+            *k, i, o = weight.shape
+            turned = jnp.flip(weight, tuple(range(d))).reshape(*k, i, g, o // g)
+            turned = jnp.moveaxis(turned, (d + 2, d + 1, d), (d, d + 1, d + 2)).reshape(*k, o // g, g * i)
+            return _convolved(delta, turned, (1,) * d, around, self.stride, self.dilation, g)
+
+        return route_back(self, space, convolution, delta, weight)
 
     def contract(self, h: Float[Array, "n *s i"], delta: Float[Array, "n *u o"]) -> Float[Array, "*k i/g o"]:
         """Σₙᵤ h[n, u·stride + k·dilation − low, i] δ[n,u,o]: h convolved with δ, in which n is the channels."""
-        d, g = self.dims, self.groups
-        n, *space, i = h.shape
-        parts = h.reshape(n, *space, g, i // g)
-        left = jnp.moveaxis(parts, (d + 2, d + 1, 0), (0, d + 1, d + 2)).reshape(i // g, *space, g * n)
-        right = jnp.moveaxis(delta, 0, d)
-        padding = []
-        for s, u, stride, (low, _), k, dilation in zip(
-            space, delta.shape[1:-1], self.stride, self.padding, self.kernel, self.dilation, strict=True
-        ):
-            padding.append((low, (k - 1) * dilation + (u - 1) * stride + 1 - s - low))
-        found = _convolved(left, right, self.dilation, tuple(padding), (1,) * d, self.stride, g)
-        return jnp.moveaxis(found, 0, d)
+
+        def convolution(h: Array, delta: Array) -> Array:
+            d, g = self.dims, self.groups
+            n, *space, i = h.shape
+            parts = h.reshape(n, *space, g, i // g)
+            left = jnp.moveaxis(parts, (d + 2, d + 1, 0), (0, d + 1, d + 2)).reshape(i // g, *space, g * n)
+            right = jnp.moveaxis(delta, 0, d)
+            padding = []
+            for s, u, stride, (low, _), k, dilation in zip(
+                space, delta.shape[1:-1], self.stride, self.padding, self.kernel, self.dilation, strict=True
+            ):
+                padding.append((low, (k - 1) * dilation + (u - 1) * stride + 1 - s - low))
+            found = _convolved(left, right, self.dilation, tuple(padding), (1,) * d, self.stride, g)
+            return jnp.moveaxis(found, 0, d)
+
+        return route_contract(self, convolution, h, delta)
 
     def windows(self, h: Float[Array, "n *s i"]) -> Float[Array, "n *u k i"]:
         """What the kernel sees at each of its sites, k the product of its sizes: slices, nothing is multiplied."""
@@ -129,18 +150,13 @@ class Geometry:
 
     def unsummed(self, values: Float[Array, "n *u g"], space: Shape) -> Float[Array, "n *s g"]:
         """The transpose of `summed`, on a space *s: at each pixel the sum over the sites that see it."""
-        ones = (1,) * self.dims
-        padding = []
-        for s, u, stride, (low, _), r in zip(
-            space, values.shape[1:-1], self.stride, self.padding, self.span, strict=True
-        ):
-            padding.append((r - 1 - low, s - ((u - 1) * stride + 1) + low))
+        padding = self.around(space, values.shape[1:-1])
         config = (
             (0, 0, 0),
             *((low, high, stride - 1) for (low, high), stride in zip(padding, self.stride, strict=True)),
         )
         spread = lax.pad(values, jnp.zeros((), values.dtype), (*config, (0, 0, 0)))
-        return Geometry(self.kernel, ones, ((0, 0),) * self.dims, self.dilation).summed(spread)
+        return self.turned.summed(spread)
 
 
 def _convolved(
