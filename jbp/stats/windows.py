@@ -208,7 +208,7 @@ def _held(pair: Window) -> int:
 
 def _together(pair: Window, numbers: int) -> int:
     """How many examples at a time, of which each takes so many `numbers`: a divisor of N."""
-    n = max(pair.batch, 1)
+    n = pair.batch
     room = min(max(n * _held(pair) // SHARE, LEAST), MOST)
     return next(c for c in range(min(max(room // max(numbers, 1), 1), n), 0, -1) if n % c == 0)
 
