@@ -178,7 +178,7 @@ def _(pair: Pair, p: Array) -> Central:
 
 
 def _one_by_one(pair: Pair, p: Float[Array, " n"]) -> Central:
-    """With gₙ formed one example at a time. The total is a rounded mean; what that lacks is added up with the squares."""
+    """With gₙ formed one example at a time. The total is a rounded mean; what it lacks is added up with squares."""
     pair = _silenced(pair, p)
     near = pair.total(p)
 
