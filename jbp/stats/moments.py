@@ -71,13 +71,12 @@ def _(pair: Sum, weights: Weights) -> Array:
     return squared_one_by_one(pair, weights)
 
 
-def squared_one_by_one(pair: Pair, weights: Weights, mean: Array | None = None) -> Array:
-    """Σₙ wₙ (gₙ − mean)², with each example's gradient formed in turn."""
+def squared_one_by_one(pair: Pair, weights: Weights) -> Array:
+    """Σₙ wₙ gₙ², with each example's gradient formed in turn."""
     w = jnp.ones(pair.batch, pair.dtype) if weights is None else as_floats(weights).astype(pair.dtype)
 
     def one(row: tuple[Pair, Array]) -> Array:
-        g = alone(row[0])
-        return weigh(row[1][None], jnp.square(g if mean is None else g - mean)[None])[0]
+        return weigh(row[1][None], jnp.square(alone(row[0]))[None])[0]
 
     return added_up(one, (pair, w))
 

@@ -32,10 +32,10 @@ from jax import lax
 from jax.core import Tracer
 
 from jbp.annotations import Array, Float
-from jbp.meshes import placed, whole
+from jbp.meshes import added_up, placed, whole
 from jbp.pairs import Outer, Pair, Pairs, Scale, Shift, Sum, Weights, Window, silence, weigh
 from jbp.stats._rows import in_rows
-from jbp.stats.moments import alone, proportions, squared_one_by_one, squares
+from jbp.stats.moments import alone, proportions, squares
 from jbp.stats.norms import sum_of_squares
 from jbp.stats.per_example import each
 from jbp.stats.trees import batch, checked_leaves, layer_by_layer, leaves, map_pairs
@@ -178,9 +178,17 @@ def _(pair: Pair, p: Array) -> Central:
 
 
 def _one_by_one(pair: Pair, p: Float[Array, " n"]) -> Central:
+    """With gₙ formed one example at a time. The total is a rounded mean; what it lacks is added up with squares."""
     pair = _silenced(pair, p)
-    mean = pair.total(p)
-    return Central(mean, squared_one_by_one(pair, p, mean))
+    near = pair.total(p)
+
+    def one(row: tuple[Pair, Array]) -> tuple[Array, Array]:
+        moved = alone(row[0]) - near
+        first, second = (weigh(row[1][None], a[None])[0] for a in (moved, jnp.square(moved)))
+        return first, second
+
+    more, found = added_up(one, (pair, p))
+    return Central(near + more, _not_below_0(found - jnp.square(more), p))
 
 
 @central.register(Shift)
