@@ -98,7 +98,7 @@ TARGETS: dict[str, dict[str, str]] = {
     "pairs/stack.py": {"Stack.total": "repeat"},
     "pairs/sum.py": {"Sum.total": "tied@kinds"},
     "pairs/coupled.py": {"Coupled.total": "tied@coupled"},
-    "pairs/contract.py": {"merge": "tied tied@kinds tied@coupled", "contract": "evaluation evaluation1"},
+    "pairs/contract.py": {"_merged": "tied tied@kinds tied@coupled", "contract": "evaluation evaluation1"},
     "sinks.py": {"total": "gradient"},
     "backprop.py": {
         "backward": "gradient repeat shared tied coupled", "backward_leaf": "dense coupled", "coupling_of": "coupled",
