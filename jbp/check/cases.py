@@ -277,7 +277,10 @@ LAYERS: tuple[CaseRow, ...] = (
             NetCase("conv of images of their own", layers.Conv(3, (2,), padding="valid"), (2, 5, 3)),
             NetCase("conv, one number for both dimensions", layers.Conv(2, 3, stride=2), (5, 4, 3)),
         ),
-        checked=_named((layers.Conv(3, 3), (7, 2)), (layers.Conv(4, (3, 2), stride=2, groups=2), (5, 7, 2))),
+        checked=_named(
+            (layers.Conv(3, (3,), padding=((3, 1),), dilation=2), (2, 7, 2)),
+            (layers.Conv(4, (3, 2), stride=2, groups=2), (5, 7, 2)),
+        ),
     ),
     CaseRow(
         _max_pool,
@@ -287,7 +290,7 @@ LAYERS: tuple[CaseRow, ...] = (
             NetCase("max pool, one number for both dimensions", layers.MaxPool(2), (5, 7, 2)),
             NetCase("max pool, same, of images of their own", layers.MaxPool((2, 2), 1, "same"), (2, 3, 5, 2)),
         ),
-        checked=_named((layers.MaxPool((2, 3)), (5, 7, 2)), (layers.MaxPool(3, stride=2, padding="same"), (7, 2))),
+        checked=_named((layers.MaxPool((2, 3)), (5, 7, 2)), (layers.MaxPool((3,), 2, "same"), (2, 7, 2))),
     ),
     CaseRow(
         _avg_pool,
@@ -296,7 +299,7 @@ LAYERS: tuple[CaseRow, ...] = (
             NetCase("mean pool, overlapping and padded", layers.AvgPool(3, stride=2, padding=((1, 2),)), (7, 2)),
             NetCase("mean pool, padding counted", layers.AvgPool((2, 2), 1, "same", True), (2, 3, 5, 2)),
         ),
-        checked=_named((layers.AvgPool((2, 3)), (5, 7, 2)), (layers.AvgPool(3, stride=2, padding="same"), (7, 2))),
+        checked=_named((layers.AvgPool((2, 3)), (5, 7, 2)), (layers.AvgPool((3,), 2, "same"), (2, 7, 2))),
     ),
     CaseRow(
         lambda layer, params, x, key: x.mean(tuple(range(1, x.ndim - 1))),
@@ -320,7 +323,7 @@ LAYERS: tuple[CaseRow, ...] = (
             NetCase("rms norm", layers.RMSNorm(0.1), (3, 5)),
             NetCase("rms norm with bias", layers.RMSNorm(use_bias=True), (7,)),
         ),
-        checked=_named((layers.RMSNorm(), (3, 5))),
+        checked=_named((layers.RMSNorm(), (3, 5)), (layers.RMSNorm(use_scale=False), (7,))),
     ),
     CaseRow(
         _norm,

@@ -148,7 +148,8 @@ class Conv(Layer):
         if self.use_bias:
             pairs["bias"] = Shift.of(delta, (self.width,))
         flat = delta.reshape(-1, *delta.shape[len(images) :])
-        return geometry.back(*promoted(flat, weight), space).reshape(saved.shape), pairs
+        flat, weight = promoted(flat, weight)
+        return geometry.back(flat, weight, space).reshape(saved.shape), pairs
 
     def formulas(self) -> tuple[str, str]:
         """With or without bias."""

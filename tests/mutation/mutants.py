@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 from mutant_tools import Gain, Mutant, with_pair, with_total, wrong
+from mutants_space import CHECKS as IN_SPACE
+from mutants_space import MUTANTS as SPACE
 
 import jbp
 import jbp.check
@@ -72,6 +74,7 @@ def falling(t: Any) -> Any:
 UNEQUAL = [[0.5, 1.0, 0.25], [0.0, 2.0, 1.0], [0.3, 0.1, 0.2]]
 """Targets whose rows do not add up to 1."""
 CHECKS: dict[str, Callable[[Any], jbp.check.Report]] = {
+    **IN_SPACE,
     "layer (5,)": _layer((5,)),
     "layer (3,)": _layer((3,)),
     "layer (2, 3)": _layer((2, 3)),
@@ -381,4 +384,4 @@ OPTIMISERS = tuple(
     )
 )
 # fmt: on
-MUTANTS = (*LAYERS, *PAIRS, *COMBINATORS, *SPINE, *LOSSES, *OPTIMISERS)
+MUTANTS = (*LAYERS, *SPACE, *PAIRS, *COMBINATORS, *SPINE, *LOSSES, *OPTIMISERS)

@@ -89,10 +89,16 @@ TARGETS: dict[str, dict[str, str]] = {
     "pairs/outer.py": {"Outer.total": "dense dense3 evaluation folded"},
     "pairs/shift.py": {"Shift.total": "dense dense3 evaluation folded"},
     "pairs/scale.py": {"Scale.total": "gain folded"},
+    "pairs/window.py": {"Window.total": "row:Conv"},
+    "pairs/constant.py": {"Constant.total": "row:BatchNorm"},
+    "pairs/geometry.py": {
+        "Geometry.back": "row:Conv", "Geometry.contract": "row:Conv", "Geometry.spread": "row:MaxPool",
+        "Geometry.unsummed": "row:AvgPool",
+    },
     "pairs/stack.py": {"Stack.total": "repeat"},
     "pairs/sum.py": {"Sum.total": "tied@kinds"},
     "pairs/coupled.py": {"Coupled.total": "tied@coupled"},
-    "pairs/contract.py": {"merge": "tied tied@kinds tied@coupled", "contract": "evaluation evaluation1"},
+    "pairs/contract.py": {"_merged": "tied tied@kinds tied@coupled", "contract": "evaluation evaluation1"},
     "sinks.py": {"total": "gradient"},
     "backprop.py": {
         "backward": "gradient repeat shared tied coupled", "backward_leaf": "dense coupled", "coupling_of": "coupled",
@@ -116,12 +122,18 @@ def _of_new_layers() -> dict[str, dict[str, str]]:
         file = f"layers/{path.name}"
         kinds = [] if file in {*TARGETS, "layers/step.py"} else ast.parse(path.read_text()).body
         ways = {
-            f"{kind.name}.{way.name}": f"row:{kind.name}"
+            f"{kind.name}.{way.name}": " ".join(f"row:{name}" for name in _rows_of(kind, kinds))
             for kind in kinds if isinstance(kind, ast.ClassDef)
             for way in kind.body if isinstance(way, ast.FunctionDef) and way.name in ("backward", "pull", "keep")
         }  # fmt: skip
         found |= {file: ways} if ways else {}
     return found
+
+
+def _rows_of(kind: ast.ClassDef, kinds: list[ast.stmt]) -> list[str]:
+    """The class, or of one that others share, which has no row, those that are made of it."""
+    made = [k for k in kinds if isinstance(k, ast.ClassDef)]
+    return [k.name for k in made if any(getattr(base, "id", "") == kind.name for base in k.bases)] or [kind.name]
 
 
 TARGETS |= _of_new_layers()

@@ -27,11 +27,14 @@ _CONTRACTED = "(wide.total() / pair.batch if weights is None else wide.total(wei
 _SCALE = "1 / (1 - self.drop_rate)"
 _CLASSES = "shape == output.shape[:-1] and jnp.issubdtype(dtype, jnp.integer)"
 _LAST = "return jnp.minimum(steps, jnp.iinfo(steps.dtype).max - 1) + 1"
-_COUPLED = "return Coupled(merge(*(p.pair if isinstance(p, Coupled) else p for p in pairs)), coupled[0].path)"
+_COUPLED = "return Coupled(_merged(inside, stacks), coupled[0].path)"
 _USES = "uses = delta.reshape(-1, o)  # one array for both pairs, which `repeat` then stacks once"
 _JOINED = "return found[0] if len(found) == 1 else Sum(tuple(found))"
 _PLACES = "return (target.astype(jnp.int32) if jnp.iinfo(target.dtype).bits < 32 else target).reshape(-1, 1)"
-_DENSE = "layers/dense.py"
+_DENSE, _NORM, _POOL = "layers/dense.py", "layers/norm.py", "layers/pool.py"
+_NARROW = "the same but for numbers of 16 bits"
+_SQUARED = "tests/test_conv_edges.py::test_a_norm_squares_nothing_in_16_bits[GroupNorm(2)]"
+_MEANS = "tests/test_conv_edges.py::test_a_mean_of_many_is_no_sum_in_16_bits"
 _KEPT = "kept = {id(leaf) for leaf in others} | ({id(y)} if any(leaf is x for leaf in others) else set())"
 _TAKES = "{id(y)} if any((leaf is x for leaf in others)) else set()"
 _SMALLER = "return Sign(node.positive) if is_sign(node) and id(node.array) not in kept else node"
@@ -46,10 +49,6 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
     (_REPEAT, "return alike(carry, carried), answers[0].distinct(found)", "0",
      "0 → -1"): _LONE,
     (_REPEAT, "found = answers[0].whole(found, None)", "0", "0 → -1"): _LONE,
-    (_DENSE, "dtype = jnp.promote_types(a.dtype, weight.dtype)", "jnp.promote_types(a.dtype, weight.dtype)",
-     "last arguments swapped"): "promotion is symmetric",
-    **{(_DENSE, "a, weight = a.astype(dtype), weight.astype(dtype)", what, "astype left out"):
-       "`lax.dot_general` widens it by itself" for what in ("a.astype(dtype)", "weight.astype(dtype)")},
     (_REPEAT, "carried = alike((delta, last), params, stacks)", "alike((delta, last), params, stacks)",
      "last arguments swapped"): "of the sources only the axes over which they vary count, as one set",
     ("combine/residual.py", "return None if delta_x is None else delta + delta_x, found",
@@ -114,10 +113,14 @@ HELD: dict[tuple[str, str, str, str], tuple[str, str]] = {
         "picked = lax.gather(rows, _places(target), how, (1, 1), mode=lax.GatherScatterMode.FILL_OR_DROP)",
         "rows = lax.scatter_add(rows, _places(target), values.reshape(-1), how, "
         "mode=lax.GatherScatterMode.FILL_OR_DROP)")},
-    (_DENSE, "if a.dtype != weight.dtype:  # as `@` promotes, or refuses to", "a.dtype != weight.dtype",
-     "comparison → Eq"):
-        ("takes two dtypes that strict promotion refuses",
-         "tests/test_layers.py::test_a_dense_layer_promotes_as_matmul_does_and_refuses_where_matmul_refuses"),
+    (_NORM, "d, hat = (a.reshape(shape).astype(inverse.dtype) for a in (d, seen))",
+     "a.reshape(shape).astype(inverse.dtype)", "astype left out"): (_NARROW, _SQUARED),
+    (_NORM, "return (back * inverse).reshape(seen.shape).astype(delta.dtype), pairs or ()",
+     "(back * inverse).reshape(seen.shape).astype(delta.dtype)", "astype left out"): (_NARROW, _SQUARED),
+    (_POOL, "back = geometry.unsummed(flat.astype(wide) * self._share(geometry, space, wide), space)",
+     "flat.astype(wide)", "astype left out"): (_NARROW, _MEANS),
+    (_POOL, "return back.reshape(saved.value).astype(delta.dtype), ()",
+     "back.reshape(saved.value).astype(delta.dtype)", "astype left out"): (_NARROW, _MEANS),
     (_SPINE, "with located(place, layer):", "located(place, layer)", "last arguments swapped"):
         ("an error that does not name the layer", "tests/test_errors.py::test_a_mistake_is_a_value_error_that_says_what"
          "_and_where[delta for an activation]"),
