@@ -242,7 +242,7 @@ def test_what_couples_examples_is_refused_in_one_line_where_it_cannot_be(capsys)
 
 
 def test_a_run_with_batch_normalisation_is_kept_whole_and_seen_by_every_command(capsys):
-    line = "conv:4:3:valid batchnorm relu pool:2 repeat:2( residual( conv:4:3 batchnorm relu ) ) globalpool"
+    line = "conv:4:3:valid batchnorm relu pool:2 repeat:2( conv:4:3 ) globalpool"
     words = ["train", "--net", line, "--epochs", "2", "--augment", "shift:1", "--quiet"]
     assert cli.main([*words, "--out", "one"]) == 0
     one = jbp.load("one")
