@@ -1,8 +1,7 @@
 """Images that do not suit a net, and look otherwise than they are taken for: one clear line, with the layer's place."""
 
-import subprocess
-import sys
 import warnings
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,7 +15,7 @@ KEY, LOSS, SGD = jax.random.key(0), jbp.losses.softmax_cross_entropy, jbp.optim.
 END = (GlobalPool(), Dense(3))
 
 
-def fit(net, shape, dtype=float):
+def fit(net, shape, dtype: Any = float):
     return jbp.fit(net, LOSS, SGD, (np.zeros((6, *shape), dtype), np.arange(6) % 3), epochs=1)
 
 
@@ -157,11 +156,13 @@ def test_a_refusal_warns_once_too_and_the_next_net_anew():
         Conv(4, 3).init(KEY, (9, 9))
 
 
-def test_the_command_line_warns_in_one_line(tmp_path):
+def test_the_command_line_warns_in_one_line(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     x = np.random.default_rng(0).normal(size=(60, 3, 12, 12))
-    np.savez(tmp_path / "d.npz", x_train=x, y_train=np.arange(60) % 3)
+    np.savez("d.npz", x_train=x, y_train=np.arange(60) % 3)
     words = ["train", "--data", "d.npz", "--net", "conv:4:3 globalpool", "--epochs", "1", "--quiet"]
-    done = subprocess.run([sys.executable, "-m", "jbp", *words], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0
-    (line,) = done.stderr.splitlines()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert cli.main(words) == 0
+    (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("jbp: warning: Conv(4, 3): an example of shape (3, 12, 12) looks like [channels, h, w]")

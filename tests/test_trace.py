@@ -142,7 +142,7 @@ def by_formula(formula: str, r: dict[str, Any], layer: str = "") -> Any:
     if part := re.fullmatch(r"δ = 1/(\d+)·\((.*)\)", formula):
         return by_formula(part[2], r) / int(part[1])
     if formula == "∂e/∂weight = h∗δ":
-        conv = eval(layer, vars(layers))
+        conv = eval(layer, {**vars(layers)})
         _, pull = jax.vjp(lambda w: plain(conv, r | {"weight": w}, jnp.asarray(r["x"])[None]), jnp.asarray(r["weight"]))
         return pull(jnp.asarray(r["δ"]).reshape(1, *r["y"].shape))[0]
     if part := re.fullmatch(r"(e|δ|∂e/∂\w+) = (.*)", formula):

@@ -222,7 +222,7 @@ def print_layers(rows: Iterable[Any]) -> None:
     table.add_section()
     table.add_row("", "all", "", *(f"{total:,}" for total in totals))
     Console().print(table)
-    print("multiply-adds of weights, for one example on the way forward")
+    print("multiply-adds of weights, padding included, for one example on the way forward")
 
 
 def print_comparison(names: list[str], settings: dict[str, list[Any]], results: dict[str, list[Any]]) -> None:

@@ -82,8 +82,8 @@ def layer_rows(run: Run) -> list[LayerRow]:
     """Every layer of the net in order, and the nets of layers that it is made of; nothing is computed.
 
     A weight is multiplied once with every number that it carries forward, as often as its pair says that it is used:
-    the sum over those whose pair transports δ, T·i·o of a dense layer, T·K·i/g·o of a kernel at T sites. Under
-    `repeat` the figures are of all repetitions, under `tied` of every use.
+    the sum over those whose pair transports δ, T·i·o of a dense layer, T·K·i/g·o of a kernel at T sites, padding
+    included. Under `repeat` the figures are of all repetitions, under `tied` of every use.
     """
     rows: dict[Any, LayerRow] = {}
 

@@ -102,8 +102,9 @@ def one_of(inside: tuple[Layer, ...]) -> Layer:
 
 def words_of(layer: Layer) -> str:
     """What stands in brackets for a layer, as `one_of` reads it."""
-    several = isinstance(layer, Serial) and len(layer.layers) > 1
-    return " ".join(part.as_word() for part in layer.layers) if several else layer.as_word()
+    if isinstance(layer, Serial) and len(layer.layers) > 1:
+        return " ".join(part.as_word() for part in layer.layers)
+    return layer.as_word()
 
 
 def serial(*layers: Layer) -> Serial:
