@@ -139,7 +139,7 @@ def run(size: Size) -> list[Row]:
 
 def plot(rows: list[Row]) -> Any:
     """Time in plain gradients, jbp's and vmap(grad)'s."""
-    rows = [row for row in rows if "own gradients" not in row.name]
+    rows = [row for row in rows if "each in its own" not in row.name]
     figure, axes = plt.subplots(figsize=(8, 0.42 * len(rows) + 1.3))
     for i, row in enumerate(rows):
         f = row["vmap(grad) over jbp, time"]

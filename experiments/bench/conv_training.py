@@ -68,11 +68,12 @@ def prepare(cell: Cell, folder: Path) -> Path:
     x = jax.random.normal(jax.random.key(2), (cell.examples, *case.shape))
     _, run_key = jax.random.split(jax.random.key(0))
     order = jax.random.permutation(jax.random.split(jax.random.fold_in(run_key, 1))[0], cell.examples)
-    arrays = {f"{i}.{name}": value for i, p in enumerate(spatial.leaves(params)) for name, value in p.items()}
-    facts = asdict(cell) | {"rate": RATE, "momentum": MOMENTUM}
+    arrays: dict[str, Any] = {f"{i}.{name}": value for i, p in enumerate(spatial.leaves(params))
+                              for name, value in p.items()}  # fmt: skip
+    arrays |= {"x": x, "y": jnp.arange(cell.examples, dtype=jnp.int32) % case.classes, "order": order}
+    arrays["facts"] = json.dumps(asdict(cell) | {"rate": RATE, "momentum": MOMENTUM})
     path = folder / "cell.npz"
-    np.savez(path, x=x, y=jnp.arange(cell.examples, dtype=jnp.int32) % case.classes, order=order,
-             facts=json.dumps(facts), **arrays)  # fmt: skip
+    np.savez(path, **arrays)
     return path
 
 

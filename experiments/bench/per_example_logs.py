@@ -63,6 +63,7 @@ def total(apply: Any, p: Any, h: Any, delta: Any) -> Any:
 def with_logs(applies: list[Any], forward: Any, params: list[Any], x: Any, y: Any) -> Any:
     """‖gₙ‖, the gradient and the clipped sum; under `jit` what is not used is not computed."""
     layers, names = [logged(i, f) for i, f in enumerate(applies)], range(len(applies))
+    back: Any
     value, back = jax.vjp(lambda params: len(x) * models.fused(forward(layers, params, x), y), params)
     (grads,), logs = back.with_logs(jnp.ones_like(value))
     norms = jnp.sqrt(sum(one(applies[i], params[i], *logs[i]) for i in names))

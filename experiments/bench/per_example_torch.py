@@ -15,7 +15,7 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -149,9 +149,7 @@ def check(net: Any, found: dict[str, Reads], x: Any, y: Any) -> None:
             torch.testing.assert_close(runs["norms"]()[i], norm, rtol=1e-3, atol=1e-5, msg=library)
 
 
-def main(
-    batch: int, rounds: int, name: str = "", quantities: tuple[str, ...] = ("norms", "clipped", "variance")
-) -> Any:
+def main(batch: int, rounds: int, name: str, quantities: Sequence[str]) -> dict[str, Any]:
     """Ratios of each quantity to the plain step of the same round."""
     generator = torch.Generator().manual_seed(1)
     shape, make, libraries = (WIDTHS[0],), dense, {"BackPACK": of_backpack, "Opacus": of_opacus}
@@ -197,5 +195,5 @@ def main(
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    more: Any = (sys.argv[3], sys.argv[4].split(",")) if len(sys.argv) > 3 else ()
-    print(json.dumps(main(*map(int, sys.argv[1:3]), *more)))
+    net, quantities = sys.argv[3:] or ("", "norms,clipped,variance")
+    print(json.dumps(main(int(sys.argv[1]), int(sys.argv[2]), net, quantities.split(","))))

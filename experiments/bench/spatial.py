@@ -142,7 +142,7 @@ def resnet20(batch: int = 64, norm: Norm = "group", widths: tuple[int, ...] = (1
              side: int = 32) -> Spatial:  # fmt: skip
     """ResNet-20 for images of 32 × 32: three stages of three blocks, the strided ones beside a 1 × 1 convolution."""
     bias = norm == "none"
-    scale = {"weight_init": jbp.initializers.Normal(0.02)} if norm == "none" else {}
+    scale: Any = {"weight_init": jbp.initializers.Normal(0.02)} if norm == "none" else {}
 
     def around(size: int) -> tuple[tuple[int, int], ...]:
         return ((size // 2, size // 2),) * 2  # as PyTorch's ResNets; "same" has (0, 1) where the stride is 2
