@@ -1,4 +1,4 @@
-"""Kernels that are as large as what they slide over, or larger: small images, the last layers of a net, δ of few sites."""
+"""Kernels as large as what they slide over, or larger: small images, the last layers of a net, δ of few sites."""
 
 import jax
 import jax.numpy as jnp
