@@ -214,8 +214,10 @@ def trained(config: Config) -> dict[str, Any]:
 def alike(kernels: np.ndarray) -> list[float]:
     """Of each kernel, the correlation of neighbouring weights (about a mean of 0)."""
     pairs = ((kernels[1:], kernels[:-1]), (kernels[:, 1:], kernels[:, :-1]))
-    shared = sum((a * b).sum((0, 1)) for a, b in pairs)
-    return (shared / sum((a**2 + b**2).sum((0, 1)) / 2 for a, b in pairs)).tolist()
+    shared, size = (np.sum([found.sum((0, 1)) for found in each], 0) for each in (
+        [a * b for a, b in pairs], [(a**2 + b**2) / 2 for a, b in pairs],
+    ))  # fmt: skip
+    return (shared / size).tolist()
 
 
 def over_depth(config: Config, of: str, kind: str, x: Any, y: Any) -> list[dict[str, Any]]:
@@ -248,7 +250,8 @@ def over_depth(config: Config, of: str, kind: str, x: Any, y: Any) -> list[dict[
             return jbp.forward(block, params, h, training=True)
 
         def up(delta: Any, walked: Any) -> Any:
-            return jbp.backward(block, *walked, delta)[0], size(delta)
+            params, saved = walked
+            return jbp.backward(block, params, saved, delta)[0], size(delta)
 
         def size(delta: Any) -> Any:
             return jnp.sqrt(jnp.square(delta).sum() / len(x))
@@ -296,8 +299,8 @@ def theory(kind: str, scale: float, variance: np.ndarray, repeats: int) -> list[
 def run(config: Config) -> dict[str, Any]:
     with jax.enable_x64(True):
         errors = {
-            name: of_case(*case, 100 * config.seed + i, config.turned)
-            for i, (name, case) in enumerate(claim.progress(CASES.items(), "cases"))
+            name: of_case(conv, shape, 100 * config.seed + i, config.turned)
+            for i, (name, (conv, shape)) in enumerate(claim.progress(CASES.items(), "cases"))
         }
     with jax.enable_x64(False):
         x, y = (jnp.asarray(part[: config.batch]) for part in jbp.data.load("digits", "train"))
@@ -331,7 +334,7 @@ def check(result: dict[str, Any]) -> None:
 def plot(result: dict[str, Any]) -> Any:
     import matplotlib.pyplot as plt
 
-    figure = plt.figure(figsize=(10, 11.5), layout="constrained")
+    figure: Any = plt.figure(figsize=(10, 11.5), layout="constrained")
     passes, below = figure.subfigures(2, 1, height_ratios=(1.12, 1))
     draw_passes(passes, result["trained"])
     left, right = below.subfigures(1, 2, width_ratios=(1, 2.3))
@@ -389,15 +392,18 @@ def draw_kernels(figure: Any, one: dict[str, Any]) -> None:
 def draw_depth(figure: Any, result: dict[str, Any]) -> None:
     """‖δ‖ over depth, of dense and of convolutional nets."""
     kinds = {row["of"]: None for row in result["depth"]}
-    for axis, of in zip(figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0], kinds, strict=True):
+    panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
+    for axis, of in zip(panels, kinds, strict=True):
         for row in result["depth"]:
             if row["of"] == of:
                 draw_row(axis, row)
         axis.set(yscale="log", xlabel="layer (1: next to the image)")
         axis.set_title("dense" if of == "dense" else "convolutional, zeros around", fontsize=10)
-    axis.figure.axes[0].set_ylabel("‖δ‖, as a share of the last layer's")
+    panels[0].set_ylabel("‖δ‖, as a share of the last layer's")
     figure.suptitle(f"{result['config']['depth']} layers before training; points: measured, lines: theory", fontsize=11)
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9, frameon=False)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9, frameon=False
+    )
 
 
 def draw_row(axis: Any, row: dict[str, Any]) -> None:

@@ -164,7 +164,8 @@ def load(config: Config, data: str) -> tuple[Any, Any, Any]:
         if config.digits:
             x = np.pad(np.repeat(np.repeat(x, 3, 1), 3, 2), ((0, 0), (2, 2), (2, 2)))
         parts[part] = x, y
-    x, y, x_held, y_held = jbp.data.split(*parts["train"], config.held_out, seed=1)
+    x, y = parts["train"]
+    x, y, x_held, y_held = jbp.data.split(x, y, config.held_out, seed=1)
     return (x, y), (x_held, y_held), parts["test"]
 
 
@@ -296,7 +297,8 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
     figure = Figure(figsize=(10, 3.4), layout="constrained")
     names = [name for name in RULES if any(row["rule"] == name for row in result["rows"])]
-    for axes, data in zip(figure.subplots(1, 2), PUBLISHED, strict=True):
+    panels = figure.subplots(1, 2)
+    for axes, data in zip(panels, PUBLISHED, strict=True):
         section = "mnist" if data == "mnist" else "fashion"
         shown = [(f"LeNet, {name}", ("rules", data, name)) for name in names]
         shown.append(("with batch normalisation,\nshifted images", (section, data, "backpropagation")))
@@ -311,7 +313,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
         axes.set_yticks(range(len(shown)), [label for label, _ in reversed(shown)])
         axes.set(xlabel="test error, %", title=data, xlim=(0, None), ylim=(-0.6, len(shown) - 0.4))
         axes.grid(axis="x", alpha=0.3)
-    handles, labels = axes.get_legend_handles_labels()
+    handles, labels = panels[0].get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     figure.legend(unique.values(), unique, loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, dpi=120)
