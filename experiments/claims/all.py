@@ -33,6 +33,7 @@ CLAIMS = (
     "one_by_one",
     "sum_over_paths",
     "backward_is_a_network",
+    "backward_of_convolution",
     "vanishing_gradients",
     "minibatch_is_monte_carlo",
     "shallow_and_deep",

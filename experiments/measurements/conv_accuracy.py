@@ -164,7 +164,8 @@ def load(config: Config, data: str) -> tuple[Any, Any, Any]:
         if config.digits:
             x = np.pad(np.repeat(np.repeat(x, 3, 1), 3, 2), ((0, 0), (2, 2), (2, 2)))
         parts[part] = x, y
-    x, y, x_held, y_held = jbp.data.split(*parts["train"], config.held_out, seed=1)
+    x, y = parts["train"]
+    x, y, x_held, y_held = jbp.data.split(x, y, config.held_out, seed=1)
     return (x, y), (x_held, y_held), parts["test"]
 
 
@@ -203,8 +204,8 @@ def train(
     row = asdict(task) | {"learning_rate": rate, "seed": seed, "epochs": len(seconds)}
     diverged = bool(many.diverged[0])
     row |= {"validation_accuracy": 0.0 if diverged else accuracy(net, params, held)}
-    later = np.diff(seconds) if len(seconds) > 1 else np.array(seconds)
-    row |= {"seconds_per_epoch": round(float(np.median(later)), 2), "device": jax.devices()[0].device_kind}
+    pace = float(np.median(np.diff(seconds))) if len(seconds) > 1 else seconds[0]  # not the first, which compiles
+    row |= {"seconds_per_epoch": round(pace, 2), "device": jax.devices()[0].device_kind}
     return row, params
 
 
@@ -282,7 +283,7 @@ def check(result: dict[str, Any]) -> None:
         common.require(found.mean() >= need, f"{name}: a mean accuracy of {found.mean():.2%} is below {need:.1%}")
 
 
-def told(rows: list[dict[str, Any]], section: str, data: str, rule: str = "backpropagation") -> str:
+def worded(rows: list[dict[str, Any]], section: str, data: str, rule: str = "backpropagation") -> str:
     """Mean and range, in words."""
     found = 100 * results(rows, section, data, rule)
     if not len(found):
@@ -296,7 +297,8 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
     figure = Figure(figsize=(10, 3.4), layout="constrained")
     names = [name for name in RULES if any(row["rule"] == name for row in result["rows"])]
-    for axes, data in zip(figure.subplots(1, 2), PUBLISHED, strict=True):
+    panels = figure.subplots(1, 2)
+    for axes, data in zip(panels, PUBLISHED, strict=True):
         section = "mnist" if data == "mnist" else "fashion"
         shown = [(f"LeNet, {name}", ("rules", data, name)) for name in names]
         shown.append(("with batch normalisation,\nshifted images", (section, data, "backpropagation")))
@@ -311,7 +313,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
         axes.set_yticks(range(len(shown)), [label for label, _ in reversed(shown)])
         axes.set(xlabel="test error, %", title=data, xlim=(0, None), ylim=(-0.6, len(shown) - 0.4))
         axes.grid(axis="x", alpha=0.3)
-    handles, labels = axes.get_legend_handles_labels()
+    handles, labels = panels[0].get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     figure.legend(unique.values(), unique, loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, dpi=120)
@@ -354,7 +356,7 @@ def main() -> None:
     result = json.loads(options.out.read_text())
     plot(result, options.out.with_suffix(".png"))
     for task in tasks(Config(), SECTIONS):
-        print(f"{task.section:8s} {task.data:13s} {task.rule:26s}", told(result["rows"], *asdict(task).values()))
+        print(f"{task.section:8s} {task.data:13s} {task.rule:26s}", worded(result["rows"], *asdict(task).values()))
     check(result)
 
 
