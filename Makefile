@@ -58,7 +58,7 @@ measurements: $(VENV)/.installed-plots  ## the other runs behind the numbers (AR
 	@for script in digits mnist what_to_save one_backward_pass learning_rules private_mnist calibrate_tolerance \
 	  check_grads_blindness same_bits conv_accuracy; do echo "$$script"; $(BIN)/python experiments/measurements/$$script.py $(ARGS) || exit 1; done
 
-bench: $(VENV)/.installed-bench  ## time jbp beside what one would use instead (ARGS=--quick: in a minute)
+bench: $(VENV)/.installed-bench  ## time jbp beside what one would use instead (ARGS=--quick: in two minutes)
 	$(BIN)/python experiments/bench/suite.py $(ARGS)
 
 bench-full: $(VENV)/.installed-bench  ## the same with every batch size and data set, an hour

@@ -211,7 +211,7 @@ def main(arguments: list[str] | None = None) -> int:
         "sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; all if none is named"
     )
     parser.add_argument(
-        "--quick", action="store_true", help="small cases and few rounds, under a minute, nothing written"
+        "--quick", action="store_true", help="small cases and few rounds, in two minutes, nothing written"
     )
     parser.add_argument("--full", action="store_true", help="the full grid of training runs too, about an hour")
     parser.add_argument("--compare", type=Path, metavar="OLD.json", help="print what changed against an older result")

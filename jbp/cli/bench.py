@@ -22,7 +22,7 @@ class Bench(Command):
     """Run the benchmark of a checkout; raises Failed if a counted figure became worse."""
 
     section: str | None = argument(f"one of {', '.join(SECTIONS)} (default: all of them)", "SECTION", default=None)
-    quick: bool = option(False, "small cases, few rounds, under a minute; writes nothing", "what to run")
+    quick: bool = option(False, "small cases, few rounds, in two minutes; writes nothing", "what to run")
     full: bool = option(False, "the full grid of training runs too, about an hour", "what to run")
     compare: str | None = option(None, "print what changed against this result", "what to run", metavar="OLD.json")
 
