@@ -11,12 +11,15 @@ import optax
 import pytest
 from counting import xla_cost
 from jax import lax
-from oracles import assert_close, initialised
+from oracles import assert_close, compiled, initialised
+from test_pairs import READ, SAMPLES, outer
+from test_pairs import WEIGHTS as FIVE
 
 import jbp
 from jbp import losses, stats
 from jbp.layer import Layer
 from jbp.layers import BatchNorm
+from jbp.pairs import Coupled, Stack
 from jbp.sinks import observed, together, total
 from jbp.train import InPlace
 from jbp.train.batches import Resident, order_of
@@ -436,6 +439,25 @@ def test_a_layer_of_ones_own_may_hold_what_nothing_trains(optax_promotion: None)
     ):
         bare = jbp.serial(Undeclared(), jbp.Dense(K))
         jbp.value_and_grad(bare, LOSS)(initialised(bare, jax.random.key(0), (WIDTH,))[0], X, Y)
+
+
+def test_a_constant_has_no_part_in_any_statistic():
+    alone, pair = outer().pair, SAMPLES["Constant"]().pair
+    stacked = Stack(jax.tree.map(lambda a: a[None], pair))
+
+    def all_of(pairs: Any, w: Any) -> Any:
+        return {n: read(pairs, w) for n, read in READ.items()}
+
+    trees = {"a": alone}, {"a": alone, "b": pair, "c": stacked}
+    without, found = (compiled(all_of)(tree, jnp.asarray(FIVE)) for tree in trees)
+    for statistic in ("norms", "gram", "project", "noise_and_signal", "noise_scale", "clip_weights"):
+        assert_close(found[statistic], without[statistic], "layer")
+    for statistic in ("per_example", "squared_norms", "second_moment", "variance", "clipped"):
+        for part in jax.tree.leaves(found[statistic], is_leaf=lambda node: isinstance(node, dict)):
+            assert not any(np.asarray(a).any() for name in "bc" for a in jax.tree.leaves(part[name]))
+    assert pair.join(pair) is None and not pair.transports and pair.constant and stacked.constant
+    np.testing.assert_array_equal(Stack(jax.tree.map(lambda a: a[None], Coupled(pair, "[1]"))).observed, pair.value[:1])
+    assert alone.observed is None and not alone.constant
 
 
 # Bad input

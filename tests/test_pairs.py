@@ -334,25 +334,6 @@ def test_rows_are_the_blocks_whose_products_are_the_gradient(name):
         assert block.shape == sample.shape
 
 
-def test_a_constant_has_no_part_in_any_statistic():
-    alone, pair = outer().pair, SAMPLES["Constant"]().pair
-    stacked = Stack(jax.tree.map(lambda a: a[None], pair))
-
-    def all_of(pairs: Any, w: Any) -> Any:
-        return {n: read(pairs, w) for n, read in READ.items()}
-
-    trees = {"a": alone}, {"a": alone, "b": pair, "c": stacked}
-    without, found = (compiled(all_of)(tree, jnp.asarray(WEIGHTS)) for tree in trees)
-    for statistic in ("norms", "gram", "project", "noise_and_signal", "noise_scale", "clip_weights"):
-        assert_close(found[statistic], without[statistic], "layer")
-    for statistic in ("per_example", "squared_norms", "second_moment", "variance", "clipped"):
-        for part in jax.tree.leaves(found[statistic], is_leaf=lambda node: isinstance(node, dict)):
-            assert not any(np.asarray(a).any() for name in "bc" for a in jax.tree.leaves(part[name]))
-    assert pair.join(pair) is None and not pair.transports and pair.constant and stacked.constant
-    np.testing.assert_array_equal(Stack(jax.tree.map(lambda a: a[None], Coupled(pair, "[1]"))).observed, pair.value[:1])
-    assert alone.observed is None and not alone.constant
-
-
 @pytest.mark.parametrize("statistic", READ)
 def test_a_coupled_pair_has_a_total_and_every_statistic_refuses(statistic):
     sample = SAMPLES["Coupled"]()
