@@ -138,7 +138,7 @@ class _Growth:
         elif goal is None and len(shape) > 1 and "dense" in kinds:
             kinds = (*kinds, "flatten")
         if "dense" in kinds and self._fitting(shape, goal):
-            kinds = (*kinds, "other")
+            kinds = (*kinds, "other", "other")
         return getattr(self, f"_{self.pick(kinds)}")(shape, depth - 1, goal)
 
     def _dense(self, shape: Shape, depth: int, goal: Shape | None) -> tuple[Layer, Shape]:
@@ -155,7 +155,9 @@ class _Growth:
         return self._leaf(self.pick(GAINS), shape)
 
     def _other(self, shape: Shape, depth: int, goal: Shape | None) -> tuple[Layer, Shape]:
-        return self._leaf(*self.pick(self._fitting(shape, goal)))
+        fitting = self._fitting(shape, goal)
+        kind = self.pick(list(dict.fromkeys(type(layer) for layer, _ in fitting)))  # however many cases it has
+        return self._leaf(*self.pick([(layer, out) for layer, out in fitting if type(layer) is kind]))
 
     def _fitting(self, shape: Shape, goal: Shape | None) -> list[tuple[Layer, Shape]]:
         """The other layers that take this shape, with what they make of it: the goal, where there is one."""

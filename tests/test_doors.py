@@ -124,6 +124,8 @@ def _initial(make: Any) -> Callable[..., Any]:
 LAYERS = [jbp.Dense(3), jbp.relu, jbp.Dropout(0.5), jbp.Flatten(), layers.Step(), NET, jbp.residual(jbp.tanh)]
 LAYERS += [jbp.branch(jbp.tanh), jbp.repeat(jbp.tanh, 2)]
 LAYERS += [jbp.tied(jbp.serial(jbp.Dense(2), jbp.Dense(2)), {(1, "weight"): (0, "weight")})]
+LAYERS += [jbp.BatchNorm()]
+IN_SPACE = [jbp.Conv(3, 3), jbp.GlobalPool()]
 INITIALIZERS = [initializers.he_normal, initializers.standard_normal, initializers.zeros]
 
 DOORS: dict[str, Callable[..., Any]] = {
@@ -162,6 +164,7 @@ DOORS: dict[str, Callable[..., Any]] = {
     ).params,
     "jbp.save": lambda net, params, loss: _save(net, params, loss),  # below, for it writes files
     "jbp.Private": lambda number: jbp.Private(number, 1.0, 1e-5) and None,
+    "jbp.BatchNorm": lambda number: jbp.BatchNorm(number) and None,
     "jbp.serial": lambda net: jbp.serial(net) and None,
     "jbp.residual": lambda net: jbp.residual(net) and None,
     "jbp.branch": lambda net: jbp.branch(net) and None,
@@ -205,6 +208,7 @@ DOORS: dict[str, Callable[..., Any]] = {
         check.custom_vjp(jnp.sin, 0.3, reference=jnp.sin, key=key, differences=False)
     ),
     **{f"{layer!r}.init": lambda key, layer=layer: layer.init(key, (2,))[0] for layer in LAYERS},
+    **{f"{layer!r}.init": lambda key, layer=layer: layer.init(key, (4, 2))[0] for layer in IN_SPACE},
     **{f"initializers.{type(make).__name__}": _initial(make) for make in INITIALIZERS},
     **{
         f"jbp.stats.{name}": lambda pairs, weights, name=name: getattr(stats, name)(pairs, weights=weights)
@@ -215,6 +219,7 @@ DOORS: dict[str, Callable[..., Any]] = {
         for name in ("gram", "norms", "per_example", "squared_norms")
     },
     "jbp.stats.explain": lambda pairs: stats.explain(pairs) and None,
+    "jbp.stats.project": lambda pairs: stats.project(pairs, PARAMS),
     "jbp.stats.clip_weights": lambda pairs, number: stats.clip_weights(pairs, number),
     "jbp.stats.clipped": lambda pairs, number, weights: stats.clipped(pairs, number, weights=weights),
     "jbp.stats.sensitivity": lambda number: stats.sensitivity(number),
@@ -261,7 +266,9 @@ NOT_HERE = {
     "jbp.pairs.merge": "takes pairs one by one, inside a walk",
     "jbp.pairs.silence": "works on arrays, inside compiled code",
     "jbp.pairs.weigh": "works on arrays, inside compiled code",
+    "jbp.observe": "its params are any tree, with what a pass observed of it",
     "jbp.sinks.keep": "takes what a walk hands it",
+    "jbp.sinks.observed": "takes what a walk hands it",
     "jbp.sinks.total": "takes what a walk hands it",
 }
 """Functions whose arguments have an ingredient's name and are none, with what they are."""
@@ -307,7 +314,7 @@ def test_every_public_function_that_takes_an_ingredient_has_a_door():
     names = {name for name, _ in public()}
     assert {name for name in DOORS if name.startswith("jbp.") and "," not in name} <= names
     assert HOLD | NOT_HERE.keys() <= names
-    inits = {type(layer) for layer in LAYERS}
+    inits = {type(layer) for layer in [*LAYERS, *IN_SPACE]}
     owns = {c for _, c in public() if isinstance(c, type) and issubclass(c, jbp.Layer) and "init" in vars(c)}
     assert owns - {jbp.Layer} <= inits | {layers.Activation}
 

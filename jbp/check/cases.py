@@ -343,7 +343,10 @@ LAYERS: tuple[CaseRow, ...] = (
     ),
     CaseRow(
         lambda layer, params, x, key: x.reshape(len(x), *layer.shape),
-        (NetCase("reshape", layers.Reshape((3, 10)), (2, 3, 5)),),
+        (
+            NetCase("reshape", layers.Reshape((3, 10)), (2, 3, 5)),
+            NetCase("reshape, to as many axes", layers.Reshape((5, 3)), (3, 5)),
+        ),
         checked=_named((layers.Reshape((6,)), (2, 3))),
     ),
     CaseRow(
