@@ -79,7 +79,9 @@ def test_a_norm_squares_nothing_in_16_bits(layer: Any):
     def run(dtype: Any) -> Any:
         p = jax.tree.map(lambda a: a.astype(dtype), params)
         y, saved = jbp.forward(layer, p, jnp.asarray(x, jnp.float16).astype(dtype), training=True)
-        return y, 0.02 * jbp.backward(layer, p, saved, jnp.asarray(delta, jnp.float16).astype(dtype))[0]
+        delta_x, pairs = jbp.backward(layer, p, saved, jnp.asarray(delta, jnp.float16).astype(dtype))
+        assert {a.dtype for a in jax.tree.leaves(jbp.contract(pairs))} == {jnp.dtype(dtype)}
+        return y, 0.02 * delta_x
 
     for narrow, wide in zip(run(jnp.float16), run(jnp.float32), strict=True):
         assert narrow.dtype == jnp.float16

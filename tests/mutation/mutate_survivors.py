@@ -32,6 +32,7 @@ _USES = "uses = delta.reshape(-1, o)  # one array for both pairs, which `repeat`
 _JOINED = "return found[0] if len(found) == 1 else Sum(tuple(found))"
 _PLACES = "return (target.astype(jnp.int32) if jnp.iinfo(target.dtype).bits < 32 else target).reshape(-1, 1)"
 _DENSE, _NORM, _POOL = "layers/dense.py", "layers/norm.py", "layers/pool.py"
+_BATCH = "layers/batchnorm.py"
 _NARROW = "the same but for numbers of 16 bits"
 _SQUARED = "tests/test_conv_edges.py::test_a_norm_squares_nothing_in_16_bits[GroupNorm(2)]"
 _MEANS = "tests/test_conv_edges.py::test_a_mean_of_many_is_no_sum_in_16_bits"
@@ -115,6 +116,16 @@ HELD: dict[tuple[str, str, str, str], tuple[str, str]] = {
         "mode=lax.GatherScatterMode.FILL_OR_DROP)")},
     (_NORM, "d, hat = (a.reshape(shape).astype(inverse.dtype) for a in (d, seen))",
      "a.reshape(shape).astype(inverse.dtype)", "astype left out"): (_NARROW, _SQUARED),
+    **{(_BATCH, text, what, "astype left out"): (_NARROW, _SQUARED.replace("GroupNorm(2)", "BatchNorm()"))
+       for text, what in (
+        ('n, c, along = len(h), h.shape[-1], inverse * params["scale"].astype(inverse.dtype)',
+         "params['scale'].astype(inverse.dtype)"),
+        ("rows, deltas = ((h * _along(inverse, h)).astype(delta.dtype).reshape(n, -1, c), delta.reshape(n, -1, c))",
+         "(h * _along(inverse, h)).astype(delta.dtype)"),
+        ("back = delta.astype(h.dtype) * _along(along, h)", "delta.astype(h.dtype)"),
+        ("pairs |= {name: Constant.of_batch(value.astype(params[name].dtype), n) for name, value in moments.items()}",
+         "value.astype(params[name].dtype)"),
+        ("return back.astype(delta.dtype), pairs", "back.astype(delta.dtype)"))},
     (_NORM, "return (back * inverse).reshape(seen.shape).astype(delta.dtype), pairs or ()",
      "(back * inverse).reshape(seen.shape).astype(delta.dtype)", "astype left out"): (_NARROW, _SQUARED),
     (_POOL, "back = geometry.unsummed(flat.astype(wide) * self._share(geometry, space, wide), space)",
