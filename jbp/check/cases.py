@@ -279,7 +279,7 @@ LAYERS: tuple[CaseRow, ...] = (
         ),
         checked=_named(
             (layers.Conv(3, (3,), padding=((3, 1),), dilation=2), (2, 7, 2)),
-            (layers.Conv(4, (3, 2), stride=2, groups=2), (5, 7, 2)),
+            (layers.Conv(12, (3, 2), stride=2, groups=3), (5, 7, 6)),
         ),
     ),
     CaseRow(
