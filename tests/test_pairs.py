@@ -36,6 +36,7 @@ from jbp.pairs import (
     check_arrays,
     merge,
     silence,
+    widened,
 )
 from jbp.pairs.pair import PerUse
 from jbp.stats.norms import most, normed
@@ -216,7 +217,7 @@ READ: dict[str, Callable[[Any, Any], Any]] = {
     "norms": lambda pair, w: stats.norms(pair),
     "squared_norms": lambda pair, w: stats.squared_norms(pair),
     "gram": lambda pair, w: stats.gram(pair),
-    "project": lambda pair, w: stats.project(pair, jbp.contract(pair)),
+    "project": lambda pair, w: stats.project(pair, jbp.contract(widened(pair))),
     "second_moment": lambda pair, w: (stats.second_moment(pair), stats.second_moment(pair, w)),
     "variance": lambda pair, w: (stats.variance(pair), stats.variance(pair, w)),
     "snr": lambda pair, w: (stats.snr(pair), stats.snr(pair, w)),
