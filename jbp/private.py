@@ -125,7 +125,8 @@ def _clipped(
     output, saved = forward(net, params, x, key, mask=mask, rows=rows)
     targets = (output, y, *mask_at(net, output, mask))
     delta = lax.optimization_barrier(jax.vmap(delta_of(loss))(*targets))
-    _, found = backward(net, params, saved, delta, squared_bounds if how.lean else _to_clip)
+    _, found = backward(net, params, saved, delta, squared_bounds if how.lean else partial(for_clipping, late=False))
+    found = found if how.lean else for_clipping(found, late=True)
     norms = network_norms(trainable(found if how.lean else squared_bounds(found)))
     scale = weigh(weights, clip_factor(norms, how.max_norm, how.automatic))
     sound = jnp.isfinite(norms)
@@ -454,8 +455,3 @@ def _check_uncoupled(net: Layer, training: bool) -> None:
             f"the layer{'s' if rest else ''} {layers} the examples of a batch, so one example moves the gradients of "
             "the others and clipping bounds nothing: normalise each by itself, with GroupNorm or LayerNorm"
         )
-
-
-def _to_clip(pairs: Any) -> Any:
-    """The sink that keeps what norms and sum are both made of."""
-    return jax.tree.map(lambda pair: for_clipping(widened(pair)), pairs, is_leaf=is_pair)

@@ -1,8 +1,7 @@
 """Norms and clipping of kernels: right by either way, in float32 too, and what they cost, counted.
 
 Costs are those of the nets for which per-example gradients of convolutions are usually measured, in plain gradients of
-the same net. Programs with loops are counted by the products in the jaxpr times the loops' lengths; `vmap(grad)` and
-the plain gradient have none, and there XLA's own count serves.
+the same net: by the products in the jaxpr times the loops' lengths, of convolutions those that meet no padding.
 """
 
 from functools import cache
@@ -302,10 +301,10 @@ def by_vmap(name: str, what: str) -> Any:
 
 
 @cache
-def of_plain(name: str) -> tuple[int, float, int]:
-    """Products, XLA's FLOPs and bytes of the plain gradient."""
+def of_plain(name: str) -> tuple[int, int]:
+    """Products and bytes of the plain gradient."""
     run, args = jbp.value_and_grad(NETS[name][0], LOSS), arguments(name)
-    return product_flops(run, *args), *xla_cost(run, *args)[:2]
+    return product_flops(run, *args), xla_cost(run, *args)[1]
 
 
 FLOORS = {
@@ -316,31 +315,37 @@ FLOORS = {
 }
 """Of norms and of clipping, by multiply-adds."""
 
-BYTES = {"DP-CNN": (1.0, 1.65), "LeNet-5": (1.02, 1.15), "ResNet-20": (1.10, 1.35), "wide late layers": (1.45, 1.60)}
-"""Temporaries of norms and of clipping. To clip within 1.05 of the plain gradient's products the DP-CNN's second kernel
-must be formed once and kept: 8,192 numbers an example, where the whole plain gradient has 14,064 in memory."""
+ABOVE = {"DP-CNN": 0.011, "ResNet-20": 0.038}
+"""What clipping takes more than `vmap(grad)`, in plain gradients. In the DP-CNN: unfolding multiplies with the padding
+of its first kernel, a seventh of what that kernel meets. In the ResNet: its last kernels have 36,864 numbers each, so
+their norms are made of Gram matrices; kept, six of them would be 221,184 numbers an example, where the plain gradient
+has 400,448 in memory."""
+
+BYTES = {
+    "DP-CNN": (1.00, 1.35, 3.63, 4.71),
+    "LeNet-5": (1.00, 1.14, 4.51, 8.23),
+    "ResNet-20": (1.10, 1.36, 1.17, 1.54),
+    "wide late layers": (1.43, 1.59, 46.4, 69.5),
+}
+"""Temporaries of norms and of clipping: as measured and a twentieth, all below 1.4 (wide late layers: 2.4); and those
+of `vmap(grad)`, as `experiments/results/window_routes.json` has them."""
 
 
 @pytest.mark.usefixtures("as_users_run_it")
 @pytest.mark.parametrize("what", ["norms", "clipped"])
 @pytest.mark.parametrize("name", NETS)
 def test_they_take_no_more_than_the_floor_and_than_vmap_of_grad(name, what):
-    """Compiling a ResNet takes its seconds: three programs of it are all that is compiled, `vmap(grad)`'s is not."""
-    products, plain_flops, plain_bytes = of_plain(name)
+    """`vmap(grad)` is counted by its products too and not compiled: of a ResNet that alone takes seconds."""
+    products, plain_bytes = of_plain(name)
     args, which = arguments(name), what == "clipped"
     flops = product_flops(ours(name, what), *args) / products
+    theirs = product_flops(by_vmap(name, what), *args) / products
     bytes_ = xla_cost(ours(name, what), *args)[1] / plain_bytes
-    if name == "ResNet-20":  # whose vmap(grad) is counted as 1.0024 and 1.0049, with 1.17 and 1.54 of the bytes
-        theirs, their_bytes = (1.0024, 1.0049)[which] * plain_flops, (1.172, 1.544)[which] * plain_bytes
-    else:
-        theirs, their_bytes = xla_cost(by_vmap(name, what), *args)[:2]
-    print(f"{name}, {what}: products {flops:.3f}, bytes {bytes_:.3f}; vmap(grad) {theirs / plain_flops:.3f}, "
-          f"{their_bytes / plain_bytes:.2f}")  # fmt: skip
+    print(f"{name}, {what}: products {flops:.4f}, vmap(grad) {theirs:.4f}; bytes {bytes_:.3f}")
     assert flops <= 1.05 * FLOORS[name][which]
-    if (name, what) != ("ResNet-20", "clipped"):
-        assert flops <= theirs / plain_flops
-    assert bytes_ <= BYTES[name][which]
-    assert bytes_ <= their_bytes / plain_bytes
+    assert flops <= theirs + which * ABOVE.get(name, 0.0)
+    limit, their_bytes = BYTES[name][which], BYTES[name][2 + which]
+    assert bytes_ <= min(limit, their_bytes) and limit <= (2.4 if name == "wide late layers" else 1.4)
 
 
 @pytest.mark.usefixtures("as_users_run_it")

@@ -16,7 +16,7 @@ from jbp.meshes import placed, rows_of_pairs, whole
 from jbp.pairs import Pair, Pairs, Weights, is_pair, weigh
 from jbp.stats.norms import group_norms, most
 from jbp.stats.per_example import for_clipping
-from jbp.stats.trees import Per, groups_of, leaves, map_pairs
+from jbp.stats.trees import Per, checked_leaves, groups_of, leaves
 
 MaxNorm = float | Array | Mapping[str, float]
 
@@ -87,7 +87,8 @@ def clipped(
     Raises:
         ValueError, NotImplementedError: as `clip_weights`.
     """
-    read = map_pairs(for_clipping, pairs, weights)
+    checked_leaves(pairs, weights)
+    read = for_clipping(for_clipping(pairs, late=False), late=True)
     c: Any = clip_weights(read, max_norm, per, automatic, gamma)
     factors = {"network": c} if per == "network" else c
     owner = {path: name for name, members in groups_of(pairs, per).items() for path in members}

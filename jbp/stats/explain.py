@@ -12,7 +12,6 @@ from jbp.stats import windows
 from jbp.stats._rows import in_rows
 from jbp.stats.moments import squares
 from jbp.stats.norms import by_gram, normed
-from jbp.stats.per_example import keeps
 from jbp.stats.trees import checked_leaves
 
 
@@ -44,7 +43,7 @@ def summed(pair: Pair) -> str:
         return summed(pair.one)
     return (
         f"gradients, formed {windows.forming(pair)}"
-        if isinstance(pair, Window) and keeps(pair)
+        if isinstance(pair, Window) and windows.few_numbers(pair)
         else "norms, then a total"
     )
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jbp.annotations import Array
 from jbp.meshes import placed, rows_of_pairs
-from jbp.pairs import Outer, Pair, Pairs, Scale, Shift, Sum, Window
+from jbp.pairs import Outer, Pair, Pairs, Scale, Shift, Sum, Window, is_pair, widened
 from jbp.stats import windows
 from jbp.stats._rows import in_rows
 from jbp.stats.trees import map_pairs
@@ -61,23 +61,34 @@ def _(pair: Sum) -> Array:
 
 
 @singledispatch
-def keeps(pair: Pair) -> bool:
-    """Whether the clipped sum forms the gradients of the examples and keeps them, for their norms and for the sum: of a
-    pair that is no stack, of which norms without them would take nearly as much."""
-    return False
+def for_sum(pair: Pair, after: Array | None) -> Array | None:
+    """[n, *shape] of a pair that is no stack, where the clipped sum forms the gradients of the examples and keeps them,
+    because norms without them would take nearly as much. With `after` those that are better formed late, when that
+    array is there and most of the backward pass's own are gone; without it the others. Else None."""
+    return None
 
 
-@keeps.register
-def _(pair: Window) -> bool:
-    return windows.few_numbers(pair)
+@for_sum.register
+def _(pair: Window, after: Array | None) -> Array | None:
+    if not windows.few_numbers(pair) or windows.fewer_numbers(pair) != (after is None):
+        return None
+    return windows.formed(pair, after)
 
 
-def for_clipping(pair: Pair) -> Pair:
-    """What norms and the clipped sum both read: the pair, or the gradients of its examples as h, with 1 for δ. What is
-    scaled to a norm of C is then the very number that was measured, and scaling makes no copy of it.
+def for_clipping(pairs: Any, late: bool) -> Any:
+    """What norms and the clipped sum both read, in a tree: pairs, or the gradients of the examples as h with 1 for δ.
+    What is scaled to a norm of C is then the very number that was measured, and scaling makes no copy of it.
+
+    First those that are formed early, for which it is a sink; and then, of all that it left as they are, the `late`.
     """
-    with jax.default_matmul_precision("highest"):
-        g = pair.over_stack(lambda one: each(one) if keeps(one) else None, axis=1)
-    if g is None:
-        return pair
-    return Outer(g.reshape(pair.batch, 1, -1), jnp.ones_like(g, shape=(pair.batch, 1, 1)), g.shape[1:])
+    after = next(iter(jax.tree.leaves(pairs)), None) if late else None
+
+    def one(pair: Pair) -> Pair:
+        pair = widened(pair)
+        with jax.default_matmul_precision("highest"):
+            g = pair.over_stack(lambda one: for_sum(one, after), axis=1)
+        if g is None:
+            return pair
+        return Outer(g.reshape(pair.batch, 1, -1), jnp.ones_like(g, shape=(pair.batch, 1, 1)), g.shape[1:])
+
+    return jax.tree.map(one, pairs, is_leaf=is_pair)

@@ -22,6 +22,7 @@ import numpy as np
 from jax import lax
 
 from jbp.annotations import Array, Float
+from jbp.meshes import alike
 from jbp.pairs import Window
 
 SHIFT = 8
@@ -93,6 +94,11 @@ def few_numbers(pair: Window) -> bool:
     return pair.uses > 1 and math.prod(pair.shape) <= KEPT * _held(pair)
 
 
+def fewer_numbers(pair: Window) -> bool:
+    """Whether the gradients have no more than the pair, so that memory is the smaller the sooner they are formed."""
+    return math.prod(pair.shape) <= _held(pair)
+
+
 def square_and_hidden(pair: Window) -> tuple[Float[Array, " n"], float]:
     """‖gₙ‖² by the cheaper way, and the share of S² that rounding may hide (see `jbp.stats.norms`)."""
     way, together = route(pair)
@@ -106,9 +112,26 @@ def square_and_hidden(pair: Window) -> tuple[Float[Array, " n"], float]:
     return _in_parts(_square_gram, pair, together), hidden
 
 
-def formed(pair: Window) -> Float[Array, "n *k i o"]:
-    """gₙ of every example, a few at a time."""
-    return _in_parts(_form, pair, forming(pair).together)
+def formed(pair: Window, after: Array | None = None) -> Float[Array, "n *k i o"]:
+    """gₙ of every example, a few at a time; with `after` not before that array is there.
+
+    So says what the first of them is written into: XLA's CPU compiler, which drops its own barriers before it plans,
+    otherwise makes them as soon as it can, and keeps them while all else of a backward pass is in memory too.
+    """
+    together = forming(pair).together
+    if after is None or together == pair.batch:
+        return _in_parts(_form, pair, together)
+    one = after.reshape(-1)[0]
+    never = jnp.where((one != one) & (one == 0), jnp.ones((), pair.dtype), jnp.zeros((), pair.dtype))
+    parts = _parts(pair, together)
+
+    def step(found: Array, part: tuple[Array, Window]) -> tuple[Array, None]:
+        g = _form(_whole(part[1], pair, together)).reshape(-1)
+        return lax.dynamic_update_index_in_dim(found, g, part[0], 0), None
+
+    count = pair.batch // together
+    start = alike(jnp.broadcast_to(never, (count, together * math.prod(pair.shape))), pair)
+    return lax.scan(step, start, (jnp.arange(count), parts))[0].reshape(-1, *pair.shape)
 
 
 def _form(pair: Window) -> Float[Array, "n *k i o"]:
@@ -215,12 +238,17 @@ def _together(pair: Window, numbers: int) -> int:
 
 def _in_parts(function: Callable[[Window], Array], pair: Window, together: int) -> Array:
     """`function` of the pair, so many examples at a time."""
-    n = pair.batch
-    if together >= n:
+    if together >= pair.batch:
         return function(pair)
-    rows = jax.tree.map(lambda a: a.reshape(n // together, -1), pair)
-    # As matrices: of more axes XLA's CPU compiler chooses an order, and copies h and δ into it.
-    found = lax.map(
-        lambda part: function(jax.tree.map(lambda a, b: a.reshape(together, *b.shape[1:]), part, pair)), rows
-    )
-    return found.reshape(n, *found.shape[2:])
+    found = lax.map(lambda part: function(_whole(part, pair, together)), _parts(pair, together))
+    return found.reshape(pair.batch, *found.shape[2:])
+
+
+def _parts(pair: Window, together: int) -> Window:
+    """So many examples in a row: as matrices, for of more axes XLA's CPU compiler chooses an order, and copies h and δ
+    into it."""
+    return jax.tree.map(lambda a: a.reshape(pair.batch // together, -1), pair)
+
+
+def _whole(part: Window, pair: Window, together: int) -> Window:
+    return jax.tree.map(lambda a, b: a.reshape(together, *b.shape[1:]), part, pair)
