@@ -55,6 +55,13 @@ class Geometry:
         """On the way back: at every place that δ, spread and padded, leaves it."""
         return Geometry(self.kernel, (1,) * self.dims, ((0, 0),) * self.dims, self.dilation, self.groups)
 
+    @property
+    def lines(self) -> Geometry:
+        """Of all axes but the last, at every place of which it is: how the kernel's rows slide over rows of pixels."""
+        last: Any = ((1,), (1,), ((0, 0),), (1,))
+        sizes = (self.kernel, self.stride, self.padding, self.dilation)
+        return Geometry(*(given[:-1] + one for given, one in zip(sizes, last, strict=True)))
+
     def around(self, space: Shape, sites: Shape) -> tuple[tuple[int, int], ...]:
         """On the way back: the zeros that δ, spread by the stride, needs around it, so that the answer fills *s."""
         found = []
