@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jbp.annotations import Array, Float, Int, PRNGKeyArray
@@ -122,14 +124,14 @@ class MaxPool(_Pool):
         images, geometry, flat = self._parts(x)
         lowest = jnp.asarray(-jnp.inf, x.dtype)
         padding = ((0, 0, 0), *((low, high, 0) for low, high in geometry.padding), (0, 0, 0))
-        largest, *others = geometry.slices(lax.pad(flat, lowest, padding))
-        index = jnp.uint8 if len(others) < 256 else jnp.uint16
-        at = jnp.zeros(largest.shape, index)
-        for k, seen in enumerate(others, 1):
-            # NaN wins, and differs from itself: one that is new is taken, one that is there stays. Not by >, which
-            # would swallow it, and which complex numbers, of the complex step, do not have.
-            better = (lax.max(largest, seen) != largest) & (largest == largest)
-            largest, at = lax.select(better, seen, largest), lax.select(better, lax.full_like(at, k), at)
+        seen = geometry.slices(lax.pad(flat, lowest, padding))
+        largest = functools.reduce(lax.max, seen)
+        last = len(seen) - 1
+        at = lax.full_like(largest, last, jnp.uint8 if last < 256 else jnp.uint16)
+        for k in range(last - 1, -1, -1):
+            # The first that is the largest. NaN is, where one is there, and differs from itself.
+            found = (seen[k] == largest) | (seen[k] != seen[k])
+            at = lax.select(found, lax.full_like(at, k), at)
         shape = (*images, *largest.shape[1:])
         return largest.reshape(shape), (at.reshape(shape), Static(x.shape))
 
@@ -140,6 +142,12 @@ class MaxPool(_Pool):
         images, space, _ = parts_of(self, shape, *self._sizes)
         geometry = self.geometry(space)
         flat, at = (a.reshape(-1, *a.shape[len(images) :]) for a in (delta, at))
+        if geometry.tiles:
+            places = np.arange(math.prod(geometry.kernel), dtype=at.dtype).reshape(geometry.kernel)
+            here = np.tile(places, [-(-s // k) for s, k in zip(space, geometry.kernel, strict=True)])
+            here = here[tuple(map(slice, space))][None, ..., None]
+            chosen = geometry.tiled(at, space) == here
+            return jnp.where(chosen, geometry.tiled(flat, space), lax.full_like(flat, 0, shape=())).reshape(shape), ()
         zero = lax.full_like(flat, 0)
         places = range(math.prod(geometry.kernel))
         parts = [lax.select(at == lax.full_like(at, k), flat, zero) for k in places]
@@ -198,9 +206,9 @@ class AvgPool(_Pool):
 
     def _share(self, geometry: Geometry, space: Shape, dtype: Any) -> Float[Array, "1 *u 1"]:
         """1 / count, at each site."""
+        if self.count_padding or not any(map(any, geometry.padding)):
+            return jnp.full((1,) * (geometry.dims + 2), 1 / math.prod(geometry.kernel), dtype)
         seen = jnp.ones((1, *space, 1), dtype)
-        if self.count_padding:
-            return jnp.full((1, *geometry.sites(space), 1), 1 / math.prod(geometry.kernel), dtype)
         return 1 / geometry.summed(seen)
 
 

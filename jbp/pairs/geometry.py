@@ -55,6 +55,13 @@ class Geometry:
         """On the way back: at every place that δ, spread and padded, leaves it."""
         return Geometry(self.kernel, (1,) * self.dims, ((0, 0),) * self.dims, self.dilation, self.groups)
 
+    @property
+    def lines(self) -> Geometry:
+        """Of all axes but the last, at every place of which it is: how the kernel's rows slide over rows of pixels."""
+        last: Any = ((1,), (1,), ((0, 0),), (1,))
+        sizes = (self.kernel, self.stride, self.padding, self.dilation)
+        return Geometry(*(given[:-1] + one for given, one in zip(sizes, last, strict=True)))
+
     def around(self, space: Shape, sites: Shape) -> tuple[tuple[int, int], ...]:
         """On the way back: the zeros that δ, spread by the stride, needs around it, so that the answer fills *s."""
         found = []
@@ -134,6 +141,22 @@ class Geometry:
         assert sums is not None
         return sums
 
+    @property
+    def tiles(self) -> bool:
+        """Whether the windows stand side by side: none sees a pixel of another, and there is no padding."""
+        return self.stride == self.kernel and set(self.padding) == {(0, 0)} and set(self.dilation) == {1}
+
+    def tiled(self, values: Float[Array, "n *u c"], space: Shape) -> Float[Array, "n *s c"]:
+        """Of windows side by side, the value of its window at each pixel of a space *s; 0 where no window is."""
+        n, *sites, c = values.shape
+        d = self.dims
+        form = [size for pair in zip(sites, self.kernel, strict=True) for size in pair]
+        found = lax.broadcast_in_dim(values, (n, *form, c), (0, *range(1, 2 * d, 2), 2 * d + 1))
+        covered = [u * k for u, k in zip(sites, self.kernel, strict=True)]
+        found = found.reshape(n, *covered, c)
+        beyond = ((0, s - t, 0) for s, t in zip(space, covered, strict=True))
+        return lax.pad(found, jnp.zeros((), values.dtype), ((0, 0, 0), *beyond, (0, 0, 0)))
+
     def summed(self, values: Float[Array, "n *s g"]) -> Float[Array, "n *u g"]:
         """The sum over what the kernel sees at each of its sites."""
         ones = (1,) * (self.dims + 2)
@@ -150,6 +173,8 @@ class Geometry:
 
     def unsummed(self, values: Float[Array, "n *u g"], space: Shape) -> Float[Array, "n *s g"]:
         """The transpose of `summed`, on a space *s: at each pixel the sum over the sites that see it."""
+        if self.tiles:
+            return self.tiled(values, space)
         padding = self.around(space, values.shape[1:-1])
         config = (
             (0, 0, 0),

@@ -1,12 +1,13 @@
-"""On a CPU, the three convolutions over the kernel's offsets, where that takes less time than XLA's convolution.
+"""On a CPU, the three convolutions as products or multiplications, where that takes less time than XLA's convolution.
 
-Σₖ over the offsets of a kernel are few plain products, and for kernels that see one channel (depthwise, or an image of
-one channel) multiplications without any product at all: the same multiply-adds as the convolution has, and the same
-numbers to rounding. XLA's CPU convolution is slow where its kernel sees few channels, where δ is spread by a stride,
-and with groups as many as channels. Accelerators keep the convolution: which of the two is computed is decided when a
-program is lowered for a platform (`lax.platform_dependent`), so a program lowered for a GPU holds convolutions only.
+A kernel of a single place is one product of the channels. A depthwise kernel has nothing to multiply matrices for: its
+convolution is Σₖ of multiplications, one for each offset k, the same multiply-adds in a tenth of the time. Where few
+channels come in, whole rows of pixels go into one product with a banded matrix, the kernel at every site of a row: more
+multiply-adds, by at most `MOST_MORE`, and still less time. Accelerators keep the convolution: which of the two is
+computed is decided when a program is lowered for a platform (`lax.platform_dependent`), so a program lowered for a GPU
+holds convolutions only.
 
-`pays` is the rule; `experiments/measurements/conv_routes.py` measures it, `experiments/results/conv_routes.json` has
+`way_of` is the rule; `experiments/measurements/conv_routes.py` measures it, `experiments/results/conv_routes.json` has
 the figures. `plain()` switches it off.
 """
 
@@ -20,6 +21,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jbp.annotations import Array, Float
@@ -29,9 +31,10 @@ Shape = tuple[int, ...]
 Geometry = Any
 """Of `jbp.pairs.geometry`, which imports this module."""
 
-FEW_IN, MANY_OUT = 8, 32
-"""Input channels up to which δ_h goes by products; output channels from which XLA's convolution is fast forward, even
-where its kernel sees one channel."""
+FEW, MANY = 9, 32
+"""Channels: back to fewer than `FEW`, and forward to fewer than `MANY`, XLA's convolution is slow."""
+MOST_MORE, LONG = 8, 128
+"""Rows go into one product with at most so many times the multiply-adds, and numbers in a row."""
 
 _on = [True]
 
@@ -51,86 +54,81 @@ def plain() -> Iterator[None]:
         jax.clear_caches()
 
 
-def pays(way: str, geometry: Geometry, i: int, o: int) -> bool:
-    """Whether "forward", "back" or "contract" goes over the offsets on a CPU, by the measurements.
-
-    With a single offset everything does, and so do depthwise kernels; forward a kernel that sees one channel, if few
-    come out; δ_h through a stride, or towards few channels; the contraction under a stride.
-    """
-    g, strided = geometry.groups, max(geometry.stride) > 1
-    if g > 1 or math.prod(geometry.kernel) == 1:
-        return g in (1, i)
-    return {"forward": i == 1 and o < MANY_OUT, "back": strided or i <= FEW_IN, "contract": strided and i > 1}[way]
+def way_of(which: str, geometry: Geometry, space: Shape, i: int, o: int) -> str | None:
+    """How "forward", "back" or "contract" goes on a CPU: "place", "depthwise" or "rows"; None is XLA's convolution."""
+    if math.prod(geometry.kernel) == 1 and geometry.groups == 1:
+        return "place"
+    if geometry.groups > 1:
+        return "depthwise" if geometry.groups == i else None
+    few = {"forward": i == 1 and o < MANY, "back": 1 < i < FEW, "contract": False}[which]
+    return "rows" if few and space[-1] <= MOST_MORE * geometry.kernel[-1] and space[-1] * i <= LONG else None
 
 
 def route_forward(geometry: Geometry, convolution: Callable[..., Array], h: Array, weight: Array) -> Array:
-    """The `convolution` of h and weight, on a CPU over the offsets where that pays."""
-    return _either(
-        pays("forward", geometry, h.shape[-1], weight.shape[-1]),
-        partial(forward_over_offsets, geometry),
-        convolution,
-        h,
-        weight,
-    )
+    """The `convolution` of h and weight, or on a CPU what it is faster as."""
+    way = way_of("forward", geometry, h.shape[1:-1], h.shape[-1], weight.shape[-1])
+    return _either(_FORWARD.get(way), (geometry,), convolution, h, weight)
 
 
 def route_back(
     geometry: Geometry, space: Shape, convolution: Callable[..., Array], delta: Array, weight: Array
 ) -> Array:
     """The `convolution` of δ and weight, likewise."""
-    pay = pays("back", geometry, weight.shape[-2] * geometry.groups, delta.shape[-1])
-    return _either(pay, partial(back_over_offsets, geometry, space), convolution, delta, weight)
+    way = way_of("back", geometry, space, weight.shape[-2] * geometry.groups, delta.shape[-1])
+    return _either(_BACK.get(way), (geometry, space), convolution, delta, weight)
 
 
 def route_contract(geometry: Geometry, convolution: Callable[..., Array], h: Array, delta: Array) -> Array:
     """The `convolution` of h and δ, likewise."""
-    return _either(
-        pays("contract", geometry, h.shape[-1], delta.shape[-1]),
-        partial(contract_over_offsets, geometry),
-        convolution,
-        h,
-        delta,
-    )
+    way = way_of("contract", geometry, h.shape[1:-1], h.shape[-1], delta.shape[-1])
+    return _either(_CONTRACT.get(way), (geometry,), convolution, h, delta)
 
 
-def _either(pay: bool, offsets: Callable[..., Array], convolution: Callable[..., Array], *operands: Array) -> Array:
-    if not (pay and _on[0]) or any(map(jnp.iscomplexobj, operands)):
+def _either(faster: Any, given: tuple[Any, ...], convolution: Callable[..., Array], *operands: Array) -> Array:
+    if faster is None or not _on[0] or any(map(jnp.iscomplexobj, operands)):
         return convolution(*operands)
-    return lax.platform_dependent(*operands, cpu=offsets, default=convolution)
+    return lax.platform_dependent(*operands, cpu=partial(faster, *given), default=convolution)
 
 
-def forward_over_offsets(geometry: Geometry, h: Float[Array, "n *s i"], weight: Float[Array, "*k i/g o"]) -> Array:
-    """Σₖ of what offset k sees, times its weights."""
-    seen = geometry.slices(_padded(_repeated(geometry, h, weight.shape[-1]), geometry.padding))
-    return _summed(seen, weight)
+def place_forward(geometry: Geometry, h: Float[Array, "n *s i"], weight: Float[Array, "*k i o"]) -> Array:
+    """One product of the channels."""
+    (seen,) = geometry.slices(_padded(h, geometry.padding))
+    return _product(seen, weight.reshape(weight.shape[-2:]), seen.ndim - 1, 0)
 
 
-def back_over_offsets(
-    geometry: Geometry, space: Shape, delta: Float[Array, "n *u o"], weight: Float[Array, "*k i/g o"]
+def place_back(
+    geometry: Geometry, space: Shape, delta: Float[Array, "n *u o"], weight: Float[Array, "*k i o"]
 ) -> Array:
-    """One product for all offsets, each part of which goes back to where its offset saw it; of depthwise kernels the
-    sum over what they see, turned round, of δ with zeros between."""
-    i, o = weight.shape[-2:]
-    if geometry.groups == 1:
-        kernels = weight.reshape(-1, o)
-        every = lax.dot_general(delta, kernels, (((delta.ndim - 1,), (1,)), ((), ())))
-        ends = range(0, len(kernels), i)
-        return geometry.spread([lax.slice_in_dim(every, at, at + i, axis=-1) for at in ends], space)
-    around = geometry.around(space, delta.shape[1:-1])
-    seen = geometry.turned.slices(_padded(delta, around, geometry.stride))
+    """One product, and zeros where the kernel did not stand."""
+    return geometry.spread([_product(delta, weight.reshape(weight.shape[-2:]), delta.ndim - 1, 1)], space)
+
+
+def place_contract(geometry: Geometry, h: Float[Array, "n *s i"], delta: Float[Array, "n *u o"]) -> Array:
+    """One product over n and u."""
+    (seen,) = geometry.slices(_padded(h, geometry.padding))
+    i, o = h.shape[-1], delta.shape[-1]
+    return _product(seen.reshape(-1, i), delta.reshape(-1, o), 0, 0).reshape(*geometry.kernel, i, o)
+
+
+def depthwise_forward(geometry: Geometry, h: Float[Array, "n *s i"], weight: Float[Array, "*k 1 o"]) -> Array:
+    """Σₖ of what offset k sees, times its weights."""
+    return _summed(geometry.slices(_padded(_repeated(geometry, h, weight.shape[-1]), geometry.padding)), weight)
+
+
+def depthwise_back(
+    geometry: Geometry, space: Shape, delta: Float[Array, "n *u o"], weight: Float[Array, "*k 1 o"]
+) -> Array:
+    """The same of δ with zeros between its sites, under the kernel turned round."""
+    seen = geometry.turned.slices(_padded(delta, geometry.around(space, delta.shape[1:-1]), geometry.stride))
     found = _summed(seen, lax.rev(weight, tuple(range(geometry.dims))))
-    more = o // geometry.groups
+    more = found.shape[-1] // geometry.groups
     return found.reshape(*found.shape[:-1], -1, more).sum(-1) if more > 1 else found
 
 
-def contract_over_offsets(geometry: Geometry, h: Float[Array, "n *s i"], delta: Float[Array, "n *u o"]) -> Array:
-    """For each offset the product of what it sees and δ. Depthwise kernels have no product, and XLA adds up over n and
-    u one number after another: there it goes one example after another, all of u at once, and over u at the end."""
-    (*_, i), (*_, o) = h.shape, delta.shape
-    if geometry.groups == 1:
-        seen, flat = geometry.slices(_padded(h, geometry.padding)), delta.reshape(-1, o)
-        parts = [lax.dot_general(a.reshape(-1, i), flat, (((0,), (0,)), ((), ()))) for a in seen]
-        return lax.concatenate(parts, 0).reshape(*geometry.kernel, i, o)
+def depthwise_contract(geometry: Geometry, h: Float[Array, "n *s i"], delta: Float[Array, "n *u o"]) -> Array:
+    """Of each offset Σₙᵤ of what it sees times δ. XLA would add that up one number after another: so one example after
+    another, all of u at once, and over u at the end."""
+    o = delta.shape[-1]
 
     def example(row: tuple[Array, Array]) -> list[Array]:
         h, delta = row[0][None], row[1][None]
@@ -140,24 +138,57 @@ def contract_over_offsets(geometry: Geometry, h: Float[Array, "n *s i"], delta: 
     return jnp.stack([a.reshape(-1, o).sum(0) for a in sums]).reshape(*geometry.kernel, 1, o)
 
 
-def _summed(seen: list[Array], weight: Float[Array, "*k i/g o"]) -> Array:
-    """Σₖ seen[k]·weight[k]: products of the channels, or of one channel each multiplications."""
-    found = None
-    *_, i, o = weight.shape
-    for at, part in enumerate(seen):
-        kernel = lax.index_in_dim(weight.reshape(-1, i, o), at, keepdims=False)
-        if i == 1:
-            term = part * kernel.reshape((1,) * (part.ndim - 1) + (o,))
-        else:
-            term = lax.dot_general(part, kernel, (((part.ndim - 1,), (0,)), ((), ())))
-        found = term if found is None else found + term
-    assert found is not None
+def rows_forward(geometry: Geometry, h: Float[Array, "n *s i"], weight: Float[Array, "*k i o"]) -> Array:
+    """The rows of pixels that a site's kernel reaches, one after another, times the band of them all."""
+    n, *space, _ = h.shape
+    sites, o = geometry.sites(tuple(space)), weight.shape[-1]
+    lines = geometry.lines
+    seen = lines.slices(_padded(h.reshape(n, *space[:-1], 1, -1), lines.padding))
+    band = _band(geometry, weight, space[-1], sites[-1]).reshape(-1, sites[-1] * o)
+    return _product(lax.concatenate(seen, seen[0].ndim - 1), band, seen[0].ndim - 1, 0).reshape(n, *sites, o)
+
+
+def rows_back(geometry: Geometry, space: Shape, delta: Float[Array, "n *u o"], weight: Float[Array, "*k i o"]) -> Array:
+    """The same, by the band's transpose."""
+    n, *sites, o = delta.shape
+    i, lines = weight.shape[-2], geometry.lines
+    around = lines.around((*space[:-1], 1), (*sites[:-1], 1))
+    seen = lines.turned.slices(_padded(delta.reshape(n, *sites[:-1], 1, -1), around, lines.stride))
+    band = lax.rev(_band(geometry, weight, space[-1], sites[-1]), (0,))
+    band = jnp.swapaxes(band.reshape(len(seen), -1, sites[-1] * o), 1, 2).reshape(-1, space[-1] * i)
+    return _product(lax.concatenate(seen, seen[0].ndim - 1), band, seen[0].ndim - 1, 0).reshape(n, *space, i)
+
+
+_FORWARD: dict[Any, Any] = {"place": place_forward, "depthwise": depthwise_forward, "rows": rows_forward}
+_BACK: dict[Any, Any] = {"place": place_back, "depthwise": depthwise_back, "rows": rows_back}
+_CONTRACT: dict[Any, Any] = {"place": place_contract, "depthwise": depthwise_contract}
+
+
+def _band(geometry: Geometry, weight: Float[Array, "*k i o"], width: int, sites: int) -> Float[Array, "k wi vo"]:
+    """Of each row of the kernel, what it makes of pixel w of a row at site v: weight[…, w − v·stride + low, :, :]."""
+    *_, k, i, o = weight.shape
+    (stride, dilation), (low, _) = (geometry.stride[-1], geometry.dilation[-1]), geometry.padding[-1]
+    w, a, v = np.ogrid[:width, :k, :sites]
+    where = jnp.asarray(w == v * stride + a * dilation - low, weight.dtype)
+    found = jnp.einsum("rkio,wkv->rwivo", weight.reshape(-1, k, i, o), where)
+    return found.reshape(-1, width * i, sites * o)
+
+
+def _product(left: Array, right: Array, over: int, along: int) -> Array:
+    return lax.dot_general(left, right, (((over,), (along,)), ((), ())))
+
+
+def _summed(seen: list[Array], weight: Float[Array, "*k 1 o"]) -> Array:
+    kernels = weight.reshape(-1, *(1,) * (seen[0].ndim - 1), weight.shape[-1])
+    found = seen[0] * kernels[0]
+    for at, part in enumerate(seen[1:], 1):
+        found = found + part * lax.index_in_dim(kernels, at, keepdims=False)
     return found
 
 
 def _repeated(geometry: Geometry, h: Float[Array, "n *s i"], o: int) -> Array:
-    """Of depthwise kernels, each channel as often as there are kernels for it; a single channel is one already."""
-    return jnp.repeat(h, o // geometry.groups, -1) if o > geometry.groups > 1 else h
+    """Each channel as often as there are kernels for it."""
+    return jnp.repeat(h, o // geometry.groups, -1) if o > geometry.groups else h
 
 
 def _padded(a: Float[Array, "n *s c"], padding: Any, stride: Shape | None = None) -> Array:
