@@ -117,8 +117,8 @@ def cancelling(t: int, size: int, i: int, o: int, offset: float) -> Window:
     h = np.broadcast_to(rng.normal(size=(40, 1, 1, 1, i)), (40, t, size, size, i)) * offset
     delta = rng.normal(size=(40, t, size - 2, size - 2, o))
     delta -= delta.mean((1, 2, 3), keepdims=True)
-    arrays = (jnp.asarray(a, jnp.float32) for a in (h, delta))
-    return Window(*arrays, (3, 3, i, o), Geometry((3, 3), (1, 1), ((0, 0), (0, 0)), (1, 1)))
+    h, delta = (jnp.asarray(a, jnp.float32) for a in (h, delta))
+    return Window(h, delta, (3, 3, i, o), Geometry((3, 3), (1, 1), ((0, 0), (0, 0)), (1, 1)))
 
 
 CANCELLING = {"gram": (1, 6, 40, 41), "formed": (2, 14, 3, 4)}

@@ -27,7 +27,7 @@ import jbp
 from jbp.check.compare import PRECISION, compare, largest
 from jbp.check.complex_step import complex_step
 from jbp.check.finite_differences import finite_differences
-from jbp.check.sides import by_hand, gradients_of, output_of
+from jbp.check.sides import by_hand, constants, gradients_of, output_of
 from jbp.check.tolerance import (
     COMPLEX_STEP,
     DEEP,
@@ -74,10 +74,13 @@ def layer_errors(net: Layer, shape: Any, n: int, seeds: range, dtype: Any) -> It
 
     def program(params: Any, x: Any, delta: Any) -> Any:
         _, saved = jbp.forward(net, params, x)
-        leaves, output = output_of(net, params, x, None)
+        fixed = constants(net, params, x, None)
+        leaves, output = output_of(net, params, x, None, fixed=fixed)
         _, pull = jax.vjp(output, leaves)
         mask = jnp.eye(n, dtype=delta.dtype).reshape(n, n, *(1,) * (delta.ndim - 1))
-        return by_hand(net, params, x, saved, delta), jax.lax.map(lambda m: pull(m * delta)[0], mask)
+        found = by_hand(net, params, x, None, saved, delta)
+        found |= {name: [g for i, g in enumerate(found[name]) if i not in fixed] for name in ("total", "each")}
+        return found, jax.lax.map(lambda m: pull(m * delta)[0], mask)
 
     run, narrow = jax.jit(program), jnp.finfo(dtype).bits < 32
     for seed in seeds:

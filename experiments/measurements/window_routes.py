@@ -149,7 +149,8 @@ def nets() -> list[dict[str, Any]]:
             made |= {what: ours(name, what), f"{what}, vmap(grad)": by_vmap(name, what)}
         programs = {key: jax.jit(run).lower(*args).compile() for key, run in made.items()}
         ms = in_turn({key: partial(run, *args) for key, run in programs.items()}, 7)
-        bytes_ = {key: run.memory_analysis().temp_size_in_bytes for key, run in programs.items()}
+        memory = {key: run.memory_analysis() for key, run in programs.items()}
+        bytes_ = {key: found.temp_size_in_bytes for key, found in memory.items() if found is not None}
         products = {key: product_flops(run, *args) for key, run in made.items()}
         figures = (ms, products, bytes_)
         row = {key: [round(of[key] / of["plain"], 3) for of in figures] for key in made if key != "plain"}
