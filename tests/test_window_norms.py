@@ -18,7 +18,7 @@ from test_statistics_laws import formed
 import jbp
 from jbp import stats
 from jbp.losses import softmax_cross_entropy as LOSS
-from jbp.pairs import Geometry, Stack, Sum, Window
+from jbp.pairs import Geometry, Stack, Sum, Window, routes
 from jbp.private import clipped_sum
 from jbp.stats import windows
 from jbp.stats.norms import most, network_norms, normed
@@ -258,8 +258,15 @@ NETS = {
 """Net, one example's shape, and batch."""
 
 
+@pytest.fixture(scope="module")
+def plain_convolutions():
+    """XLA's own, so that nothing but the way to the norms differs; JAX forgets its programs twice in all for it."""
+    with routes.plain():
+        yield
+
+
 @pytest.fixture
-def as_users_run_it():
+def as_users_run_it(plain_convolutions):
     """float32 and JAX's own promotion, outside the suite's strict conditions."""
     with jax.enable_x64(False), jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         yield

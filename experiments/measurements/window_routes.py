@@ -34,7 +34,7 @@ from counting import product_flops
 from test_window_norms import LOSS, NETS, by_vmap, ours
 
 import jbp
-from jbp.pairs import Geometry, Window
+from jbp.pairs import Geometry, Window, routes
 from jbp.stats import windows
 
 RESULT = common.RESULTS / "window_routes.json"
@@ -147,7 +147,8 @@ def nets() -> list[dict[str, Any]]:
         made = {"plain": jbp.value_and_grad(net, LOSS)}
         for what in ("norms", "clipped"):
             made |= {what: ours(name, what), f"{what}, vmap(grad)": by_vmap(name, what)}
-        programs = {key: jax.jit(run).lower(*args).compile() for key, run in made.items()}
+        with routes.plain():  # the same convolutions for all
+            programs = {key: jax.jit(run).lower(*args).compile() for key, run in made.items()}
         ms = in_turn({key: partial(run, *args) for key, run in programs.items()}, 7)
         memory = {key: run.memory_analysis() for key, run in programs.items()}
         bytes_ = {key: found.temp_size_in_bytes for key, found in memory.items() if found is not None}
