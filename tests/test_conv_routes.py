@@ -1,6 +1,7 @@
 """The ways of a convolution on a CPU: whichever is taken, the numbers are the same, and other platforms take none."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +19,8 @@ CASES = {  # space, i, o, and the geometry
     "few channels, strided": ((9, 8), 3, 6, Geometry((3, 2), (2, 2), ((1, 1), (0, 1)), (1, 1))),
     "depthwise, dilated": ((9, 8), 4, 4, Geometry((3, 3), (1, 1), ((2, 2), (2, 1)), (2, 2), 4)),
     "depthwise, two kernels a channel": ((9, 8), 4, 8, Geometry((3, 3), (2, 1), ((1, 1), (1, 1)), (1, 1), 4)),
-    "one place": ((9, 8), 5, 3, Geometry((1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1))),
-    "one place, strided": ((9, 8), 5, 3, Geometry((1, 1), (2, 2), ((0, 0), (0, 0)), (1, 1))),
+    "one place": ((9, 8), 9, 3, Geometry((1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1))),
+    "one place, strided": ((9, 8), 9, 3, Geometry((1, 1), (2, 2), ((0, 0), (0, 0)), (1, 1))),
     "one dimension": ((11,), 9, 5, Geometry((3,), (2,), ((1, 0),), (2,))),
     "three dimensions": ((5, 4, 3), 9, 3, Geometry((2, 2, 3), (2, 1, 1), ((1, 0), (2, 1), (1, 1)), (1, 1, 1))),
     "kernel larger than its image": ((4, 3), 9, 6, Geometry((5, 3), (1, 1), ((2, 2), (1, 2)), (1, 1))),
@@ -43,7 +44,7 @@ def ways(geometry: Geometry, h, weight, delta):
     return geometry.forward(h, weight), geometry.back(delta, weight, space), geometry.contract(h, delta)
 
 
-def every_way(geometry: Geometry, h, weight, delta):
+def every_way(geometry: Geometry, h, weight, delta) -> tuple[Any, ...]:
     """What each way makes of the three, whether the rule takes it or not; None where a way is not for it."""
     space, depthwise, place = h.shape[1:-1], geometry.groups > 1, np.prod(geometry.kernel) == 1
     if depthwise and geometry.groups < h.shape[-1]:
@@ -132,8 +133,8 @@ def test_routes_are_switched_off_for_counting_and_on_again():
 def test_rows_take_more_multiply_adds_by_no_more_than_the_rule_says():
     """A place and its channels take the same; δ_h of LeNet's second layer by rows a third of MOST_MORE more."""
     (h, weight, delta), geometry = operands("one place, strided"), CASES["one place, strided"][-1]
-    place = product_flops(lambda *a: every_way(geometry, *a)[1], h, weight, delta)
-    assert place == 3 * 2 * delta.size * int(weight.shape[-2])
+    place = product_flops(lambda *a: every_way(geometry, *a)[-1], h, weight, delta)
+    assert place == 3 * 2 * delta.size * h.shape[-1]
     geometry = Geometry((5, 5), (1, 1), ((0, 0), (0, 0)), (1, 1))
     delta, weight = jnp.ones((2, 10, 10, 16)), jnp.ones((5, 5, 6, 16))
     rows = product_flops(partial(routes.rows_back, geometry, (14, 14)), delta, weight)
@@ -149,13 +150,15 @@ def test_rows_take_more_multiply_adds_by_no_more_than_the_rule_says():
         ("forward", 3, 1, 1, 16, 16, None),
         ("forward", 5, 1, 1, 1, 6, "rows"),
         ("forward", 5, 1, 1, 1, 32, None),
-        ("forward", 3, 1, 1, 1, 6, None),  # nine times the multiply-adds
+        ("forward", 2, 1, 1, 1, 6, None),  # fourteen times the multiply-adds
         ("forward", 3, 1, 16, 16, 16, "depthwise"),
         ("forward", 3, 1, 4, 16, 16, None),
         ("forward", 1, 2, 1, 16, 32, "place"),
+        ("forward", 1, 2, 1, 4, 32, None),
         ("back", 3, 1, 1, 16, 16, None),
-        ("back", 5, 1, 1, 3, 16, "rows"),
-        ("back", 5, 1, 1, 6, 16, None),  # rows too long
+        ("back", 5, 1, 1, 3, 8, "rows"),
+        ("back", 5, 1, 1, 3, 16, None),  # rows of sites too long
+        ("back", 5, 1, 1, 6, 8, None),  # rows of pixels too long
         ("contract", 5, 1, 1, 3, 16, None),
         ("contract", 3, 2, 16, 16, 32, "depthwise"),
     ],

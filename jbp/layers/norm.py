@@ -112,7 +112,8 @@ class _Norm(Layer):
         back = d - hat * _mean(d * hat, axes)
         if self.centred:
             back = back - _mean(d, axes)
-        return (back * inverse).reshape(seen.shape).astype(delta.dtype), pairs or ()
+        # Behind a barrier: XLA may otherwise compute it anew for each of its readers, kernel and bias among them.
+        return lax.optimization_barrier((back * inverse).reshape(seen.shape).astype(delta.dtype)), pairs or ()
 
     def formulas(self) -> tuple[str, str]:
         """Of the form that it has."""

@@ -31,10 +31,12 @@ Shape = tuple[int, ...]
 Geometry = Any
 """Of `jbp.pairs.geometry`, which imports this module."""
 
-FEW, MANY = 9, 32
-"""Channels: back to fewer than `FEW`, and forward to fewer than `MANY`, XLA's convolution is slow."""
-MOST_MORE, LONG = 8, 128
-"""Rows go into one product with at most so many times the multiply-adds, and numbers in a row."""
+FEW, MANY = 8, 32
+"""Channels: from `FEW` on a single place is a product; to fewer than `MANY` XLA is slow with an image of one."""
+MOST_MORE = 10
+"""Rows take at most so many times the convolution's multiply-adds."""
+LONG_IN, LONG_OUT = 96, 256
+"""On the way back, the numbers in a row of pixels and in a row of sites, up to which rows are worth it."""
 
 _on = [True]
 
@@ -56,12 +58,17 @@ def plain() -> Iterator[None]:
 
 def way_of(which: str, geometry: Geometry, space: Shape, i: int, o: int) -> str | None:
     """How "forward", "back" or "contract" goes on a CPU: "place", "depthwise" or "rows"; None is XLA's convolution."""
-    if math.prod(geometry.kernel) == 1 and geometry.groups == 1:
-        return "place"
     if geometry.groups > 1:
         return "depthwise" if geometry.groups == i else None
-    few = {"forward": i == 1 and o < MANY, "back": 1 < i < FEW, "contract": False}[which]
-    return "rows" if few and space[-1] <= MOST_MORE * geometry.kernel[-1] and space[-1] * i <= LONG else None
+    if math.prod(geometry.kernel) == 1:
+        return "place" if i >= FEW else None
+    pixels, sites = space[-1], geometry.sites(space)[-1]
+    short = {
+        "forward": i == 1 and o < MANY,
+        "back": i * pixels <= LONG_IN and o * sites <= LONG_OUT,
+        "contract": False,
+    }
+    return "rows" if short[which] and pixels <= MOST_MORE * geometry.kernel[-1] else None
 
 
 def route_forward(geometry: Geometry, convolution: Callable[..., Array], h: Array, weight: Array) -> Array:
