@@ -56,7 +56,7 @@ experiments: $(VENV)/.installed-plots  ## run every claim of the lectures (ARGS=
 
 measurements: $(VENV)/.installed-plots  ## the other runs behind the numbers (ARGS=--quick: in seconds)
 	@for script in digits mnist what_to_save one_backward_pass learning_rules private_mnist calibrate_tolerance \
-	  check_grads_blindness same_bits conv_accuracy conv_routes; do echo "$$script"; $(BIN)/python experiments/measurements/$$script.py $(ARGS) || exit 1; done
+	  check_grads_blindness same_bits conv_accuracy conv_routes window_routes; do echo "$$script"; $(BIN)/python experiments/measurements/$$script.py $(ARGS) || exit 1; done
 
 bench: $(VENV)/.installed-bench  ## time jbp beside what one would use instead (ARGS=--quick: in two minutes)
 	$(BIN)/python experiments/bench/suite.py $(ARGS)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from counting import product_flops, xla_cost
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from oracles import compiled, plain
 from test_statistics_laws import formed
 
@@ -97,6 +98,35 @@ def test_stacks_and_sums():
     np.testing.assert_allclose(of_sum, np.sqrt(np.square(g + np.arange(g.shape[1])).sum(1)), rtol=1e-13)
     with pytest.raises(ValueError, match="the batch is empty"):
         stats.norms(jax.tree.map(lambda a: a[:0], pair))
+
+
+def test_on_a_mesh_as_on_one_device(monkeypatch):
+    """Under `shard_map`, where what varies from device to device has another type, and on an explicit mesh; with room
+    for one example at a time, so that every way has its loop."""
+    monkeypatch.setattr(windows, "LEAST", 1)
+    monkeypatch.setattr(windows, "SHARE", 10**9)
+    rng = np.random.default_rng(0)
+    made = {}
+    for name, (size, i, o) in {"early": (6, 2, 3), "gram": (4, 30, 31), "late": (5, 9, 9)}.items():
+        h, delta = (jnp.asarray(rng.normal(size=(4, 1, s, s, c))) for s, c in ((size, i), (size - 2, o)))
+        made[name] = Window(h, delta, (3, 3, i, o), Geometry((3, 3), (1, 1), ((0, 0), (0, 0)), (1, 1)))
+    assert [windows.route(made[name]) for name in made] == [("formed", 1), ("gram", 1), ("formed", 1)]
+    assert [windows.few_numbers(pair) for pair in made.values()] == [True, False, True]
+    assert not windows.fewer_numbers(made["late"])
+
+    def read(pairs: Any) -> Any:
+        return stats.norms(pairs), stats.clipped(pairs, 1.0)
+
+    norms, total = compiled(read)(made)
+    mesh = jax.make_mesh((1,), ("data",), (AxisType.Explicit,))
+    over = jax.shard_map(
+        lambda pairs: (read(pairs)[0], jax.lax.psum(read(pairs)[1], "data")),
+        mesh=mesh, in_specs=PartitionSpec("data"), out_specs=(PartitionSpec("data"), PartitionSpec()),
+    )  # fmt: skip
+    spread = jax.device_put(made, NamedSharding(mesh, PartitionSpec("data")))
+    for found in (compiled(over)(spread), compiled(read)(spread)):
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves((norms, total)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])

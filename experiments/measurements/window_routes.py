@@ -6,7 +6,7 @@ kinds of layers (1-D to 3-D, first and late, strided, dilated, in groups), in fl
 turn; of each way the median of its rounds. Times are those of one machine and differ in every run, so `check` only
 holds that the saved table and the rule agree: what the rule says today of each layer, and the claim on the saved times.
 
-    python experiments/measurements/window_routes.py [--check]       about 3 min; --check: 5 s, nothing is measured
+    python experiments/measurements/window_routes.py [--quick]       about 3 min; --quick: 5 s, only `check`
     writes experiments/results/window_routes.json
 
 With --nets (5 min) four whole nets: norms and clipping by jbp and by `vmap(grad)`, in plain gradients of the same net:
@@ -161,16 +161,16 @@ def nets() -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--quick", action="store_true")
     parser.add_argument("--nets", action="store_true")
     args = parser.parse_args()
     result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     if args.nets:
         result["nets"] = nets()
-    elif not args.check:
+    elif not args.quick:
         rows = [measured(shape) for shape in common.progress(LAYERS, "layers")]
         result = {"batch": BATCH, "shift": windows.SHIFT, "layers": rows, "nets": result.get("nets", [])}
-    if not args.check:
+    if not args.quick:
         common.write(RESULT, result)
     check(result)
 
