@@ -201,7 +201,7 @@ SEEN = "toy or every_layer or every_public_name or names_of_the_catalogue or tab
 def test_a_layer_of_three_files_is_enrolled_everywhere(tmp_path: Path):
     added(tmp_path)
     files = [f"tests/{name}.py" for name in HELD_BY]
-    command = [sys.executable, "-m", "pytest", "-vv", "-p", "no:cacheprovider", "-k", SEEN]
+    command = [sys.executable, "-m", "pytest", "-vv", "-p", "no:cacheprovider", "-m", "", "-k", SEEN]
     found = subprocess.run(
         [*command, *files], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True
     )

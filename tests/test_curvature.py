@@ -132,6 +132,8 @@ def _marked(i: int, case: NetCase) -> Any:
 @pytest.mark.parametrize(("i", "case"), [_marked(i, case) for i, case in enumerate(CASES)])
 def test_against_explicit_matrices(i: int, case: NetCase):
     loss = LOSSES[i % 3]
+    if announced(case)[1] == (1,):  # of one output there is nothing to choose
+        loss = LOSSES[1]
     args, run = problem(case, loss), partial(ours, case.net, loss)
     wanted = compiled(partial(expected, case.net, loss))(*args, KEY)
     weighted = case in DEEP or i % 4 == 0

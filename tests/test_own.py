@@ -208,8 +208,9 @@ def test_a_run_folder_never_runs_a_file_and_says_what_to_give(trained, tmp_path,
     assert Path("was_run").exists()
 
 
-def test_every_command_reads_the_run_once_the_file_is_named(trained, capsys):
+def test_every_command_reads_the_run_once_the_file_is_named(trained, capsys, monkeypatch):
     folder, path = trained
+    monkeypatch.setenv("COLUMNS", "120")
     x, y = data.load("digits", "test")
     np.savez("x.npz", x=x[:3])
     assert cli.main(["show", str(folder), "--layers", str(path)]) == 0

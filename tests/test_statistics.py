@@ -118,7 +118,9 @@ def defined(grads: Any, weights: np.ndarray, layers: dict[str, list[int]], depth
 
 
 def compare(ours: dict[str, Any], expected: dict[str, Any], level: str, dtype: Any) -> None:
-    """In units of eps × the largest entry; of differences (variances) × the largest entry of what is subtracted."""
+    """In units of eps × the largest entry; of differences (variances) × the largest entry of what is subtracted, of
+    inner products × that of the norms. A leaf whose gradient is nothing but rounding, as that of a bias below a
+    normalisation, is measured by the largest entry of them all."""
     eps, wrong = float(jnp.finfo(dtype).eps), {}
     for name, found in ours.items():
         wanted = expected[name]
@@ -126,11 +128,16 @@ def compare(ours: dict[str, Any], expected: dict[str, Any], level: str, dtype: A
         minuends = jax.tree.leaves(expected["second_moment"]) if kind == "variance" else None
         if kind == "noise_and_signal":
             minuends = [np.asarray(sum(a.sum() for a in jax.tree.leaves(expected["second_moment"])))] * 2
+        if kind in ("project", "project per parameter"):
+            grams = jax.tree.leaves(expected[kind.replace("project", "gram")])
+            minuends = [np.diag(gram) for gram in grams]
+        whole = max(np.abs(leaf).max(initial=0) for leaf in jax.tree.leaves(wanted))
         pairs = zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True)
         for i, (a, b) in enumerate(pairs):
             assert a.shape == np.shape(b), f"{name}: {a.shape} instead of {np.shape(b)}"
             assert a.dtype == dtype, f"{name}: {a.dtype}"
             size = max(np.abs(b).max(), np.abs(minuends[i]).max() if minuends else 0)
+            size = whole if size < 1e3 * eps * whole else size
             error = np.abs(np.asarray(a, np.float64) - b).max()
             units = 0.0 if error == 0 else error / (eps * size)
             # Norms and moments are products of two gradients' roundings, hence twice the level.
