@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -125,15 +124,14 @@ class MaxPool(_Pool):
         lowest = jnp.asarray(-jnp.inf, x.dtype)
         padding = ((0, 0, 0), *((low, high, 0) for low, high in geometry.padding), (0, 0, 0))
         seen = geometry.slices(lax.pad(flat, lowest, padding))
-        largest = functools.reduce(lax.max, seen)
-        last = len(seen) - 1
-        at = lax.full_like(largest, last, jnp.uint8 if last < 256 else jnp.uint16)
+        y, last = geometry.largest(flat), len(seen) - 1
+        at = lax.full_like(y, last, jnp.uint8 if last < 256 else jnp.uint16)
         for k in range(last - 1, -1, -1):
-            # The first that is the largest. NaN is, where one is there, and differs from itself.
-            found = (seen[k] == largest) | (seen[k] != seen[k])
+            # The first that is the largest. NaN is, and differs from itself.
+            found = (seen[k] == y) | (seen[k] != seen[k])
             at = lax.select(found, lax.full_like(at, k), at)
-        shape = (*images, *largest.shape[1:])
-        return largest.reshape(shape), (at.reshape(shape), Static(x.shape))
+        shape = (*images, *y.shape[1:])
+        return y.reshape(shape), (at.reshape(shape), Static(x.shape))
 
     def backward(self, params: Any, saved: Any, delta: Float[Array, "*t *u c"]) -> tuple[Array, tuple[()]]:
         """δ where the largest was."""

@@ -171,6 +171,13 @@ class Geometry:
             (1, *self.dilation, 1),
         )
 
+    def largest(self, values: Float[Array, "n *s c"]) -> Float[Array, "n *u c"]:
+        """The largest of what the kernel sees at each of its sites."""
+        ones = (1,) * (self.dims + 2)
+        sides = ((0, 0), *self.padding, (0, 0))
+        window, stride, dilation = ((1, *sizes, 1) for sizes in (self.kernel, self.stride, self.dilation))
+        return lax.reduce_window(values, -np.inf, lax.max, window, stride, sides, ones, dilation)
+
     def unsummed(self, values: Float[Array, "n *u g"], space: Shape) -> Float[Array, "n *s g"]:
         """The transpose of `summed`, on a space *s: at each pixel the sum over the sites that see it."""
         if self.tiles:
