@@ -157,6 +157,7 @@ def test_rows_take_more_multiply_adds_by_no_more_than_the_rule_says():
         ("forward", 1, 2, 1, 4, 32, None),
         ("back", 3, 1, 1, 16, 16, None),
         ("back", 5, 1, 1, 3, 8, "rows"),
+        ("back", 5, 2, 1, 3, 8, None),
         ("back", 5, 1, 1, 3, 16, None),  # rows of sites too long
         ("back", 5, 1, 1, 6, 8, None),  # rows of pixels too long
         ("contract", 5, 1, 1, 3, 16, None),

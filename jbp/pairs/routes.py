@@ -65,7 +65,7 @@ def way_of(which: str, geometry: Geometry, space: Shape, i: int, o: int) -> str 
     pixels, sites = space[-1], geometry.sites(space)[-1]
     short = {
         "forward": i == 1 and o < MANY,
-        "back": i * pixels <= LONG_IN and o * sites <= LONG_OUT,
+        "back": max(geometry.stride) == 1 and i * pixels <= LONG_IN and o * sites <= LONG_OUT,
         "contract": False,
     }
     return "rows" if short[which] and pixels <= MOST_MORE * geometry.kernel[-1] else None
