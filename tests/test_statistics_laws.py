@@ -191,6 +191,8 @@ def formed(pair: Any) -> np.ndarray:
                     seen = h[:, t, *pixel].reshape(len(h), geometry.groups, -1)
                     out = delta[:, t, *site].reshape(len(h), geometry.groups, -1)
                     g[:, *k] += np.einsum("ngi,ngo->nigo", seen, out).reshape(len(h), *shape[-2:])
+        case jbp.pairs.Constant(value):
+            g = np.zeros_like(value)
         case jbp.Stack(inner):
             depth = len(jax.tree.leaves(inner)[0])
             g = np.concatenate([formed(jax.tree.map(lambda a: a[k], inner)) for k in range(depth)], 1)  # noqa: B023

@@ -126,7 +126,7 @@ HELD: dict[tuple[str, str, str, str], tuple[str, str]] = {
         ("pairs |= {name: Constant.of_batch(value.astype(params[name].dtype), n) for name, value in moments.items()}",
          "value.astype(params[name].dtype)"),
         ("return back.astype(delta.dtype), pairs", "back.astype(delta.dtype)"))},
-    (_NORM, "return (back * inverse).reshape(seen.shape).astype(delta.dtype), pairs or ()",
+    (_NORM, "return lax.optimization_barrier((back * inverse).reshape(seen.shape).astype(delta.dtype)), pairs or ()",
      "(back * inverse).reshape(seen.shape).astype(delta.dtype)", "astype left out"): (_NARROW, _SQUARED),
     (_POOL, "back = geometry.unsummed(flat.astype(wide) * self._share(geometry, space, wide), space)",
      "flat.astype(wide)", "astype left out"): (_NARROW, _MEANS),
