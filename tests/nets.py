@@ -8,7 +8,7 @@ grown towards a given output shape, and nothing is thrown away.
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -34,12 +34,13 @@ ACTIVATIONS = tuple(case.net for case in SINGLE if isinstance(case.net, layers.A
 DROPOUTS = (jbp.Dropout(0.2), jbp.Dropout(0.5), jbp.Dropout(0.9), jbp.Dropout(0.0))
 GAINS = (Gain(), Gain(0.5))
 OTHERS = tuple(
-    case.net
+    replace(case.net, epsilon=0.1) if hasattr(case.net, "epsilon") else case.net
     for case in SINGLE
     if not isinstance(case.net, jbp.Dense | layers.Activation | jbp.Dropout | jbp.Flatten | Gain)
     and not (case.inputs or case.net.couples_batch)
 )
-"""The layers of the table that no rule below knows: they are put where their `init` takes the shape."""
+"""The layers of the table that no rule below knows: they are put where their `init` takes the shape. Normalisations
+have an ε that counts: of one channel the usual one makes a sign, whose slope is nothing but rounding."""
 NAMES = vars(layers) | vars(jbp) | vars(losses) | {"Gain": Gain}
 """What the repr of a net and of a loss is written in."""
 

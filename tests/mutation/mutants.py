@@ -167,8 +167,8 @@ def _spine(change: Any) -> tuple[Any, str, Any]:
 
 def _grads(change: Any) -> tuple[Any, str, Any]:
     def changed(right: Any, args: Any) -> Any:
-        value, grads, output = right(*args)
-        return value, jax.tree.map(lambda g: change(g, len(args[3].x)), grads), output
+        found = right(*args)
+        return found._replace(grads=jax.tree.map(lambda g: change(g, len(args[3].x)), found.grads))
 
     return _spine(changed)
 
