@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -33,8 +33,8 @@ SHAPES = ((3,), (5,), (7,), (1,), (2, 3), (3, 5), (5, 1), (2, 3, 5))
 ACTIVATIONS = tuple(case.net for case in SINGLE if isinstance(case.net, layers.Activation))
 DROPOUTS = (jbp.Dropout(0.2), jbp.Dropout(0.5), jbp.Dropout(0.9), jbp.Dropout(0.0))
 GAINS = (Gain(), Gain(0.5))
-OTHERS = tuple(
-    replace(case.net, epsilon=0.1) if hasattr(case.net, "epsilon") else case.net
+OTHERS: tuple[Any, ...] = tuple(
+    replace(net, epsilon=0.1) if hasattr(net := cast(Any, case.net), "epsilon") else net
     for case in SINGLE
     if not isinstance(case.net, jbp.Dense | layers.Activation | jbp.Dropout | jbp.Flatten | Gain)
     and not (case.inputs or case.net.couples_batch)
