@@ -24,15 +24,15 @@ from typing import Any
 import harness
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 import optax
 import spatial
 from counting import product_flops
 from first_step import stages
-from harness import Figure, Row, Size, counted, timed
+from harness import Row, Size, counted, timed
 from jax import lax
 from spatial import NETS, Spatial
+from step import ratios
 
 import jbp
 from jbp.pairs.routes import plain
@@ -166,16 +166,6 @@ def notes(rows: list[Row]) -> list[str]:
 
 def plot(rows: list[Row]) -> Any:
     """The time ratios with their ranges."""
-    figure, axes = plt.subplots(figsize=(8, 0.42 * len(rows) + 1.3))
-    for name, colour, shift in (("time", "C0", 0.12), ("time in the loop", "C1", -0.12)):
-        for i, row in enumerate(rows):
-            ratio: Figure = row[name]
-            if ratio.value is not None and ratio.low is not None and ratio.high is not None:
-                span = [[ratio.value - ratio.low], [ratio.high - ratio.value]]
-                axes.errorbar(ratio.value, i + shift, xerr=span, fmt="o", color=colour, label=name if not i else None)
-    axes.axvline(1, color="0.5", lw=1)
-    axes.set_yticks(range(len(rows)), [row.name for row in rows])
-    axes.invert_yaxis()
-    axes.set(xscale="log", xlabel="time of one gradient step, jbp / autodiff (median, 5 to 95 %)")
-    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    figure = ratios(rows, ("time", "time in the loop"), "autodiff")
+    figure.axes[0].set_xscale("log")
     return figure

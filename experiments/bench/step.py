@@ -80,8 +80,13 @@ def run(size: Size) -> list[Row]:
 
 def plot(rows: list[Row]) -> Any:
     """The time ratios with their ranges."""
+    return ratios(rows, ("time over autodiff", "time over Equinox"), "other")
+
+
+def ratios(rows: list[Row], names: tuple[str, str], other: str) -> Any:
+    """Two ratios of time with their ranges, for each row."""
     figure, axes = plt.subplots(figsize=(8, 0.42 * len(rows) + 1.3))
-    for name, colour, shift in (("time over autodiff", "C0", 0.12), ("time over Equinox", "C1", -0.12)):
+    for name, colour, shift in zip(names, ("C0", "C1"), (0.12, -0.12), strict=True):
         for i, row in enumerate(rows):
             ratio: Figure = row[name]
             if ratio.value is not None and ratio.low is not None and ratio.high is not None:
@@ -90,6 +95,6 @@ def plot(rows: list[Row]) -> Any:
     axes.axvline(1, color="0.5", lw=1)
     axes.set_yticks(range(len(rows)), [row.name for row in rows])
     axes.invert_yaxis()
-    axes.set_xlabel("time of one gradient step, jbp / other (median, 5 to 95 %)")
+    axes.set_xlabel(f"time of one gradient step, jbp / {other} (median, 5 to 95 %)")
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
