@@ -12,7 +12,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 22
 
-train: $(VENV)/.installed-plots  ## train a network on real handwritten digits
+train: $(VENV)/.installed-plots,durable  ## train a network on real handwritten digits
 	@$(BIN)/jbp train $(ARGS)
 
 test: $(VENV)/.installed-test  ## run the test suite
@@ -56,7 +56,7 @@ experiments: $(VENV)/.installed-plots  ## run every claim of the lectures (ARGS=
 
 measurements: $(VENV)/.installed-plots  ## the other runs behind the numbers (ARGS=--quick: in seconds)
 	@for script in digits mnist what_to_save one_backward_pass learning_rules private_mnist calibrate_tolerance \
-	  check_grads_blindness same_bits conv_accuracy conv_routes window_routes; do echo "$$script"; $(BIN)/python experiments/measurements/$$script.py $(ARGS) || exit 1; done
+	  check_grads_blindness same_bits conv_accuracy conv_routes window_routes larger_than_memory survive; do echo "$$script"; $(BIN)/python experiments/measurements/$$script.py $(ARGS) || exit 1; done
 
 bench: $(VENV)/.installed-bench  ## time jbp beside what one would use instead (ARGS=--quick: in two minutes)
 	$(BIN)/python experiments/bench/suite.py $(ARGS)

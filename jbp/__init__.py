@@ -93,6 +93,7 @@ if _typing.TYPE_CHECKING:
     from jbp.train import InterruptedMany as InterruptedMany
     from jbp.train import Many as Many
     from jbp.train import Progress as Progress
+    from jbp.train import Watch as Watch
     from jbp.train import fit as fit
     from jbp.train import fit_many as fit_many
 
@@ -116,7 +117,7 @@ else:  # what a type checker reads above, for whoever runs it
         "jbp.sinks": "observe",
         "jbp.step": "Backpropagation Batch Method Problem State Sums init_state make_step",
         "jbp.tracing": "Trace TraceRow trace",
-        "jbp.train": "Diverged Event Fit Interrupted InterruptedMany Many Progress fit fit_many",
+        "jbp.train": "Diverged Event Fit Interrupted InterruptedMany Many Progress Watch fit fit_many",
     }
     _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
     _THERE = {"load": "load_run"}

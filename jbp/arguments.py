@@ -533,11 +533,11 @@ def no_npz(path: Path) -> ValueError:
 # ── What a file of data holds ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def unknown_data(data: str, names: Iterable[str]) -> ValueError:
-    """The ValueError for what is neither the name of a data set nor a file of data."""
+def unknown_data(data: str, names: Iterable[str], also: str = "") -> ValueError:
+    """The ValueError for what is neither the name of a data set nor a file of data, nor what `also` says."""
     names = tuple(names)
     return ValueError(
-        f"unknown data {data!r}: expected one of {', '.join(names)}, or a path ending .npz, .csv or .tsv"
+        f"unknown data {data!r}: expected one of {', '.join(names)}, or a path ending .npz, .csv or .tsv{also}"
         f"{did_you_mean(data, names)}"
     )
 

@@ -1,18 +1,18 @@
 """What is kept of a run: trees of arrays in safetensors files, nets in JSON. Nothing is pickled.
 
 A file holds the leaves under their paths ("0.weight"), and in its metadata the tree around them, so that a file is
-whole by itself.
+whole by itself, and a digest of all that, so that one in which a bit has changed is refused.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-import os
-import tempfile
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,24 @@ from jbp.description import KINDS, has_own, refuse_missing
 from jbp.description import MissingLayers as MissingLayers
 from jbp.description import describe as describe
 from jbp.description import net_from as net_from
+from jbp.files import Damaged, write_atomically
 from jbp.layer import Layer, Shape
 from jbp.layers.images import made_for
 from jbp.losses import Loss
 from jbp.paths import shown
+from jbp.texts import (
+    CONFIG,
+    METRICS,
+    PARAMS,
+    SEALS,
+    SUMMARY,
+    check_form,
+    check_seal,
+    read_config,
+    read_rows,
+    read_summary,
+    seals_of,
+)
 
 __all__ = ["MissingLayers", "Postprocessing", "Run", "describe", "load", "load_run", "net_from", "save"]
 
@@ -44,9 +58,16 @@ def __dir__() -> list[str]:
     return __all__
 
 
-FORMAT = "jbp-1"
-PARAMS, CONFIG = "params.safetensors", "config.json"
+FORMAT, WITHOUT_DIGEST = "jbp-2", "jbp-1"
+"""The key of what `save` says of a file in its metadata, and what it was when files had no digest."""
 _BLOCK = 1000  # examples predicted at once
+_FACTS = {
+    "net": {}, "loss?": ({}, None), "input_shape": [int], "task": frozenset({"classification", "regression"}),
+    "classes": [str], "features": [str], "columns?": ({}, None), "targets": [str],
+    "output_kind": frozenset({"probability", "score", "value"}),
+    "activation": (frozenset({"softmax", "sigmoid"}), None), "transform?": (str, None),
+}  # fmt: skip
+"""What a run's params.safetensors says beside the arrays."""
 
 
 def save(path: str | Path, tree: Any, metadata: Any = None) -> None:
@@ -56,9 +77,10 @@ def save(path: str | Path, tree: Any, metadata: Any = None) -> None:
     """
     arrays: dict[str, np.ndarray] = {}
     structure = _encode(tree, "", arrays)
-    about = json.dumps({"tree": structure, "metadata": metadata})
+    about = json.loads(json.dumps({"tree": structure, "metadata": metadata}))
+    about |= {SEALS: _digest(about, arrays)}
     # Under one key, for the writer puts several in an order that changes: equal trees make equal files.
-    write_atomically(path, safetensors.numpy.save(arrays, {FORMAT: about}))
+    write_atomically(path, safetensors.numpy.save(arrays, {FORMAT: json.dumps(about)}))
 
 
 def check_kept(net: Layer, params: Any) -> None:
@@ -73,24 +95,18 @@ def check_kept(net: Layer, params: Any) -> None:
 def load(path: str | Path, like: Any = None) -> tuple[Any, Any]:
     """The tree (with numpy arrays) and the metadata of a file; with `like`, a tree of just these shapes and dtypes.
 
+    A file of an older jbp, which has no digest, is read too; what has changed in the numbers of such a one is not seen.
+
     Raises: ValueError if the file is missing, damaged, not one of `save`, or not like `like`, saying where.
     """
     path = existing_file(path)
-    try:
-        with safe_open(path, framework="numpy") as file:
-            words = file.metadata() or {}
-            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path}: expected a whole safetensors file, found a damaged one or something else ({error}); save it again"
-        ) from error
-    if FORMAT not in words:
+    about, arrays = _read(path)
+    if about is None:
         raise ValueError(
             f"{path}: expected a file of jbp.checkpoint.save, with {FORMAT!r} in its metadata, found one of another "
             "program or version; read it with safetensors itself"
         )
     try:
-        about = json.loads(words[FORMAT])
         tree, metadata = _decode(about["tree"], arrays), about["metadata"]
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(
@@ -99,33 +115,50 @@ def load(path: str | Path, like: Any = None) -> tuple[Any, Any]:
     return (tree if like is None else _as(like, tree, path)), metadata
 
 
-def write_atomically(path: str | Path, data: bytes) -> None:
-    """Write a file whole or not at all: under another name in the same folder, then renamed.
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file by their names there, whichever program wrote it.
 
-    Raises: OSError in words, with its errno.
+    Raises: ValueError if it is damaged.
     """
-    path = Path(path)
-    temporary = None
+    return _read(path)[1]
+
+
+def _read(path: Path) -> tuple[dict[str, Any] | None, dict[str, np.ndarray]]:
+    """What `save` says of a file, None if another program wrote it, and its arrays, of the digest they had."""
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(path)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+        with safe_open(path, framework="numpy") as file:
+            words = file.metadata() or {}
+            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, TypeError, AttributeError, KeyError) as error:
+        raise ValueError(
+            f"{path}: expected a whole safetensors file, found a damaged one or something else ({error}); save it again"
+        ) from error
+    text = words.get(FORMAT, words.get(WITHOUT_DIGEST))
+    if text is None:
+        return None, arrays
+    try:
+        about = json.loads(text)
+        digest = about.pop(SEALS) if FORMAT in words or SEALS in about else None
+        sound = digest is None or (FORMAT in words and digest == _digest(about, arrays))
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path}: expected a tree of arrays, found a damaged one ({error!r}); save it again"
+        ) from error
+    if not sound:
+        raise Damaged(
+            path, "expected the numbers that were saved, found others, for their SHA-256 is not the one beside them"
+        )
+    return about, arrays
 
 
-def cannot_write(path: Path, error: OSError) -> OSError:
-    """The error of writing, saying which file and what to do."""
-    worded = OSError(f"{path}: could not be written: {error.strerror or error}; free space, or write elsewhere")
-    worded.errno = error.errno
-    return worded
+def _digest(about: dict[str, Any], arrays: dict[str, np.ndarray]) -> str:
+    """SHA-256 over the tree, the metadata, and each array's name, dtype, shape and bytes."""
+    found = hashlib.sha256(json.dumps([about["tree"], about["metadata"]]).encode())
+    for name in sorted(arrays):
+        array = arrays[name]
+        found.update(json.dumps([name, array.dtype.name, array.shape]).encode())
+        found.update(array.reshape(-1).view(np.uint8).data)
+    return found.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -189,18 +222,26 @@ def load_run(run: str | Path, layers: Any = None) -> Run:
     """The trained net of a run folder, with params, preprocessing, classes, task and config.
 
     `layers` is where the layers of the net are that are not jbp's: a Python file, which is then run, a module, or the
-    classes themselves.
+    classes themselves. Of the folder only params.safetensors is needed; a config that is damaged is warned of, and {}.
 
-    Raises: ValueError if the folder is none, has no params yet, holds a damaged file, or has layers that have changed,
-    or are not there (then it is a `jbp.checkpoint.MissingLayers`).
+    Raises: ValueError if the folder is none, has no params yet, has damaged ones (saying what of it is whole), or has
+    layers that have changed, or are not there (then it is a `jbp.checkpoint.MissingLayers`).
     """
     folder = Path(run)
     if not folder.is_dir():
         raise no_run(folder)
-    config = read_json(folder / CONFIG)
     if not (folder / PARAMS).exists():
-        raise ValueError(f"{folder}: {_why_bare(config)}")
-    tree, about = load(folder / PARAMS)
+        raise _bare(folder)
+    return run_with(folder, _config(folder), layers)
+
+
+def run_with(folder: Path, config: dict[str, Any], layers: Any) -> Run:
+    """What `load_run` gives, of a folder that has params, with a config that was read.
+
+    Raises: ValueError as `load_run`.
+    """
+    with rest_told(folder):
+        tree, about = _trained(folder)
     mine = own.classes_in(layers, KINDS)
     try:
         described = [about["net"], about.get("loss")]
@@ -266,20 +307,6 @@ def outputs(net: Layer, params: Any, x: np.ndarray) -> np.ndarray:
     return np.concatenate(blocks)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises: ValueError if the file is missing, empty or something else.
-    """
-    try:
-        content = json.loads(existing_file(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: expected a JSON file, found something else ({error}); correct it") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}; correct it")
-    return content
-
-
 _apply = jax.jit(apply, static_argnums=0)
 
 
@@ -318,6 +345,7 @@ def _encode(node: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
     array = np.asarray(node) if hasattr(node, "dtype") or isinstance(node, bool | int | float) else None
     if array is None or array.dtype.kind not in "biufcV" or array.dtype.names:
         raise ValueError(f"expected dicts, tuples, lists and arrays of numbers, got {type(node).__name__} at {path!r}")
+    array = array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
     arrays[path] = np.array(array, order="C")  # the writer takes a strided array's bytes as they lie
     return path
 
@@ -370,22 +398,106 @@ def _check_params(net: Layer, params: Any, shape: Shape) -> None:
             )
 
 
-def _why_bare(config: dict[str, Any]) -> str:
+def _bare(folder: Path) -> ValueError:
     """What is wrong with a run folder without parameters."""
-    seeds = config.get("seeds")
+    if (folder / SUMMARY).exists() and (found := damaged(folder)):
+        return in_words(folder, found)
+    seeds = read_config(folder, {}).get("seeds")
     if seeds:
-        return (
-            f"expected a run of one seed, found one of the seeds {seeds}: a run of many seeds keeps no parameters; "
-            "train one with --seed"
+        return ValueError(
+            f"{folder}: expected a run of one seed, found one of the seeds {seeds}: a run of many seeds keeps no "
+            "parameters; train one with --seed"
         )
-    return f"expected a run with {PARAMS}, found one that was cut short before it was written; train again"
+    return ValueError(
+        f"{folder}: expected a run with {PARAMS}, found one that was cut short before it was written; train again"
+    )
 
 
-@lru_cache
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _config(folder: Path) -> dict[str, Any]:
+    """The options of a run whose parameters do without; warns where they, or what vouches for them, are damaged."""
+    known: dict[str, str] = {}
+    try:
+        known = seals_of(folder)
+    except ValueError as error:
+        warnings.warn(f"{error}; nothing else shows whether {CONFIG} is as it was; {PARAMS} is whole", stacklevel=3)
+    try:
+        return read_config(folder, known)
+    except ValueError as error:
+        warnings.warn(f"{error}; the options of the run are not known; {PARAMS} is used without them", stacklevel=3)
+        return {}
+
+
+# ── What of a run's folder is whole ──────────────────────────────────────────────────────────────────────────────────
+
+
+def _trained(folder: Path) -> tuple[Any, dict[str, Any]]:
+    """The tree and the facts in a run's params.safetensors.
+
+    Raises: ValueError if it is damaged.
+    """
+    tree, about = load(folder / PARAMS)
+    check_form(folder / PARAMS, about, _FACTS)
+    return tree, about
+
+
+def _read_params(folder: Path, seals: Mapping[str, str]) -> None:
+    _trained(folder)
+    check_seal(folder / PARAMS, seals)
+
+
+_READERS: dict[str, Callable[[Path, Mapping[str, str]], Any]] = {
+    CONFIG: read_config,
+    METRICS: read_rows,
+    PARAMS: _read_params,
+    SUMMARY: lambda folder, _: read_summary(folder),
+}
+_SERVES = {
+    CONFIG: "the options, for jbp train --config",
+    METRICS: "the figures of every epoch",
+    PARAMS: "the net, for jbp predict and jbp.load",
+    SUMMARY: "what came out, for jbp show and compare",
+}
+
+
+def damaged(folder: Path) -> dict[str, ValueError]:
+    """The files of a run that cannot be read, are not what its summary says, or are gone, each with what is wrong.
+
+    Options that were edited are none: whoever reads them is warned.
+    """
+    found: dict[str, ValueError] = {}
+    known: dict[str, str] = {}
+    with suppress(ValueError):  # what is wrong with the summary is found below
+        known = seals_of(folder)
+    for name, read in _READERS.items():
+        is_there = (folder / name).exists()
+        if not is_there and name in known:
+            found[name] = Damaged(folder / name, f"is gone, though {SUMMARY} names it")
+        elif is_there or name == CONFIG:
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    read(folder, known)
+            except ValueError as error:
+                found[name] = error
+    return found
+
+
+def in_words(folder: Path, damages: Mapping[str, ValueError]) -> ValueError:
+    """One error for all that is damaged in a run's folder, and what of it is whole."""
+    whole = [f"{name} ({what})" for name, what in _SERVES.items() if name not in damages and (folder / name).exists()]
+    return ValueError("; ".join([*map(str, damages.values()), *(["whole: " + ", ".join(whole)] if whole else [])]))
+
+
+@contextmanager
+def rest_told(folder: Path) -> Iterator[None]:
+    """What is found damaged inside is told with what else of the run is, and what is whole."""
+    try:
+        yield
+    except ValueError as error:
+        found = damaged(folder)
+        if not found:
+            raise
+        raise in_words(folder, found) from error
 
 
 def params_dtype(params: Any) -> np.dtype:

@@ -155,6 +155,8 @@ def as_pair(name: str, data: Any) -> tuple[Any, Any]:
     if not isinstance(data, tuple | list) or len(data) != 2:
         size = f" of {len(data)}" if isinstance(data, tuple | list) else ""
         advice = "; example weights are given as weights=" if size == " of 3" else ""
+        if hasattr(data, "__next__"):
+            advice = "; batches are given as jbp.data.Stream(batches, steps=)"
         raise ValueError(f"{name} must be a pair (x, y) of arrays, but is a {type(data).__name__}{size}{advice}")
     return data[0], data[1]
 

@@ -38,7 +38,7 @@ from jbp.annotations import Array, Float
 from jbp.answers import P, delta_of, error_of
 from jbp.arguments import as_bool, as_count, as_number, at_least_float32, check_max_norm
 from jbp.backprop import Trainable, backward, check_call, forward, mask_at
-from jbp.combine.coupling import coupling_layers
+from jbp.combine.coupling import words_of_coupling
 from jbp.inputs import check_key
 from jbp.layer import Layer
 from jbp.losses import Loss
@@ -448,10 +448,8 @@ def _box_muller(bits: Array, dtype: Any) -> Float[Array, "2 m"]:
 
 
 def _check_uncoupled(net: Layer, training: bool) -> None:
-    if coupling := coupling_layers(net, training):
-        *rest, last = coupling.values()
-        layers = f"{', '.join(rest)} and {last} couple" if rest else f"{last} couples"
+    if coupling := words_of_coupling(net, training):
         raise NotImplementedError(
-            f"the layer{'s' if rest else ''} {layers} the examples of a batch, so one example moves the gradients of "
+            f"{coupling} the examples of a batch, so one example moves the gradients of "
             "the others and clipping bounds nothing: normalise each by itself, with GroupNorm or LayerNorm"
         )

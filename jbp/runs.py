@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import json
 import math
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,27 +19,40 @@ from jbp import checkpoint
 from jbp._version import __version__
 from jbp.arguments import as_shape, check_new, did_you_mean, listed, no_run
 from jbp.backprop import apply
-from jbp.checkpoint import (
-    CONFIG,
-    PARAMS,
-    cannot_write,
-    count,
-    describe,
-    params_dtype,
-    read_json,
-    write_atomically,
-)
+from jbp.checkpoint import count, describe, params_dtype, rest_told
 from jbp.combine import Serial
 from jbp.data.bounds import Bounds
 from jbp.data.columns import Columns
 from jbp.data.preparing import Standardizer
+from jbp.durable.checkpoints import Checkpoints
+from jbp.durable.lock import LOCK, Lock
+from jbp.durable.saver import CHECKPOINTS
+from jbp.files import cannot_write, umask, write_atomically
 from jbp.inputs import check_loss, check_net, check_params
 from jbp.layer import Layer, Shape
 from jbp.losses import Loss
+from jbp.texts import (
+    CONFIG,
+    METRICS,
+    PARAMS,
+    SAVED,
+    SUMMARY,
+    WATCH,
+    read_config,
+    read_json,
+    read_rows,
+    read_summary,
+    sealed,
+    seals_of,
+)
 from jbp.train import Event, Fit
+from jbp.train.replay import BATCH
+from jbp.train.restore import RESTORED
 
-METRICS, SUMMARY, CURVES = "metrics.jsonl", "summary.json", "curves.png"
-FILES = (CONFIG, METRICS, SUMMARY, CURVES, PARAMS)
+CURVES = "curves.png"
+WATCHED = "watched.png"
+"""Of a run that was watched, what `jbp show` draws."""
+FILES = (CONFIG, METRICS, SUMMARY, CURVES, WATCHED, PARAMS)
 _HOLDS = {
     CONFIG: "the options",
     METRICS: "the figures of {epochs}",
@@ -48,8 +63,6 @@ _HOLDS = {
 INSIDE = {"softmax_cross_entropy": "softmax", "sigmoid_binary_cross_entropy": "sigmoid"}
 """The activation that a loss on logits has inside."""
 _OF_CLASSES = ("softmax_cross_entropy", "cross_entropy")
-SAVED = "saved_by"
-"""The word in config.json of a run that `jbp train` cannot repeat, for `save` wrote it."""
 
 
 def save(
@@ -109,10 +122,9 @@ def save(
     except (TypeError, ValueError) as error:
         raise ValueError(f"figures and settings must be numbers, text, lists and dicts of them, but {error}") from error
     check_out(folder, overwrite)
-    run = create(folder, overwrite, "")
+    run = create(folder, overwrite, "", config)
     with run.told():
-        run.config(config)
-        for row in fit.history if fit is not None else ():
+        for row in sorted((*fit.history, *fit.watched), key=lambda row: row["step"]) if fit is not None else ():
             run.row(row)
         run.params({"params": params} | scales(x_scale, y_scale), facts)
         run.summary((fit_figures(fit) if fit is not None else {}) | summary)
@@ -167,47 +179,67 @@ def fit_figures(fit: Fit) -> dict[str, Any]:
     rows = fit.history
     best = fit.kept
     speeds = [row["examples_per_second"] for row in rows]
-    return {name: best[name] for name in best if name.startswith("validation_")} | {
-        "seconds": rows[-1]["seconds"] if rows else None,
-        "examples_per_second": float(np.median(speeds)) if speeds else None,
-        "epochs": len(rows),
-        "best_epoch": fit.best_epoch,
-        "stop_reason": fit.stop_reason,
-    }
+    return (
+        {name: best[name] for name in best if name.startswith("validation_")}
+        | {
+            "seconds": rows[-1]["seconds"] if rows else None,
+            "examples_per_second": float(np.median(speeds)) if speeds else None,
+            "epochs": len(rows),
+            "best_epoch": fit.best_epoch,
+            "stop_reason": fit.stop_reason,
+        }
+        | ({} if fit.skipped_steps is None else {"skipped_steps": fit.skipped_steps})
+    )
 
 
 class RunFolder:
-    """A run's folder while it is written. What a run before has left in it goes when this one has something to keep."""
+    """A run's folder while it is written, which nobody else writes to until `close`. What a run before has left in it
+    goes when this one has something to keep."""
 
-    def __init__(self, path: Path, replaces: bool = False):
+    def __init__(self, path: Path, options: dict[str, Any], lock: Lock, replaces: bool = False):
         self.path = path
-        self._options: dict[str, Any] = {}
-        self._replaces = replaces
+        self._options, self._lock, self._replaces = options, lock, replaces
 
-    def config(self, options: dict[str, Any]) -> None:
-        """Write config.json, the first file; if that fails the folder goes too."""
-        self._options = options
-        if self._replaces:
-            return
-        try:
-            self._json(CONFIG, options)
-        except OSError:
-            self.discard_if_bare()
-            raise
+    @classmethod
+    def again(cls, path: Path) -> RunFolder:
+        """That of a run to go on with.
+
+        Raises: ValueError if it is none, or another process writes there.
+        """
+        return cls(path, read(path)[1], Lock(path))
+
+    def close(self) -> None:
+        """Let others write there."""
+        self._lock.close()
+
+    def cut_back(self, rows: Sequence[dict[str, Any]] | None, step: int) -> None:
+        """Make metrics.jsonl what it was after so many steps, when the run had these rows; None: those it has.
+
+        What an interrupted run left of where it was goes: its summary vouches for files that change now.
+        """
+        for name in (SUMMARY, PARAMS, CURVES):
+            (self.path / name).unlink(missing_ok=True)
+        path = self.path / METRICS
+        lines = path.read_bytes().splitlines() if path.exists() else []
+        kept = [line for line in map(_parsed, lines) if line.get("step", step + 1) <= step - ("kind" in line)]
+        if rows is not None:  # a step that is watched is looked at before it is taken: that of `step` comes again
+            kept = [*rows, *(line for line in kept if "kind" in line)]
+        found = sorted(kept, key=lambda line: line["step"])
+        write_atomically(path, b"".join(to_json(line).encode() + b"\n" for line in found))
 
     def params(self, tree: Any, about: Any) -> None:
         """Write params.safetensors."""
-        self._replace()
+        self.replace()
         checkpoint.save(self.path / PARAMS, tree, about)
 
     def summary(self, summary: dict[str, Any]) -> None:
-        """Write summary.json."""
-        self._replace()
-        self._json(SUMMARY, summary)
+        """Write summary.json, the last of the files, with the digests of all."""
+        self.replace()
+        self._json(SUMMARY, sealed(self.path, json.loads(to_json(summary))))
 
     def row(self, row: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl, on the disk when this returns; a full disk leaves no half line."""
-        self._replace()
+        self.replace()
         path = self.path / METRICS
         before = path.stat().st_size if path.exists() else 0
         try:
@@ -220,9 +252,18 @@ class RunFolder:
             raise cannot_write(path, error) from error
 
     def after_chunk(self, event: Event) -> None:
-        """What `fit` calls: a line for each epoch."""
+        """What `fit` calls: a line for each step that is watched, and for each epoch."""
+        if event.watched is not None:
+            self.row(event.watched)
         if event.row is not None:
             self.row(event.row)
+
+    def rest(self, watched: Sequence[dict[str, Any]]) -> None:
+        """Lines for the steps that were looked at in a chunk which ended the run before it was told of."""
+        _, written = metrics(self.path)
+        for row in watched:
+            if not written or row["step"] > written[-1]["step"]:
+                self.row(row)
 
     @contextmanager
     def told(self) -> Iterator[None]:
@@ -233,13 +274,19 @@ class RunFolder:
             self.discard_if_bare()
             if self.kept() or isinstance(error, KeyboardInterrupt):
                 error.add_note(self.kept() or f"nothing is kept{self._before()}")
+            if self.can_go_on() and isinstance(error, KeyboardInterrupt | OSError):
+                error.add_note(f"to go on: jbp train --resume {self.path}")
             raise
+        finally:
+            self.close()
 
     def kept(self) -> str:
         """Which files of this run exist, and what each holds; "" if there is none."""
         if self._replaces:
             return ""
-        rows = (self.path / METRICS).read_bytes().count(b"\n") if (self.path / METRICS).exists() else 0
+        path = self.path / METRICS
+        lines = path.read_bytes().splitlines() if path.exists() else ()
+        rows = sum(not line.startswith(b'{"kind"') for line in lines)
         epochs = f"{rows} finished epoch{'s' * (rows != 1)}"
         files = [
             f"{name} ({holds.format(epochs=epochs)})" for name, holds in _HOLDS.items() if (self.path / name).exists()
@@ -248,26 +295,43 @@ class RunFolder:
 
     def discard_if_bare(self) -> None:
         """Remove the folder of a run that ended before it had anything to keep."""
-        if self._replaces or any((self.path / name).exists() for name in FILES if name != CONFIG):
+        others = any((self.path / name).exists() for name in FILES if name != CONFIG)
+        if self._replaces or others or self.can_go_on():
             return
-        (self.path / CONFIG).unlink(missing_ok=True)
+        for name in (CONFIG, LOCK):
+            (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
         with suppress(OSError):  # it holds files of the user's
             self.path.rmdir()
+
+    def can_go_on(self) -> bool:
+        """Whether this run has a checkpoint."""
+        return not self._replaces and bool(Checkpoints.finished(self.path / CHECKPOINTS))
 
     def _before(self) -> str:
         return f"; the run that was in {self.path} is as it was" if self._replaces else ""
 
-    def _replace(self) -> None:
+    def replace(self) -> None:
         """Now that there is something to keep, the files of the run before go."""
         if not self._replaces:
             return
-        for name in FILES:
+        for name in (*FILES, BATCH, RESTORED):
             (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
         self._replaces = False
         self._json(CONFIG, self._options)
 
     def _json(self, name: str, content: dict[str, Any]) -> None:
         write_atomically(self.path / name, (to_json(content, indent=2) + "\n").encode())
+
+
+def metrics(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rows of metrics.jsonl: of the epochs, and of the steps that were watched, which say their "kind".
+
+    Raises: ValueError naming the line that is none.
+    """
+    rows = read_rows(folder, {})
+    return [row for row in rows if "kind" not in row], [row for row in rows if row.get("kind") == WATCH]
 
 
 def to_json(content: Any, indent: int | None = None) -> str:
@@ -299,33 +363,56 @@ def check_out(out: str | Path | None, overwrite: bool) -> None:
         )
 
 
-def create(out: str | Path | None, overwrite: bool, name: str) -> RunFolder:
-    """The folder `out`, or a fresh one under runs/, such as runs/digits-2026-11-23-1.
+def create(out: str | Path | None, overwrite: bool, name: str, options: dict[str, Any]) -> RunFolder:
+    """The folder `out`, or a fresh one under runs/, such as runs/digits-2026-11-23-1, with its config.json.
 
+    It is made under another name and then renamed: a run that is killed meanwhile leaves nothing that looks like one.
     Of a run that is replaced, the files of jbp go once this one has an epoch to keep, and any others stay.
 
-    Raises: ValueError as `check_out`, or if the folder cannot be made.
+    Raises: ValueError as `check_out`, or if the folder cannot be made, or another run writes there; OSError if its
+        config.json cannot be written.
     """
     check_out(out, overwrite)
+    if out is not None and Path(out).exists():
+        path = Path(out)
+        return RunFolder(path, options, Lock(path), replaces=True)
     try:
-        if out is not None:
-            path = Path(out)
-            path.mkdir(parents=True, exist_ok=True)
-            return RunFolder(path, replaces=any((path / file).exists() for file in FILES))
-        stem, number = f"{name}-{datetime.date.today().isoformat()}", 1
-        while True:
-            path = Path("runs") / f"{stem}-{number}"
-            try:
-                path.mkdir(parents=True)
-                return RunFolder(path)
-            except FileExistsError:
-                if not Path("runs").is_dir():
-                    raise
-                number += 1
+        parent = Path("runs") if out is None else Path(out).parent
+        parent.mkdir(parents=True, exist_ok=True)
+        begun = Path(tempfile.mkdtemp(prefix=".new-", dir=parent))
+        begun.chmod(0o777 & ~umask())
     except OSError as error:
         raise ValueError(
             f"{out or 'runs'}: expected a folder to write to, but {error.strerror or error}; choose another with out"
         ) from error
+    lock = None
+    try:
+        lock = Lock(begun)
+        write_atomically(begun / CONFIG, (to_json(options, indent=2) + "\n").encode())
+        lock.folder = _renamed(begun, parent, None if out is None else Path(out).name, name)
+        return RunFolder(lock.folder, options, lock)
+    except BaseException:
+        if lock is not None:
+            lock.close()
+        shutil.rmtree(begun, ignore_errors=True)
+        raise
+
+
+def _renamed(begun: Path, parent: Path, name: str | None, stem: str) -> Path:
+    """Give a folder its name, or the first that is free."""
+    number, today = 1, datetime.date.today().isoformat()
+    while True:
+        path = parent / (name or f"{stem}-{today}-{number}")
+        try:
+            if path.exists():  # an empty folder too, which renaming would replace
+                raise FileExistsError
+            return begun.rename(path)
+        except OSError as error:
+            if not path.exists():
+                raise
+            if name is not None:
+                raise ValueError(f"{path}: was made meanwhile; choose another name for out") from error
+            number += 1
 
 
 def is_run(path: Path) -> bool:
@@ -336,18 +423,38 @@ def is_run(path: Path) -> bool:
         return False
 
 
-def read(run: str | Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:
-    """The folder of a run, its config and its summary (empty if the run was killed).
+def folder_of(run: str | Path) -> Path:
+    """The path of a run's folder, whatever is damaged in it.
 
     Raises: ValueError if it is no run, with the nearest one.
     """
     path = Path(run)
-    if not path.is_dir() or not is_run(path):
-        folder = path.parent
-        others = [p.name for p in folder.iterdir() if is_run(p)] if folder.is_dir() else []
-        raise no_run(path, did_you_mean(path.name, others))
-    summary = read_json(path / SUMMARY) if (path / SUMMARY).exists() else {}
-    return path, read_json(path / CONFIG), summary
+    if path.is_dir() and (is_run(path) or any((path / name).exists() for name in (METRICS, PARAMS, SUMMARY))):
+        return path
+    folder = path.parent
+    found = folder.iterdir() if folder.is_dir() else ()
+    others = [p.name for p in found if is_run(p) and not p.name.startswith(".")]
+    raise no_run(path, did_you_mean(path.name, others))
+
+
+def read(run: str | Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    """The folder of a run, its config and its summary (empty if the run was killed).
+
+    Raises: ValueError if it is no run, with the nearest one, or one of the two is damaged, with what is whole.
+    """
+    path = folder_of(run)
+    with rest_told(path):
+        summary = read_summary(path)
+        return path, read_config(path, seals_of(path)), summary
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    """A line of metrics.jsonl; {} of one that a kill has cut short."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _finite(content: Any) -> Any:

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import register_dataclass
 
+from jbp.accumulation import check_draws, check_parts, in_parts, no_value_fn
 from jbp.annotations import Array, Int
 from jbp.answers import init_answer, one_number
 from jbp.arguments import as_seed, as_shape, batch_size, came, check_weights
@@ -93,8 +94,8 @@ class Problem:
     @property
     def additive(self) -> bool:
         """Whether a batch may be cut and its parts' sums added up, which whoever cuts one asks: the method's sums do,
-        and no layer couples in training examples that would then lie in different parts."""
-        return self.method.additive and not self.net.couples_batch
+        and no layer couples in training examples that would then lie in different parts, or observes them."""
+        return self.method.additive and not (self.net.couples_batch or self.net.observes)
 
     def seen(self, example: Any) -> Any:
         """What the net sees of an example of this shape and dtype, once it is transformed for evaluation."""
@@ -194,6 +195,11 @@ class Method:
         updates, opt_state = optimised(problem, state, found, value_fn)
         return moved(problem, state, updates, opt_state, found.observed)
 
+    def way(self, problem: Problem, state: State, x: Any) -> tuple[Layer, Any] | None:
+        """The net whose one pass forward and back the sums are made of, with its parameters, for whoever goes through
+        it layer by layer; None if they are made in another way. Of `x` only shape and dtype are looked at."""
+        return None
+
     def root_key(self, seed: int | None) -> Array:
         """What everything random follows from; a seed of None is 0."""
         return jax.random.key(seed or 0)
@@ -202,6 +208,10 @@ class Method:
 @dataclass(frozen=True)
 class Backpropagation(Method):
     """The gradient."""
+
+    def way(self, problem: Problem, state: State, x: Any) -> tuple[Layer, Any] | None:
+        """The net itself."""
+        return problem.net, state.params
 
     def sums(self, problem: Problem, state: State, batch: Batch, key: Array) -> Sums:
         """Σₙ wₙ gₙ: forward, the loss's δ, backward, contract."""
@@ -312,26 +322,29 @@ def _start(optimizer: optax.GradientTransformation) -> Callable[[Any, Any, Array
     return jax.jit(lambda params, method_state, key: started(optimizer, params, method_state, key))
 
 
-def make_step(problem: Problem) -> Callable[[State, Batch], tuple[State, Figures]]:
+def make_step(problem: Problem, *, accumulate: int = 1) -> Callable[[State, Batch], tuple[State, Figures]]:
     """The function (state, batch) -> (state, figures), compiled once for a problem. It takes over the state's memory.
 
     The weights of the batch are divided here, and only here, by their sum (or by `Batch.divisor`): a batch of 0 and 1
     has the mean over the rows of 1; one without any keeps 0. Without weights it is the mean over all rows. Weights and
     targets are looked at before the step, which waits for them.
 
+    With `accumulate` the batch is gone through in so many parts (or as many as it has examples), one after another: the
+    same step, to rounding, with the activations of one part in memory.
+
     A step counts `step` up and leaves `epoch` alone: a loop over epochs sets both, with `dataclasses.replace`.
 
     Raises:
-        ValueError: if state, batch and problem do not fit together, weights are negative, or targets are outside the
-            loss's domain.
+        ValueError: if state, batch and problem do not fit together, weights are negative, targets are outside the
+            loss's domain, or the parts of a batch would not add up.
     """
     _check_problem(problem)
-    return _make_step(problem)
+    return _make_step(problem, check_parts(problem, accumulate))
 
 
 @lru_cache(maxsize=64)
-def _make_step(problem: Problem) -> Callable[[State, Batch], tuple[State, Figures]]:
-    step = step_function(problem)
+def _make_step(problem: Problem, accumulate: int) -> Callable[[State, Batch], tuple[State, Figures]]:
+    step = step_function(problem, accumulate)
     names = [name for name, _ in problem.metrics]
 
     @placed(lambda answer, state, batch: (as_is(state), whole(answer[1])))
@@ -364,21 +377,31 @@ def _make_step(problem: Problem) -> Callable[[State, Batch], tuple[State, Figure
 Step = Callable[[State, Batch, Array], tuple[State, tuple[Array, tuple[Array, ...]]]]
 
 
-def step_function(problem: Problem) -> Step:
+def step_function(problem: Problem, accumulate: int = 1) -> Step:
     """The function (state, batch, key) -> (state, (loss, metrics)), to be compiled; it leaves epoch and step alone.
 
     Loss and metrics are means, also where the batch has another divisor than the sum of its weights.
     """
     method = problem.method
+    check_parts(problem, accumulate)
 
     def step(state: State, batch: Batch, key: Array) -> tuple[State, tuple[Array, tuple[Array, ...]]]:
-        divisor, weights = batch.divisor, shares(batch.weights, batch.divisor)
-        batch = _transformed(problem, batch._replace(weights=weights, divisor=None), key)
+        divisor, batch = batch.divisor, weighed_batch(batch)
+        weights = batch.weights
 
-        def value_fn(params: Any) -> Array:
-            return value_output_delta(problem.net, problem.loss, params, batch, key)[0]
+        def sums_of(part: Batch) -> Sums:
+            return method.sums(problem, state, transformed_batch(problem, part, key), key)
 
-        sums = method.sums(problem, state, batch, key)
+        if accumulate > 1:
+            check_draws(problem, key)
+            sums, value_fn = in_parts(sums_of, batch, accumulate), no_value_fn
+        else:
+            batch = transformed_batch(problem, batch, key)
+            sums = method.sums(problem, state, batch, key)
+
+            def value_fn(params: Any) -> Array:
+                return value_output_delta(problem.net, problem.loss, params, batch, key)[0]
+
         found = method.finish(problem, sums, key)
         figures = (sums.value, sums.metrics)
         if divisor is not None and weights is not None:
@@ -387,6 +410,11 @@ def step_function(problem: Problem) -> Step:
         return method.update(problem, state, found, value_fn), figures
 
     return step
+
+
+def weighed_batch(batch: Batch) -> Batch:
+    """The batch with its weights divided."""
+    return batch._replace(weights=shares(batch.weights, batch.divisor), divisor=None)
 
 
 def shares(weights: Any, divisor: Any = None) -> Weights:
@@ -423,7 +451,8 @@ def name_of_transform(transform: Transform | None) -> str | None:
     return f"{transform.__module__}.{name}" if name else None if transform is None else repr(transform)
 
 
-def _transformed(problem: Problem, batch: Batch, key: Array) -> Batch:
+def transformed_batch(problem: Problem, batch: Batch, key: Array) -> Batch:
+    """The batch as the net sees it in a step of this key: each example draws by its place in the whole batch."""
     if problem.transform is None:
         return batch
     rows = jnp.arange(len(jax.tree.leaves(batch.x)[0])) if batch.rows is None else batch.rows

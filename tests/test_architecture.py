@@ -13,17 +13,19 @@ SOURCES = sorted((ROOT / "jbp").rglob("*.py"))
 # A module imports only what stands on an earlier line, or in its own package. The rooms and their order:
 #     pairs → layer → layers → combine → losses → backprop → step → rules, private → train → checkpoint → check → cli
 ORDER = [
-    ("annotations", "arguments", "paths", "meshes", "_version", "_starting"), ("inputs",),  # the ground
+    ("annotations", "arguments", "files", "paths", "meshes", "_version", "_starting"),
+    ("inputs", "rows", "texts"),  # the ground
     ("pairs",), ("stats", "sinks", "answers"), ("layer",), ("layers",), ("combine",),
-    ("losses", "ties", "trainable", "optim"), ("backprop", "metrics"),
-    ("tracing", "curvature", "step"), ("rules", "private"), ("data", "sharding", "own"),
+    ("losses", "ties", "trainable", "optim"), ("backprop", "metrics"), ("accumulation",),
+    ("tracing", "curvature", "step"), ("rules", "private"), ("data", "durable", "sharding", "own"),
     ("train", "description"), ("checkpoint", "many"), ("runs",), ("check", "bridge"), ("cli",), ("__main__",),
 ]  # fmt: skip
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
-GROUND = {"annotations", "arguments", "inputs", "meshes", "paths"}
+GROUND = {"annotations", "arguments", "files", "inputs", "meshes", "paths", "rows"}
 NOTHING: set[str] = set()
 ONLY = {
-    "annotations": NOTHING, "arguments": NOTHING, "inputs": {"arguments"}, "meshes": NOTHING, "paths": NOTHING,
+    "annotations": NOTHING, "arguments": NOTHING, "files": NOTHING, "inputs": {"arguments"},
+    "rows": {"arguments"}, "meshes": NOTHING, "paths": NOTHING,
     "pairs": GROUND, "optim": GROUND, "data": GROUND,
     "stats": {"pairs", *GROUND}, "sinks": {"pairs", *GROUND}, "answers": {"pairs", *GROUND},
 }  # fmt: skip

@@ -14,7 +14,7 @@ from jbp import cli
 from jbp.cli import training
 from jbp.data import Augment
 from jbp.losses import softmax_cross_entropy
-from jbp.step import _transformed
+from jbp.step import transformed_batch
 
 IMAGE = np.random.default_rng(0).normal(size=(5, 4, 3)) + 10
 N = 6
@@ -106,7 +106,7 @@ def test_a_step_draws_by_place_and_a_run_that_goes_on_from_its_state_as_one_that
         np.testing.assert_array_equal(ours, theirs)
 
     # The same image in two places is moved differently; a part of the batch, told its places, as in the whole.
-    key, transform = jax.random.key(5), _transformed
+    key, transform = jax.random.key(5), transformed_batch
     alike = np.broadcast_to(X[:1], X.shape)
     whole = transform(PROBLEM, jbp.Batch(alike, Y), key).x
     part = transform(PROBLEM, jbp.Batch(alike[3:], Y[3:], rows=np.arange(3, N)), key).x

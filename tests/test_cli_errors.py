@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jbp import checkpoint, cli, runs
+from jbp import checkpoint, cli, files, runs
 
 
 @pytest.fixture(autouse=True)
@@ -240,11 +240,11 @@ def test_a_disk_that_is_full_at_the_end_keeps_the_metrics(capsys, monkeypatch):
     monkeypatch.setattr(checkpoint, "save", lambda path, *args: full_at(path))
 
     def full_at(path):
-        raise checkpoint.cannot_write(path, OSError(errno.ENOSPC, "No space left on device"))
+        raise files.cannot_write(path, OSError(errno.ENOSPC, "No space left on device"))
 
     message = failing(capsys, ["train", "--out", "run", "--net", "8 relu", "--epochs", "2", "--quiet"], status=1)
     assert "params.safetensors: could not be written: No space left on device" in message
-    assert sorted(p.name for p in Path("run").iterdir()) == ["config.json", "metrics.jsonl"]
+    assert sorted(p.name for p in Path("run").iterdir()) == ["checkpoints", "config.json", "metrics.jsonl"]
 
 
 DIVERGING = ["--net", "64 relu", "--loss", "mean_squared_error", "--optimizer", "sgd", "--learning-rate", "1e20"]

@@ -97,11 +97,11 @@ def test_ctrl_c_in_training_names_every_file_that_is_kept(tmp_path):
     assert status == 130
     assert last.startswith("jbp: error: interrupted after ")
     files = sorted(path.name for path in (tmp_path / "run").iterdir())
-    assert files == ["config.json", "curves.png", "metrics.jsonl", "params.safetensors", "summary.json"]
+    assert files == ["checkpoints", "config.json", "curves.png", "metrics.jsonl", "params.safetensors", "summary.json"]
     assert last.endswith(
         f"kept in run: config.json (the options), metrics.jsonl (the figures of {len(rows)} finished "
         f"epoch{'s' * (len(rows) != 1)}), params.safetensors (the parameters), summary.json (what came out), "
-        "curves.png (a picture)"
+        "curves.png (a picture); to go on: jbp train --resume run"
     )
     assert [row["epoch"] for row in rows] == list(range(1, len(rows) + 1))
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["stop_reason"] == "interrupted"
@@ -190,7 +190,7 @@ def test_ctrl_c_while_a_run_is_saved_names_what_is_there(tmp_path):
     lines, status = interrupted(start(*words, cwd=tmp_path), tmp_path / "reached")
     assert lines == [
         "jbp: error: interrupted; kept in run: config.json (the options), metrics.jsonl (the figures of 1 finished "
-        "epoch), params.safetensors (the parameters), summary.json (what came out)"
+        "epoch), params.safetensors (the parameters), summary.json (what came out); to go on: jbp train --resume run"
     ]
     assert status == 130
 

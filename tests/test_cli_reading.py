@@ -159,12 +159,12 @@ def test_a_damaged_run_says_which_file(folder, tmp_path, capsys):
     for name in ("config.json", "summary.json", "params.safetensors"):
         copy = tmp_path / name.partition(".")[0]
         copy.mkdir()
-        for path in (folder / "digits").iterdir():
-            (copy / path.name).write_bytes(path.read_bytes()[: 50 if path.name == name else None])
+        for other in ("config.json", "metrics.jsonl", "summary.json", "params.safetensors"):
+            (copy / other).write_bytes((folder / "digits" / other).read_bytes()[: 50 if other == name else None])
         assert cli.main(["show", str(copy)]) == 2
         err = capsys.readouterr().err
         assert err.count("\n") == 1
-        assert "run" in err if name == "config.json" else name in err
+        assert f"{copy / name}: expected" in err and "; whole: " in err
 
 
 def halved(x, key):

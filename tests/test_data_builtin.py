@@ -299,6 +299,8 @@ def test_only_numpy_and_pooch_are_imported():
             for name in names:
                 assert name.split(".")[0] in allowed | ({"jax"} if augments else set()), f"{path.name} imports {name}"
                 within = (
-                    name.startswith("jbp.data") or name == "jbp.arguments" or (augments and name == "jbp.annotations")
+                    name.startswith("jbp.data")
+                    or name in ("jbp.arguments", "jbp.rows")
+                    or (augments and name == "jbp.annotations")
                 )
                 assert name.split(".")[0] != "jbp" or within, f"{path.name} imports {name}"

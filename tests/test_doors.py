@@ -223,6 +223,7 @@ DOORS: dict[str, Callable[..., Any]] = {
     "jbp.stats.clip_weights": lambda pairs, number: stats.clip_weights(pairs, number),
     "jbp.stats.clipped": lambda pairs, number, weights: stats.clipped(pairs, number, weights=weights),
     "jbp.stats.sensitivity": lambda number: stats.sensitivity(number),
+    "jbp.data.Stream": lambda count: repr(jbp.data.Stream([], steps=count)) and None,
 }  # fmt: skip
 """Every public function that takes an ingredient, called with its ingredients by name."""
 
@@ -251,7 +252,7 @@ def enter(name: str, **wrong: Any) -> Any:
 
 HOLD = {
     "jbp.Batch", "jbp.Event", "jbp.Fit", "jbp.Many", "jbp.Outer", "jbp.Progress", "jbp.Run", "jbp.State",
-    "jbp.train.One", "jbp.stats.Explanation", "jbp.Sum", "jbp.Sums",
+    "jbp.train.BadNumber", "jbp.train.One", "jbp.stats.Explanation", "jbp.Sum", "jbp.Sums",
     "jbp.Trace", "jbp.TraceRow", "jbp.optim.MomentumState",
     "jbp.optim.SgdState",
 }  # fmt: skip

@@ -184,6 +184,7 @@ def test_options_of_a_line_of_layers_are_refused_beside_a_whole_net(file, capsys
 # ── A file is run only when it is named ─────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.filterwarnings("ignore:.*it was edited, or is damaged")
 def test_a_run_folder_never_runs_a_file_and_says_what_to_give(trained, tmp_path, capsys):
     folder, path = tmp_path / "run", tmp_path / "mine.py"
     shutil.copytree(trained[0], folder)
@@ -447,7 +448,7 @@ def test_a_run_that_was_killed_says_so_at_every_command(trained, tmp_path, capsy
     folder = tmp_path / "killed"
     shutil.copytree(trained[0], folder)
     for name in runs.FILES[1:]:
-        (folder / name).unlink()
+        (folder / name).unlink(missing_ok=True)
     assert cli.main(["show", str(folder)]) == 0
     assert "the run was cut short" in capsys.readouterr().out
     for words in (["predict", folder, "digits"], ["trace", folder]):
@@ -462,6 +463,7 @@ def test_a_summary_that_is_not_whole_is_one_line(trained, tmp_path, capsys, text
     assert "summary.json: expected" in one_line(capsys, ["show", folder])
 
 
+@pytest.mark.filterwarnings("ignore:.*has no sha256")
 def test_runs_on_other_data_are_compared_with_a_word_about_it(trained, tmp_path, capsys):
     folder = trained[0]
     assert cli.main(["compare", str(folder), str(folder)]) == 0
@@ -469,12 +471,15 @@ def test_runs_on_other_data_are_compared_with_a_word_about_it(trained, tmp_path,
     other = tmp_path / "other"
     shutil.copytree(folder, other)
     summary = json.loads((other / "summary.json").read_text())
+    del summary["sha256"]
     summary["examples"]["test"] = 7
     (other / "summary.json").write_text(json.dumps(summary))
     assert cli.main(["compare", str(folder), str(other)]) == 0
     assert "the runs have different data: their figures are not of the same examples" in capsys.readouterr().out
     del summary["examples"], summary["test_accuracy"]  # as a run of many seeds, whose means are compared
-    (other / "summary.json").write_text(json.dumps(summary | {"spread": {"test_accuracy": {"mean": 0.25}}}))
+    spread = {"test_accuracy": {"mean": 0.25, "std": None, "runs": 1}}
+    many = {"spread": spread, "runs": [{"epochs": 1, "stop_reason": "epochs"}], "seeds": "0:2", "diverged": 1}
+    (other / "summary.json").write_text(json.dumps(summary | many))
     _, results = cli.Compare(runs=(str(folder), str(other)))()
     assert results["test_accuracy"][1] == 0.25 and "different data" not in capsys.readouterr().out
 

@@ -15,7 +15,7 @@ import jbp
 from jbp.train import Progress
 from jbp.train.batches import Resident, ResidentSource
 from jbp.train.clocks import Chunks
-from jbp.train.fit import _Run
+from jbp.train.loop import Loop
 from jbp.train.progress import Aim, EpochEnd, Steps, see
 
 AIM = Aim.over(["accuracy"], False, monitor=None, patience=2, min_delta=0.0, target=None, restore_best=None)
@@ -63,9 +63,11 @@ class Streamed:
     """A source that hands over the rows of some steps, in the order of resident data."""
 
     reader = Stacked()
+    position = None
 
     def __init__(self, source: ResidentSource):
         self.source, self.sizes, self.weighs = source, source.sizes, source.weighs
+        self.block = len(self.sizes)
 
     def chunk(self, key: Any, epoch: int, first: int, last: int) -> Any:
         order = np.asarray(self.source.chunk(key, epoch, first, last).order).reshape(len(self.sizes), -1)[first:last]
@@ -75,12 +77,19 @@ class Streamed:
     def ahead(self, key: Any, epoch: int) -> None:
         self.source.ahead(key, epoch)
 
+    def rows(self, key: Any, epoch: int, step: int) -> Any:
+        return self.source.rows(key, epoch, step)
+
+    def go_on(self, position: Any) -> None: ...
+
+    def close(self) -> None: ...
+
 
 def test_a_source_of_stacked_batches_trains_to_the_bits_of_resident_data():
     fitted = jbp.fit(NET, LOSS, SGD, (X, Y), seed=3, epochs=2, batch_size=4, metrics={"accuracy": jbp.accuracy})
     resident = ResidentSource((jnp.asarray(X), jnp.asarray(Y)), None, Resident("shuffle", 4, N), 2)
     progress = Progress(dataclasses.replace(AIM, patience=None, restores=False), ("accuracy",), (4, 4, 4, 4, 4, 3))
-    run = _Run(2, N, 4, None)
+    run = Loop(2, N, 4, None)
     streamed = run(PROBLEM, state_of(), Streamed(resident), progress, Chunks(6, 3), None, ())
     assert same(streamed.params, fitted.params)
     assert (streamed.step_losses == fitted.step_losses).all()

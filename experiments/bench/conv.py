@@ -37,7 +37,7 @@ from step import ratios
 import jbp
 from jbp.pairs.routes import plain
 from jbp.step import started
-from jbp.train.batches import Resident, Rows, order_of
+from jbp.train.batches import OnDevice, Resident, order_of
 from jbp.train.program import ledger, steps_function
 
 TITLE = "Convolutional nets, jbp over autodiff"
@@ -58,7 +58,7 @@ def epoch_of_jbp(case: Spatial, steps: int) -> Epoch:
     optimizer, reader = jbp.optim.sgd(RATE, momentum=MOMENTUM), Resident("shuffle", case.batch, len(x))
     run = jax.jit(steps_function(jbp.Problem(case.net, case.loss, optimizer), reader))
     state, book, key = started(optimizer, params, (), jax.random.key(0)), ledger(steps, 0), jax.random.key(0)
-    rows = Rows(x, y, None, order_of(key, 1, reader)())
+    rows = OnDevice(x, y, None, order_of(key, 1, reader)())
     return lambda: run(state, book, rows, 1, 0, steps)[1].losses.mean()
 
 

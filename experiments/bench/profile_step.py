@@ -38,7 +38,7 @@ from harness import Figure, Row, Size, timed
 
 import jbp
 from jbp.step import started
-from jbp.train.batches import Resident, Rows, order_of
+from jbp.train.batches import OnDevice, Resident, order_of
 from jbp.train.program import ledger, steps_function
 
 TITLE = "Where a training step's time goes"
@@ -84,7 +84,7 @@ def jbps(cell: Any, options: dict[str, Any]) -> Ready:
         return (order_of(key, 1, reader)(),)
 
     def take(state: Any, book: Any, x: Any, y: Any, epoch: Any, first: Any, last: Any, order: Any) -> Any:
-        return run(state, book, Rows(x, y, None, order), epoch, first, last)
+        return run(state, book, OnDevice(x, y, None, order), epoch, first, last)
 
     return Ready(jax.jit(take, donate_argnums=(0, 1), compiler_options=options or None), arguments, order)
 

@@ -1,12 +1,13 @@
 """The command line: `jbp train`, `predict`, `show`, `compare`, `trace`, `check`, `bench`; each also a frozen dataclass.
 
-Exit status: 0; 1 where the work failed (diverged, a full disk); 2 where it was asked for wrongly; 130 after Ctrl-C. An
-error is one line on standard error.
+Exit status: 0; 1 where the work failed (diverged, a full disk); 2 where it was asked for wrongly; 130 after Ctrl-C, 143
+after SIGTERM. An error is one line on standard error.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -43,8 +44,8 @@ _ABOUT = "Train neural networks whose backward pass is written by hand."
 def program() -> NoReturn:
     """What the shell runs: `main` on the words of the command line, then the end of the process."""
     status = main()
-    if status == _starting.INTERRUPTED:
-        # At once: JAX crashes in Python's own way out when Ctrl-C has cut a compilation short.
+    if status in (_starting.INTERRUPTED, 128 + signal.SIGTERM):
+        # At once: JAX crashes in Python's own way out when a signal has cut a compilation short.
         with suppress(OSError, ValueError):  # nobody may be listening any more
             sys.stdout.flush()
             sys.stderr.flush()
@@ -66,7 +67,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except (ValueError, NotImplementedError) as error:  # the second where the net's examples are coupled
         return _failed(error, 2)
     except KeyboardInterrupt as error:
-        return _failed(error, _starting.INTERRUPTED)
+        return _failed(error, 128 + getattr(error, "signal", signal.SIGINT))
     except (Failed, OSError, MemoryError) as error:
         return _failed(error, 1)
     except ArithmeticError as error:
@@ -95,6 +96,11 @@ def _run(words: list[str]) -> None:
     parser = parsing.command_parser(words[0], kind)
     given = parsing.parse(parser, words[1:])
     config = given.pop("config", None)
+    if config is not None and "resume" in given:
+        raise ValueError("expected one of config, which repeats a run, and resume, which goes on with one")
+    if "resume" in given:
+        Train.of_run(**given)()
+        return
     (kind(**given) if config is None else Train.from_config(config, **given))()
 
 

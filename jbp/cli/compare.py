@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from jbp import runs
 from jbp.cli import console
 from jbp.cli.parser import Command, argument
-from jbp.runs import SAVED
+from jbp.texts import SAVED
 
 _RESULTS = (
     "test_accuracy", "test_r2", "test_rmse", "test_loss", "validation_accuracy", "validation_loss",

@@ -22,6 +22,7 @@ _STOPS = {
     "epochs": "all epochs done",
     "patience": "no better for the patience",
     "interrupted": "interrupted",
+    "bad batch": "ended by a bad batch",
     "diverged": "diverged",
 }
 _PARTS = {"train": "training"}
@@ -119,10 +120,12 @@ def print_result(folder: Path, summary: dict[str, Any]) -> None:
         table.add_row("none", "the run was cut short before it could write one")
     if "epochs" in summary:
         stopped, kept = summary["stop_reason"], summary["best_epoch"]
-        table.add_row("epochs", f"{summary['epochs']} ({_STOPS.get(stopped, stopped)})")
+        table.add_row("epochs", escape(f"{summary['epochs']} ({_STOPS.get(stopped, stopped)})"))
         table.add_row("parameters kept", "those of the last step" if kept is None else f"those of epoch {kept}")
+    if summary.get("skipped_steps"):
+        table.add_row("steps skipped", f"{summary['skipped_steps']:,}, which ended in a number that is not finite")
     if "examples" in summary:
-        table.add_row("examples", ", ".join(_parts(summary)))
+        table.add_row("examples", escape(", ".join(_parts(summary))))
     if "net" in summary:
         table.add_row("network", escape(f"{summary['net']} ({summary['parameters']:,} parameters)"))
         table.add_row("loss", escape(summary["loss"]))
@@ -143,14 +146,15 @@ def print_spread(folder: Path, summary: dict[str, Any]) -> None:
         words = {"r2": "R²", "rmse": "root mean squared error"}.get(word, word)
         deviation = "" if found["std"] is None else f" ± {found['std']:.2g}"
         table.add_row(
-            f"{_PARTS.get(part, part)} {words}", f"{_figure(name, found['mean'])}{deviation} ({found['runs']} runs)"
+            escape(f"{_PARTS.get(part, part)} {words}"),
+            f"{_figure(name, found['mean'])}{deviation} ({found['runs']} runs)",
         )
-    table.add_row("seeds", f"{summary['seeds']}, mean ± standard deviation")
+    table.add_row("seeds", escape(f"{summary['seeds']}, mean ± standard deviation"))
     if summary["diverged"]:
         table.add_row("diverged", f"{summary['diverged']} of {len(summary['runs'])} runs, left out")
     table.add_row("epochs", _range([run["epochs"] for run in summary["runs"]]))
     table.add_row("network", escape(f"{summary['net']} ({summary['parameters']:,} parameters)"))
-    table.add_row("loss", summary["loss"])
+    table.add_row("loss", escape(summary["loss"]))
     if "seconds" in summary:
         table.add_row("time", f"{_figure('seconds', summary['seconds'])} s")
     Console().print(table)

@@ -11,12 +11,15 @@ import numpy as np
 from jbp.arguments import about
 from jbp.cli.declared import NOTHING, Declared
 from jbp.data import Bounds, Dataset, Standardizer, split
-from jbp.data.precision import narrowed, refuse_collapse
+from jbp.data.precision import LOOKED_AT, narrowed, refuse_collapse
+from jbp.data.preparing import taken
+from jbp.rows import Rows
 
 # Part of a run's meaning, and so not an option: which examples decide when to stop and what is best.
 VALIDATION_FRACTION, VALIDATION_SEED = 0.1, 1
 
-Arrays = tuple[np.ndarray, np.ndarray]
+Arrays = tuple[Any, Any]
+"""x and targets: arrays, or of a folder Rows, of which everything is done when they are read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,13 +62,18 @@ class Examples:
             return self.train
         scale = self.y_scale
         if isinstance(scale, Bounds):  # what is off beyond the bounds is an error, and not clipped
-            return self._inputs(x), replace(self, y_scale=Standardizer(scale.mean, scale.scale))._targets(y)
-        return self._inputs(x), self._targets(y)
+            return replace(self, y_scale=Standardizer(scale.mean, scale.scale))._pair(x, y)
+        return self._pair(x, y)
 
     @property
     def truth(self) -> np.ndarray:
         """What that part of a regression has, in the units of the data and every digit of them."""
         return self.dataset.y_train if self.dataset.y_test is None else self.dataset.y_test
+
+    def _pair(self, x: Any, y: np.ndarray) -> Arrays:
+        if isinstance(x, Rows):
+            return x.mapped(self._inputs), Rows(y).mapped(self._targets)
+        return self._inputs(x), self._targets(y)
 
     def _inputs(self, x: np.ndarray) -> np.ndarray:
         return narrowed(x if self.x_scale is None else self.x_scale(x), _floating())
@@ -77,8 +85,11 @@ class Examples:
             return y.astype(jax.dtypes.canonicalize_dtype(int), copy=False)
         return narrowed(y if self.y_scale is None else self.y_scale(y), _floating())
 
-    def _check_kept(self, train: Arrays, x: np.ndarray, y: np.ndarray) -> None:
+    def _check_kept(self, train: Arrays, x: Any, y: np.ndarray) -> None:
         """Refuse a column of x or y whose values fall together on their way to the net."""
+        if isinstance(x, Rows):
+            x, y, *both = (a.sample(LOOKED_AT) for a in (x, Rows(y), *train))
+            train = both[0], both[1]
         names, advice = self.dataset.features, "take its logarithm or leave far values out"
         if self.x_scale is None:
             advice = "standardise, declare its bounds (--bounds), or subtract an offset from it"
@@ -122,7 +133,7 @@ def prepare(
                 f"{dataset.name}: expected enough training examples to hold out a tenth for validation, "
                 f"found only {len(x)}; give more"
             ) from error
-        x = x[rows]
+        x = taken(x, rows)
     x_scale, y_scale = given.x_bounds, given.y_bounds
     if standardize:
         x_scale = Standardizer.fit(x, per_feature=x.ndim == 2)
@@ -131,9 +142,9 @@ def prepare(
         dataset, one_hot, x_scale, y_scale, blank, None, given.weights_of(rows, y),
         given.clipped(x, y) if holds_out else None,
     )  # fmt: skip
-    train, validation = (raw._inputs(x), raw._targets(y)), None
+    train, validation = raw._pair(x, y), None
     with about(dataset.name):
         raw._check_kept(train, x, y)
     if held is not None:
-        validation = raw._inputs(dataset.x_train[held]), raw._targets(dataset.y_train[held])
+        validation = raw._pair(taken(dataset.x_train, held), dataset.y_train[held])
     return replace(raw, train=train, validation=validation)

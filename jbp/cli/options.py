@@ -11,19 +11,21 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Self
 
-from jbp import losses, own, rules
+from jbp import losses, own, rules, runs
 from jbp.arguments import about, as_count, as_seed, check_scalar, did_you_mean
-from jbp.checkpoint import CONFIG, read_json
 from jbp.cli import netspec
 from jbp.cli.parser import Command, option
 from jbp.data.augment import Augment
+from jbp.data.builtin import NAMES
 from jbp.data.cells import DECIMALS, Dialect
 from jbp.data.columns import MISSING
 from jbp.data.dataset import TASKS
 from jbp.data.tables import SUFFIXES
+from jbp.durable.saver import EVERY, Every
 from jbp.layers import initializers
 from jbp.private import MOST
-from jbp.runs import SAVED
+from jbp.texts import CONFIG, SAVED, read_json
+from jbp.train.restore import TIMES
 
 
 def _names(module: ModuleType, kind: type) -> tuple[str, ...]:
@@ -34,6 +36,7 @@ def _names(module: ModuleType, kind: type) -> tuple[str, ...]:
 LOSSES, INITIALIZERS = _names(losses, losses.Loss), _names(initializers, initializers.Initializer)
 RULES = tuple(rules.NAMES)
 SCHEDULES = ("constant", "cosine", "linear", "exponential", "step")
+TENSORBOARD, WANDB = "tensorboard", "wandb"
 
 
 @dataclass(frozen=True)
@@ -63,10 +66,11 @@ DESCENTS = ("momentum", "heavy_ball", "nesterov", "sgd")
 VALUES_RATE = 0.01
 """Of Adam, which a regression takes unless it is told otherwise."""
 
+ON_BAD = ("stop", "skip", "restore")
 NOISE, CLIP, DELTA, PATIENCE = 1.1, 1.0, 1e-5, 20
 
 _DATA, _NET, _STEPS, _RUN, _OUT = "data", "network and loss", "optimiser", "length of the run", "output"
-_PRIVATE = "private training"
+_PRIVATE, _SAVING = "private training", "runs that survive"
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,10 @@ class TrainOptions(Command):
     """
 
     data: str | Path = option(
-        "digits", "digits, mnist, fashion-mnist, a .npz file (x_train, y_train, optionally x_test, y_test) "
-        "or a .csv or .tsv file (a line of column names, then rows)", _DATA, metavar="NAME|FILE",
+        "digits", "digits, mnist, fashion-mnist, a .npz file (x_train, y_train, optionally x_test, y_test), "
+        "a .csv or .tsv file (a line of column names, then rows), or, for data larger than memory, a folder of "
+        ".npy files: x_train.npy and y_train.npy, or shards x_train-000.npy, x_train-001.npy, …, optionally x_test, "
+        "y_test", _DATA, metavar="NAME|FILE|FOLDER",
     )  # fmt: skip
     target: str | None = option(None, "column of the table to predict; the others are the input", _DATA,
                                 metavar="COLUMN")  # fmt: skip
@@ -160,6 +166,10 @@ class TrainOptions(Command):
                               metavar="NAME", shown="backpropagation")  # fmt: skip
     batch_size: int | None = option(None, "examples per step", _STEPS, metavar="N",
                                     shown=f"{BATCH}, or all where there are fewer")  # fmt: skip
+    accumulate: int = option(
+        1, "go through each batch in N parts, one after another: the same steps, to rounding, with the activations of "
+        "one part in memory", _STEPS, metavar="N",
+    )  # fmt: skip
     sampling: str = option(
         "shuffle", "shuffle: each epoch goes through all examples once; replacement: each step picks examples anew",
         _STEPS, choices=("shuffle", "replacement"), metavar="NAME",
@@ -183,20 +193,43 @@ class TrainOptions(Command):
         PATIENCE, "stop when the validation loss has not improved for this many epochs, and restore the best "
         "parameters; 0: train all epochs and keep the last", _RUN, metavar="EPOCHS",
     )  # fmt: skip
+    on_bad: str = option(
+        "stop", "a step that ends in a number that is not finite: stop says in which layer, example and row it began; "
+        "skip leaves the step out, which costs a copy of the parameters; restore goes on from the last checkpoint at "
+        f"half the learning rate, up to {TIMES} times", _RUN, choices=ON_BAD, metavar="NAME",
+    )  # fmt: skip
     seed: int | None = option(
         None, "of initial parameters, order and dropout; same seed, same machine, same bits", _RUN, metavar="N",
         shown="0; for private training a secret one, kept nowhere",
     )  # fmt: skip
     seeds: str | None = option(None, "A:B trains with every seed from A to B − 1, all side by side, and reports mean ± "
                                "standard deviation; no parameters are kept", _RUN, metavar="A:B")  # fmt: skip
+    watch: int | None = option(
+        None, "look at every K-th step from inside: h and δ of each layer, how far it moves, saturated units, noise of "
+        "the gradient; jbp show draws it", _RUN, metavar="K", shown="do not look",
+    )  # fmt: skip
+
+    save_every: str = option(
+        EVERY, "how often the run is saved on the way, from where it can go on: 60s, 500steps or 1epoch; also at the "
+        "end, on Ctrl-C and on SIGTERM", _SAVING, metavar="TIME",
+    )  # fmt: skip
+    keep: int = option(2, "how many checkpoints stay", _SAVING, metavar="K")
+    resume: str | Path | None = option(
+        None, "go on with the run in FOLDER from its last checkpoint, to the same bits as without the pause; its "
+        "options are those it was begun with", _SAVING, metavar="FOLDER",
+    )  # fmt: skip
 
     out: str | Path | None = option(None, "folder to write, which must not exist", _OUT, metavar="FOLDER",
                              shown="a fresh one, runs/DATA-DATE-NUMBER")  # fmt: skip
     overwrite: bool = option(False, "replace the run that is in FOLDER", _OUT)
+    log: str | None = option(
+        None, "write the figures for another program too: tensorboard, into FOLDER/tensorboard, or wandb, a run of "
+        "Weights & Biases (WANDB_MODE=offline keeps it here)", _OUT, choices=(TENSORBOARD, WANDB), metavar="NAME",
+    )  # fmt: skip
     quiet: bool = option(False, "print nothing but errors", _OUT)
     json: bool = option(False, "print the summary as JSON on standard output, and nothing else there", _OUT)
 
-    not_in_config: ClassVar[tuple[str, ...]] = ("out", "overwrite", "quiet", "json")
+    not_in_config: ClassVar[tuple[str, ...]] = ("resume", "out", "overwrite", "quiet", "json", "log")
     """Options that say where a run goes and what is printed; the others make the run what it is."""
 
     def __post_init__(self) -> None:
@@ -226,17 +259,32 @@ class TrainOptions(Command):
             check_scalar("momentum", beta, lambda beta: 0 <= beta < 1, "a number in [0, 1)", advice)
         if self.nesterov and (usual.momentum if beta is None else beta) == 0:
             raise ValueError("nesterov needs momentum in (0, 1), but it is 0: momentum 0.9 is usual")
-        for name, low in (("batch_size", 1), ("epochs", 1), ("patience", 0)):
+        Every.of(self.save_every)
+        counts = (("batch_size", 1), ("accumulate", 1), ("epochs", 1), ("patience", 0), ("watch", 1), ("keep", 1))
+        for name, low in counts:
             if getattr(self, name) is not None:
                 as_count(getattr(self, name), name, low)
+        if self.batch_size is not None and self.accumulate > self.batch_size:
+            raise ValueError(f"accumulate must be at most batch_size, {self.batch_size}, but is {self.accumulate}")
         if self.seed is not None:
             as_seed(self.seed)
         if self.seeds is not None and self.seed:
             raise ValueError(f"expected one of seed and seeds, got seed {self.seed} and seeds {self.seeds!r}")
         if self.seeds is not None and self.rule is not None:
             raise ValueError(f"rule trains one seed at a time, but got rule {self.rule!r} and seeds {self.seeds!r}")
+        for name in ("watch", "log"):
+            if self.seeds is not None and getattr(self, name) is not None:
+                raise ValueError(f"{name} is of one run, but seeds {self.seeds!r} are several: leave one out")
+        if self.seeds is not None and self.on_bad != "stop":
+            raise ValueError(
+                f"on_bad is for one run, but got on_bad {self.on_bad!r} and seeds {self.seeds!r}: of several runs "
+                "those that diverge are left out"
+            )
         if self.seeds is not None:
             self.seed_range  # noqa: B018 (checks it)
+
+        if self.resume is not None and (self.out is not None or self.overwrite):
+            raise ValueError("a run that is resumed stays in its folder: leave out and overwrite out")
 
     def _check_private(self) -> None:
         """What private training needs, and what it excludes."""
@@ -267,6 +315,9 @@ class TrainOptions(Command):
             "sampling": (self.sampling != "shuffle", "every example is drawn independently, for the account"),
             "rule": (self.rule, "the account is of clipped true gradients"),
             "seeds": (self.seeds, "it trains one seed at a time"),
+            "watch": (self.watch, "its figures are of private examples, without noise"),
+            "log": (self.log, "figures of private examples stay in the run's folder"),
+            "on_bad": (self.on_bad != "stop", "what becomes of a step would tell of the examples in it"),
         }
         for name, (given, reason) in why.items():
             if given:
@@ -323,6 +374,7 @@ class TrainOptions(Command):
         """The options that make the run what it is, with data and a net's file as absolute paths."""
         options = dataclasses.asdict(self)
         is_file = Path(self.data).suffix.lower() in (".npz", *SUFFIXES)
+        is_file = is_file or (str(self.data) not in NAMES and Path(self.data).is_dir())
         options["data"] = str(Path(self.data).absolute() if is_file else self.data)
         options["bounds"] = None if self.bounds is None else str(Path(self.bounds).absolute())
         if own.is_named(self.net):
@@ -354,3 +406,22 @@ class TrainOptions(Command):
         with about(path):
             stored = cls(**options)
         return dataclasses.replace(stored, **others)
+
+    @classmethod
+    def of_run(cls, resume: str | Path, **given: Any) -> Self:
+        """The options with which a run goes on: its own. `given` may be those of saving and of what is printed, and
+        others as they were.
+
+        Raises: ValueError if the folder is no run, or was begun with other options.
+        """
+        folder, config, _ = runs.read(resume)
+        free = {name: given.pop(name) for name in ("save_every", "keep", *cls.not_in_config) if name in given}
+        stored = cls.from_config(folder, **{name: value for name, value in given.items() if name == "net"})
+        wanted = dataclasses.replace(stored, **given).config
+        for name, was in stored.config.items():
+            if wanted[name] != was or (name == "net" and was != config.get("net", was)):
+                raise ValueError(
+                    f"{folder}: was begun with {name} {config.get(name, was)!r}, and cannot go on with "
+                    f"{wanted[name]!r}: leave {name} out, or begin a new run"
+                )
+        return dataclasses.replace(stored, resume=folder, **free)

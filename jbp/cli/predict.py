@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from jbp.arguments import about, check_new, existing_file, listed, no_npz, unknown_data
-from jbp.checkpoint import Run, load_run, write_atomically
+from jbp.checkpoint import Run, load_run
 from jbp.cli.parser import Command, argument, layers_option, option
 from jbp.data.bounds import Bounds
 from jbp.data.builtin import NAMES, load
@@ -23,6 +23,7 @@ from jbp.data.cells import DECIMALS, Dialect
 from jbp.data.columns import UNKNOWN
 from jbp.data.precision import as_numbers, in_full
 from jbp.data.tables import SUFFIXES, load_rows
+from jbp.files import write_atomically
 
 _ARRAYS = ("x", "x_test", "x_train")
 

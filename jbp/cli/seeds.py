@@ -13,11 +13,21 @@ import jax
 import numpy as np
 
 from jbp import checkpoint, own, runs
-from jbp._version import __version__
-from jbp.cli import console, netspec
+from jbp.cli import netspec
 from jbp.cli.options import TrainOptions
 from jbp.cli.parser import Failed
-from jbp.cli.training import Plan, announce, fit_options, make_plan, tested, versions
+from jbp.cli.training import (
+    Plan,
+    announce,
+    fit_options,
+    make_plan,
+    new_folder,
+    resumed,
+    saving,
+    say,
+    tested,
+    versions,
+)
 from jbp.train import Fit, InterruptedMany, Many, fit_many
 
 FIGURES = ("accuracy", "r2", "rmse", "loss")
@@ -29,7 +39,8 @@ class Spread:
 
     folder: Path
     summary: dict[str, Any]
-    many: Many = field(repr=False)
+    many: Many | None = field(repr=False)
+    """None of runs that were to go on, and had ended."""
 
 
 def train_seeds(options: TrainOptions) -> Spread:
@@ -39,12 +50,13 @@ def train_seeds(options: TrainOptions) -> Spread:
         OSError with a note of what was kept.
     """
     began = time.perf_counter()
-    runs.check_out(options.out, options.overwrite)
+    folder, ended = resumed(options)
+    if folder is not None and ended is not None:
+        return Spread(folder.path, ended, None)
     plan = make_plan(options)
     announce(plan)
-    folder = runs.create(options.out, options.overwrite, Path(options.data).stem)
+    folder = folder or new_folder(options)
     with folder.told():
-        folder.config({"jbp": __version__} | options.config)
         try:
             many = _fit(plan, folder)
         except InterruptedMany as error:
@@ -59,10 +71,7 @@ def train_seeds(options: TrainOptions) -> Spread:
             f"all {len(many.runs)} runs diverged, the first at step {min(run.diverged_at or 0 for run in many.runs)}: "
             f"lower the learning rate, or check the scale of the data; the summary is in {folder.path}"
         )
-    if options.json:
-        print(runs.to_json(summary, indent=2))
-    elif not options.quiet:
-        console.print_spread(folder.path, summary)
+    say(options, folder.path, summary)
     if many.diverged.any() and not options.quiet:
         print(f"{many.diverged.sum()} of {len(many.runs)} runs diverged and are left out", file=sys.stderr)
     return Spread(folder.path, summary, many)
@@ -71,7 +80,7 @@ def train_seeds(options: TrainOptions) -> Spread:
 def _fit(plan: Plan, folder: runs.RunFolder) -> Many:
     return fit_many(
         plan.net, plan.loss, plan.optimizer, plan.data.train, seeds=plan.options.seed_range, rule=plan.options.rule,
-        callbacks=(folder.after_chunk,), **fit_options(plan),
+        callbacks=(folder.after_chunk,), save_to=saving(plan.options, folder), **fit_options(plan),
     )  # fmt: skip
 
 
@@ -113,4 +122,4 @@ def _summary(plan: Plan, many: Many, test: dict[int, dict[str, Any]]) -> dict[st
         "net": plan.options.net if own.is_named(plan.options.net) else netspec.spec(plan.net),
         "loss": plan.loss_name,
         "versions": versions(),
-    }
+    } | ({} if not many.resumed_at else {"resumed_at": list(many.resumed_at)})

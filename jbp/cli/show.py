@@ -14,12 +14,14 @@ import jax.numpy as jnp
 
 from jbp import runs
 from jbp.backprop import backward, forward
-from jbp.checkpoint import PARAMS, MissingLayers, Run, count, load_run, params_dtype
+from jbp.checkpoint import MissingLayers, Run, count, damaged, in_words, params_dtype, run_with
 from jbp.cli import console
+from jbp.cli.curves import draw_watched
 from jbp.cli.parser import Command, argument, layers_option
 from jbp.combine import Combinator, Repeat, Serial
 from jbp.layer import Layer, Shape
 from jbp.pairs import Sum, is_pair
+from jbp.texts import CONFIG, METRICS, PARAMS, SUMMARY, read_config, read_summary, seals_of
 
 
 @dataclass(frozen=True)
@@ -33,18 +35,23 @@ class Show(Command):
     epilog: ClassVar[str] = "example:\n  jbp show runs/digits-2026-11-23-1\n"
 
     def __call__(self) -> dict[str, Any]:
-        """Print result, confusion matrix (classification) and layers; no data is read.
+        """Print result, confusion matrix (classification) and layers, and draw what was watched; no data is read.
 
-        Raises: ValueError if the folder is no run, or one of its files is damaged.
+        Raises: ValueError if the folder is no run, or files of it are damaged, once what is whole is printed.
         """
-        folder, _, summary = runs.read(self.run)
-        try:
+        folder = runs.folder_of(self.run)
+        broken = damaged(folder)
+        summary = {} if SUMMARY in broken else read_summary(folder)
+        if CONFIG not in broken:
+            read_config(folder, {} if SUMMARY in broken else seals_of(folder))  # warns of one that was edited
+        if SUMMARY not in broken:
             self._print(folder, summary)
-        except (KeyError, TypeError, AttributeError) as error:  # written by hand, or by another version
-            raise ValueError(
-                f"{folder / runs.SUMMARY}: expected the summary of a run, found one that cannot be read ({error!r}); "
-                "train again"
-            ) from error
+        if METRICS not in broken and "spread" not in summary:
+            _draw_watched(folder)
+        if PARAMS not in broken and (folder / PARAMS).exists() and "spread" not in summary:
+            self._print_layers(folder, broken)
+        if broken:
+            raise in_words(folder, broken)
         return summary
 
     def _print(self, folder: Path, summary: dict[str, Any]) -> None:
@@ -56,13 +63,26 @@ class Show(Command):
             console.print_confusion(
                 summary["confusion"], summary["classes"], "test" if "test_loss" in summary else "train"
             )
-        if (folder / PARAMS).exists():
-            try:
-                console.print_layers(layer_rows(load_run(folder, self.layers)))
-            except MissingLayers as error:
-                if self.layers is not None:
-                    raise
+
+    def _print_layers(self, folder: Path, broken: dict[str, ValueError]) -> None:
+        try:
+            console.print_layers(layer_rows(run_with(folder, {}, self.layers)))
+        except MissingLayers as error:
+            if self.layers is not None:
+                raise
+            if not broken:  # an error is one line
                 print(f"the layers are not shown: {error}", file=sys.stderr)
+
+
+def _draw_watched(folder: Path) -> None:
+    """Draw what was seen of a run that was watched, and say where."""
+    _, watched = runs.metrics(folder)
+    if not watched:
+        return
+    try:
+        print(draw_watched(folder / runs.WATCHED, watched) or f"watched: {folder / runs.WATCHED}")
+    except OSError as error:
+        print(f"what was watched is not drawn: {error}", file=sys.stderr)
 
 
 class LayerRow(NamedTuple):

@@ -19,7 +19,7 @@ from jbp.cli import console, netspec, written
 from jbp.cli.options import LOSSES, TrainOptions
 from jbp.cli.parser import Command, argument, layers_option, option
 from jbp.cli.training import make_plan, output_activation
-from jbp.runs import SAVED
+from jbp.texts import SAVED
 
 _OF_CLASSES = ("softmax_cross_entropy", "cross_entropy")
 _RUN, _NET, _STEP, _OUT = "example of a run", "a net without a run", "the step that follows", "output"

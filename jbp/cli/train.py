@@ -44,6 +44,7 @@ examples:
   jbp train --config runs/houses/config.json --seed 1   (again, another seed)
   jbp train --seeds 0:10                                (how much does the seed matter?)
   jbp train --private --batch-size 256 --noise 2        (what did it learn of any one example?)
+  jbp train --resume runs/houses                        (go on after a kill, Ctrl-C or a full disk)
   jbp show runs/houses                                  (what came out of it)
 """
 

@@ -24,17 +24,22 @@ from jbp.cli import console, examples, netspec
 from jbp.cli.curves import draw_curves
 from jbp.cli.declared import declared
 from jbp.cli.examples import Examples
+from jbp.cli.logs import check_log, writers_of
 from jbp.cli.options import BATCH, CLIP, DELTA, DESCENTS, NOISE, OPTIMIZERS, VALUES_RATE, TrainOptions
 from jbp.cli.parser import Failed
 from jbp.data import Augment, Bounds, Standardizer, load_dataset
 from jbp.data.builtin import NAMES
+from jbp.data.preparing import blocks_of
+from jbp.durable.checkpoints import NEEDS, has_orbax
+from jbp.durable.saver import Saving, Taken
 from jbp.layer import Layer
 from jbp.layers import initializers
 from jbp.losses import Loss
 from jbp.metrics import accuracy
 from jbp.private import Private, weak_delta
 from jbp.step import Transform, name_of_transform, transformed
-from jbp.train import Diverged, Fit, Interrupted, fit
+from jbp.train import BadBatch, Diverged, Fit, Interrupted, Watch, fit
+from jbp.train.restore import restored, restoring
 
 _ONE_HOT = ("sigmoid_binary_cross_entropy", "squared_error", "l2_loss", "mean_squared_error")
 _FOR_VALUES = ("mean_squared_error", "squared_error", "l2_loss")
@@ -48,7 +53,8 @@ class Result:
 
     folder: Path
     summary: dict[str, Any]
-    fit: Fit = field(repr=False)
+    fit: Fit | None = field(repr=False)
+    """None of a run that was to go on, and had ended."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,12 @@ class Plan:
         assert self.options.batch_size is not None  # `make_plan` has set it
         return self.options.batch_size
 
+    def slower(self, share: float) -> optax.GradientTransformation:
+        """The optimiser, at this share of its learning rate."""
+        o, steps = self.options, self.options.epochs * -(-len(self.data.train[0]) // self.batch_size)
+        rate = OPTIMIZERS[o.optimizer or "momentum"].learning_rate if o.learning_rate is None else o.learning_rate
+        return make_optimizer(dataclasses.replace(o, learning_rate=share * rate), steps)
+
     @property
     def loss_name(self) -> str:
         """As `--loss` names it."""
@@ -94,54 +106,135 @@ class Plan:
 
 
 def train(options: TrainOptions) -> Result:
-    """Train as the options say, and leave a run folder.
+    """Train as the options say, and leave a run folder; or go on with a run, to which the options belong.
 
     Raises: ValueError for what is wrong with options, data or folder; Diverged, Interrupted and OSError with a note
         of what was kept.
     """
     began = time.perf_counter()
-    runs.check_out(options.out, options.overwrite)
+    check_log(options)
+    folder, ended = resumed(options)
+    if folder is not None and ended is not None:
+        return Result(folder.path, ended, None)
     plan = make_plan(options)
     announce(plan)
-    folder = runs.create(options.out, options.overwrite, Path(options.data).stem)
+    folder = folder or new_folder(options)
     with folder.told():
-        folder.config({"jbp": __version__} | options.config)
         try:
             fit = _fit(plan, folder)
-        except (Diverged, Interrupted) as error:
-            step = {"diverged_at_step": error.step} if isinstance(error, Diverged) else {}
-            _keep(plan, folder, error.result, _summary(plan, error.result) | step)
+        except (BadBatch, Diverged, Interrupted) as error:
+            folder.rest(error.result.watched)
+            _keep(plan, folder, error.result, _summary(plan, error.result) | _broken(error))
             raise
         figures, test_examples = tested(plan, fit)
         summary = figures | _summary(plan, fit)
+        if options.on_bad == "restore" and (gone_back := restored(folder.path)):
+            summary["restored"] = gone_back
         summary["examples"][plan.data.tested] = test_examples
         summary["seconds"] = time.perf_counter() - began
         note = _keep(plan, folder, fit, summary)
         if note and not options.quiet:
             print(note, file=sys.stderr)
-        if options.json:
-            print(runs.to_json(summary, indent=2))
-        elif not options.quiet:
-            console.print_result(folder.path, summary)
+        say(options, folder.path, summary)
     return Result(folder.path, summary, fit)
+
+
+def new_folder(options: TrainOptions) -> runs.RunFolder:
+    """The folder of a new run."""
+    config = {"jbp": __version__} | options.config
+    return runs.create(options.out, options.overwrite, Path(options.data).stem, config)
+
+
+def resumed(options: TrainOptions) -> tuple[runs.RunFolder | None, dict[str, Any] | None]:
+    """The folder of a run that is to go on, None for a new one; and its summary, if it has ended, which is said.
+
+    Raises: ValueError if it is no run, is in use, or has diverged.
+    """
+    if options.resume is None:
+        runs.check_out(options.out, options.overwrite)
+        return None, None
+    folder = runs.RunFolder.again(Path(options.resume))
+    summary = runs.read(folder.path)[2]
+    every = summary.get("runs") or ([summary] if summary else [])
+    diverged = [run["diverged_at_step"] for run in every if "diverged_at_step" in run]
+    if diverged and len(diverged) == len(every):
+        folder.close()
+        raise ValueError(
+            f"{folder.path}: the run diverged at step {min(diverged)}, and would do so again: begin a new one with a "
+            "lower learning rate"
+        )
+    reasons = [run["stop_reason"] for run in every]
+    if not reasons or {"interrupted", "bad batch"} & set(reasons):
+        return folder, None
+    folder.close()
+    if not options.quiet:
+        how = ", ".join(dict.fromkeys(reasons))
+        print(f"{folder.path}: the run has ended ({how}), and nothing is left to do", file=sys.stderr)
+    say(options, folder.path, summary)
+    return folder, summary
+
+
+def say(options: TrainOptions, folder: Path, summary: dict[str, Any]) -> None:
+    """What came out, in the form that was asked for."""
+    if options.json:
+        print(runs.to_json(summary, indent=2))
+    elif not options.quiet:
+        (console.print_spread if "spread" in summary else console.print_result)(folder, summary)
 
 
 def _fit(plan: Plan, folder: runs.RunFolder) -> Fit:
     """Train, with a line of metrics for each epoch and a sign of life for each chunk of steps."""
-    options = plan.options
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "delta = ")  # said already
+    options, where = plan.options, saving(plan.options, folder)
+
+    def once(share: float, where: Saving | None) -> Fit:
         return fit(
             plan.net,
             plan.loss,
-            plan.optimizer,
+            plan.optimizer if share == 1 else plan.slower(share),
             plan.data.train,
             seed=options.seed,
             rule=options.rule,
             private=plan.private,
-            callbacks=(folder.after_chunk,),
+            watch=None if options.watch is None else Watch(options.watch),
+            on_bad="skip" if options.on_bad == "skip" else "stop",
+            callbacks=(folder.after_chunk, *logs),
+            save_to=where,
             **fit_options(plan),
         )
+
+    with warnings.catch_warnings(), writers_of(options, folder.path) as logs:
+        warnings.filterwarnings("ignore", "delta = ")  # said already
+        if options.on_bad != "restore":
+            return once(1.0, where)
+        if where is None:
+            raise Failed(f"on_bad restore goes back to a checkpoint: {NEEDS}")
+        return restoring(where, once)
+
+
+def saving(options: TrainOptions, folder: runs.RunFolder) -> Saving | None:
+    """How the run is saved on the way; None where the package for it is missing.
+
+    Raises: Failed if the run is to go on, which needs it.
+    """
+    if not has_orbax():
+        if options.resume is not None:
+            raise Failed(NEEDS)
+        if not options.quiet:
+            print(f"note: the run is not saved on the way, and cannot go on after a kill: {NEEDS}", file=sys.stderr)
+        return None
+
+    def taken_up(taken: Taken | None) -> None:
+        # Of runs side by side the rows are means, which no single one has: those in the file stay.
+        rows = [] if taken is None else taken.progress.get("rows")
+        folder.cut_back(rows, 0 if taken is None else taken.steps)
+        if not options.quiet:
+            where = "the start, for no checkpoint was finished" if taken is None else f"step {taken.steps:,}"
+            print(f"{folder.path}: going on from {where}", file=sys.stderr)
+
+    resumes = options.resume is not None
+    return Saving(
+        folder.path, options.save_every, options.keep, resumes, None if resumes else folder.replace, taken_up, held=True
+    )
 
 
 def announce(plan: Plan) -> None:
@@ -207,6 +300,7 @@ def fit_options(plan: Plan) -> dict[str, Any]:
         "batch_size": options.batch_size,
         "validation_data": plan.data.validation,
         "sampling": options.sampling,
+        "accumulate": options.accumulate,
         "weights": plan.data.weights,
         "metrics": {"accuracy": CLASSES_RIGHT} if plan.classification else None,
         "transform": plan.transform,
@@ -361,6 +455,14 @@ def _about(plan: Plan) -> dict[str, Any]:
     )
 
 
+def _broken(error: BaseException) -> dict[str, Any]:
+    """What a summary says of a run that diverged: the step, and where it began, if that was looked for."""
+    if not isinstance(error, Diverged):
+        return {}
+    place = {} if error.place is None else {"first_bad_number": str(error.place)}
+    return {"diverged_at_step": error.step} | place
+
+
 def _targets(plan: Plan) -> tuple[str, ...]:
     """Names of what a regression predicts."""
     if plan.classification:
@@ -385,7 +487,7 @@ def _summary(plan: Plan, fit: Fit) -> dict[str, Any]:
         "classes": list(dataset.classes),
         "versions": versions(),
         "device": jax.devices()[0].device_kind,
-    } | ({} if private is None else {
+    } | ({} if not fit.resumed_at else {"resumed_at": list(fit.resumed_at)}) | ({} if private is None else {
         "epsilon": fit.epsilon, "delta": private.delta, "noise": private.noise_multiplier, "clip": private.max_norm,
     })  # fmt: skip
 
@@ -397,7 +499,8 @@ def tested(plan: Plan, fit: Fit) -> tuple[dict[str, Any], int]:
     """
     x, y = plan.data.test()
     part = plan.data.tested
-    output = checkpoint.outputs(plan.net, fit.params, transformed(plan.transform, x, None))
+    blocks = (transformed(plan.transform, block, None) for block in blocks_of(x))
+    output, y = np.concatenate([checkpoint.outputs(plan.net, fit.params, block) for block in blocks]), np.asarray(y)
     errors = jax.jit(jax.vmap(plan.loss.value))(output, y)
     found: dict[str, Any] = {f"{part}_loss": float(np.mean(np.asarray(errors), dtype=np.float64))}
     if plan.classification:

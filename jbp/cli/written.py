@@ -8,10 +8,9 @@ from typing import Any
 
 import jax
 import numpy as np
-import safetensors.numpy
-from safetensors import SafetensorError
 
 from jbp.arguments import about, did_you_mean, existing_file, listed
+from jbp.checkpoint import read_arrays
 from jbp.paths import dotted
 
 
@@ -25,9 +24,9 @@ def params(path: str | Path, like: Any) -> Any:
     Raises: ValueError after the file's path: what cannot be read, a name that is missing or unknown, another shape.
     """
     path = existing_file(path)
+    found = read_arrays(path) if path.suffix == ".safetensors" else None
     with about(path):
-        read = {".json": _json, ".safetensors": _safetensors}.get(path.suffix, _text)
-        return _filled(read(path), like)
+        return _filled((_json if path.suffix == ".json" else _text)(path) if found is None else found, like)
 
 
 def _filled(found: dict[str, np.ndarray], like: Any) -> Any:
@@ -107,10 +106,3 @@ def _text(path: Path) -> dict[str, np.ndarray]:
         if len({len(row) for row in numbers}) > 1:
             raise ValueError(f"expected rows of one length in {name}, found {[len(row) for row in numbers]} numbers")
     return {name: np.array(numbers) for name, numbers in rows.items()}
-
-
-def _safetensors(path: Path) -> dict[str, np.ndarray]:
-    try:
-        return safetensors.numpy.load_file(path)
-    except (SafetensorError, OSError, TypeError, KeyError) as error:
-        raise ValueError(f"expected a whole safetensors file, found something else ({error}); save it again") from error

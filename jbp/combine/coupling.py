@@ -31,6 +31,14 @@ def coupling_layers(net: Layer, training: bool) -> dict[Place, str]:
     return dict(sorted(found.items()))
 
 
+def words_of_coupling(net: Layer, training: bool) -> str:
+    """What errors say of the layers that couple the examples, "the layer [1] (BatchNorm()) couples"; "" without any."""
+    if not (coupling := coupling_layers(net, training)):
+        return ""
+    *rest, last = coupling.values()
+    return f"the layers {', '.join(rest)} and {last} couple" if rest else f"the layer {last} couples"
+
+
 @lru_cache(maxsize=256)
 def coupled_places(net: Layer, training: bool) -> dict[Place, str]:
     """The places of the leaf layers below a layer that couples the examples, each with all such layers above it."""

@@ -5,17 +5,22 @@ from jbp.data.bounds import Bounds
 from jbp.data.builtin import load
 from jbp.data.columns import Columns
 from jbp.data.dataset import Dataset
+from jbp.data.folders import from_folder
 from jbp.data.preparing import Standardizer, split
 from jbp.data.sources import load_dataset
 from jbp.data.weights import balanced_weights
+from jbp.rows import Rows, Stream
 
 __all__ = [
     "Augment",
     "Bounds",
     "Columns",
     "Dataset",
+    "Rows",
     "Standardizer",
+    "Stream",
     "balanced_weights",
+    "from_folder",
     "load",
     "load_dataset",
     "split",

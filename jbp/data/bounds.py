@@ -5,13 +5,14 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
 from jbp.arguments import about, as_number, cannot_read, did_you_mean, existing_file, is_numeric, listed
 from jbp.data.dates import days, looks_like_date
-from jbp.data.preparing import Standardizer
+from jbp.data.preparing import Standardizer, blocks_of
+from jbp.rows import Rows
 
 _HEADER = ["column", "low", "high"]
 _SUCH = 'JSON such as {"age": [0, 120]}'
@@ -54,17 +55,22 @@ class Bounds:
         """What becomes 1, from there."""
         return (self.high - self.low) / 2
 
-    def __call__(self, x: np.ndarray) -> np.ndarray:
+    @overload
+    def __call__(self, x: Rows) -> Rows: ...
+    @overload
+    def __call__(self, x: np.ndarray) -> np.ndarray: ...
+    def __call__(self, x: np.ndarray | Rows) -> np.ndarray | Rows:
         """Clip and scale x: [n, ...] → as `Standardizer`.
 
         Raises: ValueError if the examples have another shape than the bounds.
         """
+        if isinstance(x, Rows):
+            return x.mapped(self)
         return Standardizer(self.mean, self.scale)(np.clip(self._fitting(x), self.low, self.high))
 
-    def outside(self, x: np.ndarray) -> int:
+    def outside(self, x: np.ndarray | Rows) -> int:
         """How many values of x are clipped: of private data that is a figure of theirs, not to be told."""
-        x = self._fitting(x)
-        return int(((x < self.low) | (x > self.high)).sum())
+        return sum(int(((a < self.low) | (a > self.high)).sum()) for a in map(self._fitting, blocks_of(x)))
 
     def alike(self) -> "Bounds":
         """The bounds of the first value, for every value of an example."""

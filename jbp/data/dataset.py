@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from jbp.data import labels
 from jbp.data.columns import Columns
 from jbp.data.precision import as_numbers
 from jbp.data.preparing import split
+from jbp.rows import Rows
 
 Task = Literal["classification", "regression"]
 TASKS: tuple[Task, ...] = ("classification", "regression")
@@ -33,14 +34,15 @@ class Dataset:
     y_train, y_test: for classification int32 [n], an index into `classes`; for regression float64 [n, m].
     classes: what the labels mean, as they are written, in their order; () for regression. features: names of the
     columns of x, () if they have none. columns: how rows of a table become x. notes: what was understood of the source.
-    The test part is None where there are too few rows to hold any out.
+    The test part is None where there are too few rows to hold any out. Of a folder x_train and x_test are `Rows`, which
+    are read when they are asked for.
     """
 
     name: str
     task: Task
-    x_train: np.ndarray
+    x_train: Any
     y_train: np.ndarray
-    x_test: np.ndarray | None = None
+    x_test: Any = None
     y_test: np.ndarray | None = None
     classes: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
@@ -52,7 +54,7 @@ class Dataset:
 class Part:
     """Raw x and y of one part, and how its source names places: `place("x", row, column…)`, `place("y")`."""
 
-    x: np.ndarray
+    x: np.ndarray | Rows
     y: np.ndarray
     place: Callable[..., str]
     may_miss: bool = False
@@ -124,8 +126,8 @@ def from_parts(name: str, train: Part, test: Part | None, task: Task | None) -> 
     return Dataset(name, task, x_train, y_train, x_test, y_test, names, notes=(*read, *notes))
 
 
-def _inputs(part: Part) -> np.ndarray:
-    """x [n, ...] as float32 or float64, finite, with a row for each of y."""
+def _inputs(part: Part) -> np.ndarray | Rows:
+    """x [n, ...] as float32 or float64, finite, with a row for each of y; Rows are gone through, and stay Rows."""
     x = part.x
     if x.dtype.kind not in "biuf" or x.ndim < 2:
         raise ValueError(
@@ -137,9 +139,20 @@ def _inputs(part: Part) -> np.ndarray:
             f"expected {part.place('x')} and {part.place('y')} to have equally many rows, "
             f"found shapes {x.shape} and {part.y.shape}; give each row of x its y"
         )
-    if x.size == 0:
+    if 0 in x.shape:
         raise ValueError(f"expected {part.place('x')} to have rows and columns, found shape {x.shape}; give examples")
+    if isinstance(x, Rows):
+        first = 0
+        for block in x.blocks():
+            as_numbers(block, partial(_place_beyond, part.place, first))
+            first += len(block)
+        return x.mapped(partial(as_numbers, place=partial(part.place, "x")))
     return as_numbers(x, partial(part.place, "x"), part.may_miss)
+
+
+def _place_beyond(place: Callable[..., str], first: int, *index: int) -> str:
+    """A place in a block of x that begins with row `first`."""
+    return place("x", first + index[0], *index[1:]) if index else place("x")
 
 
 def _values(part: Part) -> np.ndarray:

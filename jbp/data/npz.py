@@ -2,6 +2,7 @@
 
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,17 +22,23 @@ def load_npz(path: str | Path, task: Task | None = None) -> Dataset:
     arrays = _arrays(path)
 
     def part(suffix: str) -> Part:
-        def place(which: str, *index: int) -> str:
-            if not index:
-                return f"{which}_{suffix}"
-            where = f"{which}_{suffix}, row {index[0]}"
-            column = f", column {', '.join(map(str, index[1:]))}" if index[1:] else ""
-            return f"{where}{column} (counted from 0)"
-
-        return Part(arrays[f"x_{suffix}"], arrays[f"y_{suffix}"], place)
+        return Part(arrays[f"x_{suffix}"], arrays[f"y_{suffix}"], places(suffix))
 
     with about(path):
         return from_parts(path.stem, part("train"), part("test") if "x_test" in arrays else None, task)
+
+
+def places(suffix: str) -> Callable[..., str]:
+    """How the arrays of a part name places."""
+
+    def place(which: str, *index: int) -> str:
+        if not index:
+            return f"{which}_{suffix}"
+        where = f"{which}_{suffix}, row {index[0]}"
+        column = f", column {', '.join(map(str, index[1:]))}" if index[1:] else ""
+        return f"{where}{column} (counted from 0)"
+
+    return place
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ from jbp.data.builtin import NAMES, classes, load
 from jbp.data.cells import Dialect
 from jbp.data.columns import Missing
 from jbp.data.dataset import Dataset, checked_task
+from jbp.data.folders import load_folder
 from jbp.data.npz import load_npz
 from jbp.data.tables import SUFFIXES, Reading, load_table
 
@@ -22,9 +23,11 @@ def load_dataset(
     missing: Missing | None = None,
     categorical: Sequence[str] = (),
 ) -> Dataset:
-    """A Dataset from a built-in name ("digits", "mnist", "fashion-mnist") or a path ending .npz, .csv or .tsv.
+    """A Dataset from a built-in name ("digits", "mnist", "fashion-mnist"), a path ending .npz, .csv or .tsv, a folder.
 
-    .npz: arrays x_train [n, ...], y_train [n] or [n, m], and optionally x_test, y_test. A table: a line of column
+    .npz: arrays x_train [n, ...], y_train [n] or [n, m], and optionally x_test, y_test. A folder, for data larger than
+    memory: the same arrays as .npy files, x_train.npy and so on, or as shards, x_train-000.npy, x_train-001.npy, …; x
+    is read when it is asked for, and y now, which takes up to 8 bytes a value. A table: a line of column
     names, then rows; `target` names the column to predict, all others are the input. Values are taken as they are, not
     scaled.
 
@@ -66,8 +69,10 @@ def load_dataset(
             )
     if suffix == ".npz":
         return load_npz(source, checked)
+    if name not in NAMES and Path(source).is_dir():
+        return load_folder(source, checked)
     if name not in NAMES:
-        raise unknown_data(name, NAMES)
+        raise unknown_data(name, NAMES, ", or a folder with x_train.npy")
     if checked == "regression":
         raise ValueError(f"expected task='classification' for {name!r}, whose targets are labels, got 'regression'")
     return Dataset(name, "classification", *load(name, "train"), *load(name, "test"), classes(name))

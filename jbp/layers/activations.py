@@ -31,6 +31,9 @@ class Activation(Layer):
     uses_key = False
     suits: ClassVar[Initializer] = lecun_normal
     """What a weight in front of this activation is drawn from when the user names nothing."""
+    steepest: ClassVar[float | None] = 1.0
+    """The largest |θ′|, or about: what `jbp.Watch` calls flat is flat beside it. None where δ of a unit comes from the
+    others too, so that no slope is one unit's."""
 
     def value(self, s: Array) -> Array:
         """θ(s)."""
@@ -176,6 +179,7 @@ class Sigmoid(Activation):
     """θ(s) = 1/(1 + e⁻ˢ), θ′ = θ(1 − θ), at most ¼ (lecture B)."""
 
     suits = glorot_normal
+    steepest = 0.25
     word = "sigmoid"
 
     def value(self, s: Array) -> Array:
@@ -196,6 +200,7 @@ class Softmax(Activation):
     """y = e^s / Σ e^s along the last axis, with its full Jacobian ∂y[j]/∂s[i] = y[j]·([i=j] − y[i]) (lecture E)."""
 
     suits = glorot_normal
+    steepest = None
     word = "softmax"
 
     def value(self, s: Array) -> Array:

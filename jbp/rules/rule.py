@@ -74,13 +74,16 @@ class RuleMethod(Method):
         one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape), a.dtype), example)
         return self._bound(problem, params, one).init(key, params)
 
+    def way(self, problem: Problem, state: State, x: Any) -> tuple[Way, Any]:
+        """The net with the rule's way back."""
+        return Way(problem.net, self._bound(problem, state.params, x)), (state.params, state.method_state)
+
     def sums(self, problem: Problem, state: State, batch: Batch, key: Array) -> Sums:
         """Σₙ wₙ h ⊗ δ with the rule's δ."""
-        bound = self._bound(problem, state.params, batch.x)
-        params = state.params, state.method_state
-        way = Way(problem.net, bound)
+        way, params = self.way(problem, state, batch.x)
         found = value_grad_output(way, problem.loss, params, batch, key, problem.trainable)
-        return Sums(found.value, found.grads, measured(problem, found.output, batch), Static(bound), found.observed)
+        metrics = measured(problem, found.output, batch)
+        return Sums(found.value, found.grads, metrics, Static(way.bound), found.observed)
 
     def update(self, problem: Problem, state: State, found: Sums, value_fn: Callable[[Any], Array]) -> State:
         """The optimiser's step, and the rule's own part in it."""

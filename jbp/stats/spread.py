@@ -94,10 +94,13 @@ def noise_scale(pairs: Pairs | Pair, weights: Weights = None) -> Float[Array, ""
 
     Source: McCandlish, Kaplan, Amodei 2018, arXiv:1812.06162, equation 2.9 and appendix A.1 (with batches of 1 and N).
     """
-    trace, signal = noise_and_signal(pairs, weights)
-    return jnp.where(signal > 0, trace / jnp.where(signal > 0, signal, jnp.ones_like(signal)), jnp.inf).astype(
-        trace.dtype
-    ) + (trace - trace)  # NaN for one example
+    return noise_over_signal(*noise_and_signal(pairs, weights))
+
+
+def noise_over_signal(trace: Float[Array, ""], signal: Float[Array, ""]) -> Float[Array, ""]:
+    """Of the two parts of `noise_scale`, or means of them: NaN where tr Σ is, inf where ‖G‖² is 0 or below."""
+    ratio = trace / jnp.where(signal > 0, signal, jnp.ones_like(signal))
+    return jnp.where(signal > 0, ratio, jnp.inf).astype(trace.dtype) + (trace - trace)
 
 
 @placed(whole)

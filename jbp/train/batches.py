@@ -59,6 +59,20 @@ class Source(Protocol):
         """Whether a step counts by the sum of its batch's weights, and not by `sizes`."""
         ...
 
+    @property
+    def block(self) -> int:
+        """How many steps lie in one chunk, whose first is a multiple of it."""
+        ...
+
+    @property
+    def position(self) -> Any:
+        """Where it stands after the steps of the last chunk, as JSON; None if that follows from epoch and step."""
+        ...
+
+    def go_on(self, position: Any) -> None:
+        """Begin where a run was that is taken up again, as `position` said."""
+        ...
+
     def chunk(self, key: Array, epoch: int, first: int, last: int) -> Any:
         """What the reader needs for the steps first…last−1 of an epoch of the run of this key."""
         ...
@@ -67,8 +81,17 @@ class Source(Protocol):
         """Called while the last steps of an epoch run: whatever can be prepared for the next."""
         ...
 
+    def rows(self, key: Array, epoch: int, step: int) -> np.ndarray | None:
+        """Which row of the training data each row of the batch of step `step` is, from 0; None where they have no
+        numbers. Asked of a batch in which something went wrong."""
+        ...
 
-class Rows(NamedTuple):
+    def close(self) -> None:
+        """When the run is over."""
+        ...
+
+
+class OnDevice(NamedTuple):
     """The chunk of resident data: the data themselves, and the epoch's order (None where each step draws anew)."""
 
     x: Array
@@ -97,56 +120,80 @@ class Resident:
     def __post_init__(self) -> None:
         object.__setattr__(self, "batch_size", as_count(self.batch_size, "batch_size"))
 
-    def prepared(self, chunk: Rows, order_key: Array) -> Rows:
+    def prepared(self, chunk: OnDevice, order_key: Array) -> OnDevice:
         """The chunk with its order, if it came without."""
         return chunk if chunk.order is not None else chunk._replace(order=draw_order(order_key, self))
 
-    def batch(self, chunk: Rows, order_key: Array, step: Array) -> Batch:
-        """The rows that were chosen, with weight 0 for those that only fill up."""
-        real = None
+    def chosen(self, chunk: OnDevice, order_key: Array, step: Array) -> tuple[Array, Array | None]:
+        """Which rows of the data step `step` has; of those drawn by chance, which are real and do not only fill up."""
         if self.sampling == "poisson":
             assert self.capacity is not None
-            chosen, real = draw_poisson(jax.random.fold_in(order_key, step), self.batch_size, self.n, self.capacity)
-        elif self.sampling == "replacement":
-            chosen = jax.random.randint(jax.random.fold_in(order_key, step), (self.batch_size,), 0, self.n)
-        else:
-            chosen = lax.dynamic_slice_in_dim(chunk.order, step * self.batch_size, self.batch_size)
-            if self.n % self.batch_size:  # the last batch is short: what is missing weighs nothing
-                real = step * self.batch_size + jnp.arange(self.batch_size) < self.n
-        weights = None if real is None else real.astype(jnp.zeros(()).dtype)
-        divisor = None
-        if chunk.weights is not None:
-            own = chunk.weights[chosen]
-            weights = own if weights is None else jnp.where(weights == 0, jnp.zeros_like(own), own)
-            short = self.n - step * self.batch_size if self.sampling == "shuffle" else self.batch_size
-            divisor = jnp.minimum(short, self.batch_size)
+            return draw_poisson(jax.random.fold_in(order_key, step), self.batch_size, self.n, self.capacity)
+        if self.sampling == "replacement":
+            return self.drawn(order_key, step), None
+        return lax.dynamic_slice_in_dim(chunk.order, step * self.batch_size, self.batch_size), None
+
+    def batch(self, chunk: OnDevice, order_key: Array, step: Array) -> Batch:
+        """The rows that were chosen, with weight 0 for those that only fill up."""
+        chosen, real = self.chosen(chunk, order_key, step)
+        weights, divisor = self.counted(step, None if chunk.weights is None else chunk.weights[chosen], real)
         return Batch(chunk.x[chosen], chunk.y[chosen], weights, divisor=divisor)
+
+    def drawn(self, order_key: Array, step: Array) -> Array:
+        """The numbers [B] of the examples that a step draws with replacement."""
+        return jax.random.randint(jax.random.fold_in(order_key, step), (self.batch_size,), 0, self.n)
+
+    def counted(self, step: Array, own: Array | None, real: Array | None = None) -> tuple[Array | None, Any]:
+        """Weights of a step's rows and what to divide them by, from the examples' own; `real` are no fillers."""
+        if self.sampling == "shuffle" and self.n % self.batch_size:  # the last is short: what is missing weighs nothing
+            real = step * self.batch_size + jnp.arange(self.batch_size) < self.n
+        weights = None if real is None else real.astype(jnp.zeros(()).dtype)
+        if own is None:
+            return weights, None
+        weights = own if weights is None else jnp.where(weights == 0, jnp.zeros_like(own), own)
+        short = self.n - step * self.batch_size if self.sampling == "shuffle" else self.batch_size
+        return weights, jnp.minimum(short, self.batch_size)
 
 
 class ResidentSource:
     """Data on the device, the order of an epoch made ahead while the steps of the one before run."""
+
+    position = None
 
     def __init__(self, data: tuple[Array, Array], weights: Array | None, reader: Resident, epochs: int):
         self.data, self.weights, self.reader, self.epochs = data, weights, reader, epochs
         self.sizes = batch_sizes(
             reader.n, reader.batch_size, "shuffle" if reader.sampling == "shuffle" else "replacement"
         )
+        self.block = len(self.sizes)
         self.weighs = weights is not None or reader.sampling == "poisson"
         self._order: tuple[int, Any] = (0, None)
         self._begun: dict[int, Callable[[], Any]] = {}
 
-    def chunk(self, key: Array, epoch: int, first: int, last: int) -> Rows:
+    def go_on(self, position: Any) -> None:
+        """Nothing: epoch and step say it all."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def chunk(self, key: Array, epoch: int, first: int, last: int) -> OnDevice:
         """The data, and the order of the whole epoch."""
         if self._order[0] != epoch:
             self._order = epoch, self._begin(key, epoch)()
             self._begin_next(key, epoch + 1)
-        return Rows(*self.data, self.weights, self._order[1])
+        return OnDevice(*self.data, self.weights, self._order[1])
 
     def ahead(self, key: Array, epoch: int) -> None:
         """Sort the next epoch's order, and begin that of the one after."""
         if epoch < self.epochs:
             self._order = epoch + 1, self._begin(key, epoch + 1)()
             self._begin_next(key, epoch + 2)
+
+    def rows(self, key: Array, epoch: int, step: int) -> np.ndarray:
+        """Those that the reader chooses."""
+        order_key, _ = epoch_keys(key, epoch)
+        chunk = self.reader.prepared(self.chunk(key, epoch, step, step + 1), order_key)
+        return np.asarray(self.reader.chosen(chunk, order_key, jnp.asarray(step))[0])
 
     def _begin_next(self, key: Array, epoch: int) -> None:
         if epoch <= self.epochs:
@@ -206,12 +253,21 @@ def order_of(key: Array, epoch: int, reader: Resident) -> Callable[[], Any]:
 
 
 def _sorted_by(rounds: Array, batch_size: int) -> Any:
-    """As `jax.random.permutation` shuffles: sort by random bits, ties in the order they were in, some times over."""
+    """As `jax.random.permutation` shuffles: sort by random bits, ties in the order they were in, some times over.
+
+    In place, for the order may be of more rows than memory holds of anything else.
+    """
     n = rounds.shape[1]
-    order: Any = np.arange(n, dtype=np.uint64)
+    order: Any = np.zeros(n + -n % batch_size, jnp.result_type(int))
+    order[:n] = np.arange(n)
     for bits in np.asarray(rounds):
-        order = order[np.sort((bits.astype(np.uint64) << 32) | np.arange(n, dtype=np.uint64)) & 0xFFFFFFFF]
-    return np.append(order, np.zeros(-n % batch_size, order.dtype)).astype(jnp.result_type(int))
+        places = bits.astype(np.uint64)
+        places <<= np.uint64(32)
+        places |= np.arange(n, dtype=np.uint64)
+        places.sort()
+        places &= np.uint64(0xFFFFFFFF)
+        order[:n] = order[places.view(np.int64)]
+    return order
 
 
 def _rounds(n: int) -> int:

@@ -9,16 +9,22 @@ from jbp.arguments import as_count
 
 
 class Chunks:
-    """Cuts an epoch's steps into chunks (first, last): of a fixed length, or of about a second as measured."""
+    """Cuts an epoch's steps into chunks (first, last): of a fixed length, or of about a second as measured.
 
-    def __init__(self, steps: int, fixed: int | None):
+    Each step of a run whose number, from 0, is a multiple of `every` begins a chunk. None goes beyond a multiple of
+    `block`, the steps that lie in one chunk of the source.
+    """
+
+    def __init__(self, steps: int, fixed: int | None, every: int | None = None, block: int | None = None):
         self.steps, self.fixed = steps, None if fixed is None else as_count(fixed, "chunk_steps")
-        self._length, self._timed = self.fixed or 1, 0
+        self._length, self._timed, self._every, self._block = self.fixed or 1, 0, every, block or steps
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        first = 0
+    def after(self, first: int, before: int = 0) -> Iterator[tuple[int, int]]:
+        """The chunks of an epoch of which `first` steps are taken, with `before` steps of the run before the epoch."""
         while first < self.steps:
-            last = min(first + self._length, self.steps)
+            last = min(first + self._length, first - first % self._block + self._block, self.steps)
+            if self._every is not None:
+                last = min(last, first + self._every - (before + first) % self._every)
             yield first, last
             first = last
 
@@ -30,14 +36,15 @@ class Chunks:
 
 
 class Stopwatch:
-    """Seconds since it was made, and since the last lap."""
+    """Seconds since it was made, beside those of before, and since the last lap, which may be of before too."""
 
-    def __init__(self) -> None:
-        self._began = self._lap = time.perf_counter()
+    def __init__(self, seconds: float = 0.0, lap_at: float = 0.0) -> None:
+        self._began = time.perf_counter() - seconds
+        self._lap = self._began + lap_at
 
     @property
     def seconds(self) -> float:
-        """Since it was made."""
+        """Since it was made, and before."""
         return time.perf_counter() - self._began
 
     def lap(self) -> float:

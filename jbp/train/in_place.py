@@ -110,6 +110,10 @@ class InPlace(Method):
         check_updatable(jax.eval_shape(problem.optimizer.init, params))
         return ()
 
+    def way(self, problem: Problem, state: State, x: Any) -> tuple[Layer, Any] | None:
+        """The net itself: every δ is made with the parameters as they were."""
+        return problem.net, state.params
+
     def sums(self, problem: Problem, state: State, batch: Batch, key: Array) -> Sums:
         """Σₙ wₙ eₙ, and what one walk back made of the parameters and the optimiser's state."""
         value, output, saved, delta, scale = value_output_delta(problem.net, problem.loss, state.params, batch, key)

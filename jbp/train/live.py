@@ -101,6 +101,10 @@ class TrainingLine:
         figures, speed = self._after_epoch[:-1], self._after_epoch[-1:]
         self._line.show(*now, *figures, left, *speed)
 
+    def say(self, text: str) -> None:
+        """Leave a line."""
+        self._line.leave(text)
+
     def _left(self, event: Any) -> str:
         """The time that the steps still take if all are needed, from those after the first chunk, which compiles."""
         first = self._first = self._first or event

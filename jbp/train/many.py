@@ -25,34 +25,35 @@ import optax
 from jax import lax
 
 from jbp import rules
+from jbp.accumulation import check_parts
 from jbp.annotations import Array, Bool
 from jbp.arguments import as_count, as_number, as_seed, came
+from jbp.durable.saver import EVERY, Saver, digest
 from jbp.inputs import as_callbacks, check_optimizer, check_params, is_optimizer
 from jbp.layer import Layer
 from jbp.layers.images import made_for
 from jbp.losses import Loss
 from jbp.meshes import placed, whole
 from jbp.step import Method, Metric, Problem, State, Transform, started
-from jbp.train.batches import Resident, Rows, batch_size_of, batch_sizes, of_mean_one
-from jbp.train.clocks import Chunks, Stopwatch
-from jbp.train.fit import (
-    BLOCK,
-    Callback,
-    Data,
-    Event,
+from jbp.train.batches import OnDevice, Resident, batch_size_of, batch_sizes, of_mean_one
+from jbp.train.checks import (
     check_coupling,
     check_data,
     method_of,
     on_device,
     unless_swapped,
-    validation_row,
     warn_of_16_bits,
 )
+from jbp.train.clocks import Chunks, Stopwatch
+from jbp.train.facts import facts_about, saving_of
+from jbp.train.fit import Data
 from jbp.train.live import training_line
+from jbp.train.loop import BLOCK, validation_row
 from jbp.train.many_result import InterruptedMany, Many, One
-from jbp.train.program import Ledger, copy, evaluation_program, ledger, on_meshes, steps_function
+from jbp.train.program import Ledger, copy, evaluation_program, filled, ledger, on_meshes, steps_function
 from jbp.train.progress import Aim, EpochEnd, Progress, Row, Steps, StopReason, see
-from jbp.train.signals import ctrl_c
+from jbp.train.result import Callback, Event
+from jbp.train.signals import stop_signals
 
 Optimizer = optax.GradientTransformation | Callable[[Any], optax.GradientTransformation]
 _LATER = optax.identity()
@@ -77,6 +78,7 @@ def fit_many(
     trainable: Any = None,
     transform: Transform | None = None,
     rule: rules.Rule | Method | str | None = None,
+    accumulate: int = 1,
     monitor: str | None = None,
     patience: int | None = None,
     min_delta: float = 0.0,
@@ -85,6 +87,10 @@ def fit_many(
     chunk_steps: int | None = None,
     callbacks: Iterable[Callback] = (),
     progress: bool = False,
+    save_to: Any = None,
+    save_every: str = EVERY,
+    keep: int = 2,
+    resume: bool = False,
 ) -> Many:
     """Train one net many times at once: with every seed, and with every learning rate if there are several.
 
@@ -93,14 +99,15 @@ def fit_many(
     learning rate (a traced 0-d array) to one, such as `lambda rate: jbp.optim.sgd(rate, momentum=0.9)`. Keep hold of
     one function: compiled programs are cached under it.
 
-    All else is as in `fit`, and the same for every run; `params` [...] is one start for all. A run whose loss is no
-    longer finite does not stop the others: it has its `diverged_at`, and NaN for its parameters and figures. A callback
-    gets the `Event` of `fit` with the means over the runs still going, their examples per second added up, and the
-    parameters stacked; the step is that of each run.
+    `save_to` and what belongs to it are as in `fit`: all runs are saved together. All else is as in `fit`, and the
+    same for every run; `params` [...] is one start for all. A run whose loss is no longer finite does not stop the
+    others: it has its `diverged_at`, and NaN for its parameters and figures. A callback gets the `Event` of `fit`
+    with the means over the runs still going, their examples per second added up, and the parameters stacked; the
+    step is that of each run.
 
     Raises:
         ValueError: for arguments that do not fit together, saying what to do.
-        InterruptedMany: on Ctrl-C, when the chunk ends; a second Ctrl-C does not wait.
+        InterruptedMany: on Ctrl-C or SIGTERM, when the chunk ends; a second one does not wait.
     """
     every_seed, rates, callbacks = _seeds(seeds), _learning_rates(learning_rates), as_callbacks(callbacks)
     swept = learning_rates is not None
@@ -121,6 +128,7 @@ def fit_many(
     x, epochs = data[0], as_count(epochs, "epochs")
     example = problem.seen(jax.ShapeDtypeStruct(x.shape[1:], x.dtype))
     sizes = batch_sizes(len(x), batch_size_of(batch_size, len(x)), sampling)
+    accumulate = check_parts(problem, accumulate, int(sizes[0]))
     names = [name for name, _ in problem.metrics]
     aim = Aim.over(
         names, validation is not None, monitor=monitor, patience=patience, min_delta=min_delta, target=target,
@@ -141,10 +149,20 @@ def fit_many(
     compiled = _programs(
         problem, optimizer if swept else None, Resident(sampling, int(sizes[0]), len(x)),
         example, params is None, max(100, BLOCK // len(runs)), weights is not None,
+        accumulate,
     )  # fmt: skip
-    together = _Together(compiled, runs, aim.restores, every_seed, rates if swept else None)
+    saver = None
+    if (saving := saving_of(save_to, save_every, keep, resume)) is not None:
+        one = problem if not swept else dataclasses.replace(problem, optimizer=_made(optimizer, jnp.asarray(rates[0])))
+        state = jax.eval_shape(lambda key: started(one.optimizer, _zeros(shapes), (), key), jax.random.key(0))
+        saver = Saver(saving, facts_about(one, state, x) | {
+            "seeds": every_seed, "learning rates": rates if swept else None, "sampling": sampling,
+            "batch size": int(sizes[0]), "accumulate": accumulate, "aim": repr(aim), "data": digest(data),
+            "weights": digest(weights), "validation data": digest(validation), "params": digest(params),
+        })  # fmt: skip
+    together = _Together(compiled, runs, aim.restores, every_seed, rates if swept else None, saver)
     line = training_line(progress, epochs, len(runs))
-    with line or nullcontext():
+    with line or nullcontext(), saver or nullcontext():
         return together(
             params,
             (*data, of_mean_one(weights, len(x))),
@@ -164,6 +182,7 @@ class _Together:
     restores: bool
     seeds: tuple[int, ...]
     rates: tuple[Any, ...] | None
+    saver: Saver | None = None
     state: Any = None
     kept: Any = None
     """The parameters of the runs as they are to be kept, as far as known."""
@@ -178,11 +197,21 @@ class _Together:
         callbacks: tuple[Callback, ...],
     ) -> Many:
         """Step, let every run see its figures, stop when none goes on."""
-        runs, steps, watch = self.runs, chunks.steps, Stopwatch()
+        runs, steps, seconds = self.runs, chunks.steps, 0.0
         keys = jnp.stack([jax.random.key(run.seed) for run in runs])
         etas = jnp.asarray([run.rate or 0.0 for run in runs])
         state, book = self.compiled.start(keys, etas, params)
         self.state, self.kept = state, copy(state.params)
+        at, taken = _At(1, 0), None if self.saver is None else self.saver.taken_up(state)
+        if taken is not None:
+            self.state, self.kept, seconds = taken.state, taken.best, taken.seconds
+            state, at = self.state, _At(*taken.progress["at"])
+            for run, found in zip(runs, taken.progress["runs"], strict=True):
+                run.progress = Progress.from_json(found)
+            book = _filled(book, runs)
+        watch = Stopwatch(
+            seconds, max((run.progress.rows[-1]["seconds"] for run in runs if run.progress.rows), default=0.0)
+        )
         names = ("loss", *runs[0].progress.names)
 
         def end_epoch(epoch: int) -> Row | None:
@@ -197,14 +226,16 @@ class _Together:
             self.kept = _choose([run.keeps for run in runs], self.state.params, self.kept)
             return _mean_row([run.progress.rows[-1] for run in going]) if epoch and going else None
 
-        with ctrl_c() as interrupt:
-            if validation is not None:
+        with stop_signals() as interrupt:
+            if taken is not None and not any(run.goes for run in runs):
+                return self.result("epochs")
+            if validation is not None and taken is None:
                 end_epoch(0)
                 interrupt.check_begun()
-            for epoch in range(1, epochs + 1):
-                for first, last in chunks:
+            for epoch in range(at.epoch, epochs + 1):
+                for first, last in chunks.after(at.step if epoch == at.epoch else 0):
                     began = time.perf_counter()
-                    rows = Rows(*data, None)
+                    rows = OnDevice(*data, None)
                     state, book = self.compiled.take(state, book, etas, rows, epoch, first, last)
                     interrupt.begun = True
                     self.state = jax.block_until_ready(state)
@@ -218,8 +249,14 @@ class _Together:
                     step = (epoch - 1) * steps + last
                     event = Event(epoch, step, epochs * steps, loss_now, watch.seconds, row, state)
                     wanted = [callback(event) for callback in callbacks]
+                    if self.saver is not None:
+                        place = _At(epoch + 1, 0) if last == steps else _At(epoch, last)
+                        over = step == epochs * steps or not any(run.goes for run in runs)
+                        now = interrupt.asked or any(wanted) or over
+                        self.saver.after(state, _Abreast(runs, place, step), self.kept, watch.seconds, now=now)
                     if interrupt.asked:
-                        raise InterruptedMany(self.result("interrupted"))
+                        saved = "" if self.saver is None else self.saver.words()
+                        raise InterruptedMany(self.result("interrupted"), interrupt.signal, saved)
                     if any(wanted):
                         return self.result("callback")
                     if not any(run.goes for run in runs):
@@ -237,8 +274,50 @@ class _Together:
         for line, values in zip(table, losses, strict=True):
             line[: len(values)] = values
         return Many(
-            found, self.state, tuple(run.ended(reason, self.restores) for run in runs), table, self.seeds, self.rates
+            found,
+            self.state,
+            tuple(run.ended(reason, self.restores) for run in runs),
+            table,
+            self.seeds,
+            self.rates,
+            () if self.saver is None else tuple(self.saver.resumed_at),
         )
+
+
+class _At(NamedTuple):
+    """Where the runs are: the epoch, and how many of its steps are taken."""
+
+    epoch: int
+    step: int
+
+
+@dataclass(frozen=True)
+class _Abreast:
+    """The progress of runs side by side, for who saves it."""
+
+    runs: list[_Going]
+    at: _At
+    taken: int
+
+    @property
+    def rows(self) -> range:
+        """As many as epochs have ended."""
+        return range(self.at.epoch - 1)
+
+    def to_json(self) -> dict[str, Any]:
+        """Where they are, and each one's progress."""
+        return {"at": list(self.at), "runs": [run.progress.to_json() for run in self.runs]}
+
+
+def _filled(book: Ledger, runs: list[_Going]) -> Ledger:
+    """The ledgers [r, ...] with what the epoch's steps have said so far to the runs that still see it."""
+    each = [jax.tree.map(lambda part, r=r: part[r], book) for r in range(len(runs))]
+    each = [filled(own, run.progress) if run.goes else own for own, run in zip(each, runs, strict=True)]
+    return jax.tree.map(lambda *parts: jnp.stack(parts), *each)
+
+
+def _zeros(shapes: Any) -> Any:
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 
 class _Going:
@@ -282,7 +361,7 @@ class _Programs(NamedTuple):
 @lru_cache(maxsize=64)
 def _programs(
     problem: Problem, maker: Any, reader: Resident, example: jax.ShapeDtypeStruct, makes_params: bool, block: int,
-    weighs: bool,
+    weighs: bool, accumulate: int,
 ) -> _Programs:  # fmt: skip
     """The compiled programs of r runs. With `maker` each optimiser is made of its run's learning rate."""
     functions = tuple(f for _, f in problem.metrics)
@@ -305,7 +384,7 @@ def _programs(
         return jax.vmap(one, (0, 0, 0 if makes_params else None))(run_keys, rates, params)
 
     def take(state: State, book: Ledger, rate: Array, *bounds: Any) -> tuple[State, Ledger]:
-        return steps_function(at(rate), reader)(state, book, *bounds)
+        return steps_function(at(rate), reader, accumulate)(state, book, *bounds)
 
     evaluate = evaluation_program(problem.net, problem.loss, functions, problem.transform, block)
     return _Programs(

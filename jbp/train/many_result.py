@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,8 +12,8 @@ import jax
 import numpy as np
 
 from jbp.step import State
-from jbp.train.fit import Interrupted
 from jbp.train.progress import Row, StopReason, kept_row
+from jbp.train.result import Interrupted, Stopped
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class Many:
     """The loss of every step [r, steps]; NaN after a run's last."""
     seeds: tuple[int, ...]
     learning_rates: tuple[float, ...] | None
+    resumed_at: tuple[int, ...] = ()
+    """The steps at which the runs were taken up again, in order."""
 
     @property
     def diverged(self) -> np.ndarray:
@@ -109,12 +112,11 @@ class Many:
 
 
 class InterruptedMany(Interrupted):
-    """Ctrl-C during `fit_many`. `result`, a `Many`, holds what every run had reached."""
+    """Ctrl-C or SIGTERM during `fit_many`. `result`, a `Many`, holds what every run had reached."""
 
     result: Any
 
-    def __init__(self, result: Many):
+    def __init__(self, result: Many, number: int = signal.SIGINT, saved: str = ""):
         self.result = result
-        KeyboardInterrupt.__init__(
-            self, f"interrupted after {result.step_losses.shape[1]} steps of each of {len(result.runs)} runs"
-        )
+        steps, runs = result.step_losses.shape[1], len(result.runs)
+        Stopped.__init__(self, number, f"interrupted after {steps} steps of each of {runs} runs{saved}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +20,8 @@ from jbp.losses import Loss
 from jbp.meshes import as_is, placed, whole
 from jbp.step import Batch, Metric, Problem, State, Transform, epoch_keys, step_function, step_key, transformed
 from jbp.train.batches import Reader
+from jbp.train.blame import lost_any
+from jbp.train.progress import Progress
 
 
 class Ledger(NamedTuple):
@@ -43,15 +45,25 @@ def ledger(steps: int, metrics: int, weighs: bool = False) -> Ledger:
     return Ledger(jnp.zeros(steps), jnp.zeros((steps, metrics)), jnp.zeros(steps) if weighs else None)
 
 
+def filled(book: Ledger, progress: Progress) -> Ledger:
+    """A blank one with what the steps of the current epoch have said so far."""
+    if not progress.step:
+        return book
+    said = Ledger(*jax.tree.map(jnp.asarray, (progress.losses, progress.metrics, progress.mass)))
+    return jax.tree.map(lambda blank, values: blank.at[: progress.step].set(values.astype(blank.dtype)), book, said)
+
+
 def copy(tree: Any) -> Any:
     """The same tree in buffers of its own."""
     return jax.tree.map(jnp.copy, tree)
 
 
 @lru_cache(maxsize=64)
-def steps_program(problem: Problem, reader: Reader) -> Callable[..., tuple[State, Ledger]]:
+def steps_program(
+    problem: Problem, reader: Reader, accumulate: int = 1, skips: bool = False
+) -> Callable[..., tuple[State, Ledger]]:
     """`steps_function` of these arguments, compiled, with state and ledger updated in place."""
-    return jax.jit(on_meshes(steps_function(problem, reader)), donate_argnums=(0, 1))
+    return jax.jit(on_meshes(steps_function(problem, reader, accumulate, skips)), donate_argnums=(0, 1))
 
 
 def on_meshes(steps: Callable[..., tuple[State, Ledger]]) -> Callable[..., tuple[State, Ledger]]:
@@ -62,14 +74,19 @@ def on_meshes(steps: Callable[..., tuple[State, Ledger]]) -> Callable[..., tuple
     return placed(lambda answer, state, *_: (as_is(state), whole(answer[1])))(steps)
 
 
-def steps_function(problem: Problem, reader: Reader) -> Callable[..., tuple[State, Ledger]]:
+def steps_function(
+    problem: Problem, reader: Reader, accumulate: int = 1, skips: bool = False
+) -> Callable[..., tuple[State, Ledger]]:
     """The function (state, ledger, chunk, epoch, first, last) that takes the steps first…last−1 of an epoch.
 
     The bounds are arguments, so one compilation serves every chunk; hence a loop with a bound known only when it
     runs, where `lax.scan` would need its length when compiled. The order of an epoch follows from (key, epoch) and
     the draw of a step from (key, epoch, step): where a chunk begins changes nothing.
+
+    With `skips` a step that ends in a number that is not finite is as if it had not been taken, and its loss NaN: the
+    state before it is kept until that is known, and read once more.
     """
-    take = step_function(problem)
+    take = step_function(problem, accumulate)
 
     def run(state: State, ledger: Ledger, chunk: Any, epoch: Array, first: Array, last: Array) -> tuple[State, Ledger]:
         order_key, noise_key = epoch_keys(state.key, epoch)
@@ -80,6 +97,8 @@ def steps_function(problem: Problem, reader: Reader) -> Callable[..., tuple[Stat
             before = State(params, opt_state, method_state, state.key, epoch, t)
             batch = reader.batch(chunk, order_key, t)
             after, (loss, values) = take(before, batch, step_key(noise_key, t))
+            if skips:
+                after, loss = unless_broken(before, after, loss)
             return after.params, after.opt_state, noted(book, t, loss, values, batch), after.method_state
 
         carried = (state.params, state.opt_state, ledger, state.method_state)
@@ -91,6 +110,16 @@ def steps_function(problem: Problem, reader: Reader) -> Callable[..., tuple[Stat
     return run
 
 
+def unless_broken(before: State, after: State, loss: Array) -> tuple[State, Array]:
+    """The state after a step and its loss; if that is not finite, or a parameter no longer is, the state before it, and
+    NaN."""
+    pairs = zip(jax.tree.leaves(before.params), jax.tree.leaves(after.params), strict=True)
+    broken = jnp.stack([~jnp.isfinite(loss), *(lost_any(a, b) for a, b in pairs)]).any()
+    parts = {name: (getattr(before, name), getattr(after, name)) for name in ("params", "opt_state", "method_state")}
+    kept = {name: jax.tree.map(lambda a, b: jnp.where(broken, a, b), *both) for name, both in parts.items()}
+    return dataclasses.replace(after, **kept), jnp.where(broken, jnp.full_like(loss, jnp.nan), loss)
+
+
 def noted(book: Ledger, t: Array, loss: Array, values: tuple[Array, ...], batch: Batch) -> Ledger:
     """The ledger with what step t says of itself."""
     losses, metrics, mass = book
@@ -100,11 +129,25 @@ def noted(book: Ledger, t: Array, loss: Array, values: tuple[Array, ...], batch:
     return Ledger(losses, metrics.at[t].set(jnp.stack(values)) if values else metrics, mass)
 
 
+def figures_of(
+    net: Layer, loss: Loss, metrics: tuple[Metric, ...], transform: Transform | None
+) -> Callable[..., Array]:
+    """The function (params, x, y) -> loss and metrics [1 + m, n] of each example, in evaluation."""
+
+    def figures(params: Any, x: Array, y: Array) -> Array:
+        output, _ = forward(net, params, transformed(transform, x, None))
+        each = (error_of(loss), *(one_number(f, f"the metric {getattr(f, '__name__', f)}") for f in metrics))
+        return jnp.stack([jax.vmap(f)(output, y).astype(jnp.zeros(()).dtype) for f in each])
+
+    return figures
+
+
 @lru_cache(maxsize=64)
 def evaluation_program(
     net: Layer, loss: Loss, metrics: tuple[Metric, ...], transform: Transform | None, block: int
 ) -> Callable[[Any, Array, Array], Float[Array, " m"]]:
     """The program (params, x, y) -> means of the loss and of each metric, in evaluation, `block` examples at a time."""
+    figures = figures_of(net, loss, metrics, transform)
 
     @jax.jit
     @placed(whole)
@@ -115,12 +158,30 @@ def evaluation_program(
             # The last block starts early enough to be whole; what it shares with the one before is left out.
             begin = jnp.minimum(i * size, n - size)
             xs, ys = (lax.dynamic_slice_in_dim(a, begin, size) for a in (x, y))
-            output, _ = forward(net, params, transformed(transform, xs, None))
             fresh = begin + jnp.arange(size) >= i * size
-            figures = (error_of(loss), *(one_number(f, f"the metric {getattr(f, '__name__', f)}") for f in metrics))
-            values = [jax.vmap(f)(output, ys).astype(total.dtype) for f in figures]
-            return total + jnp.where(fresh, jnp.stack(values), 0.0).sum(1)
+            return total + jnp.where(fresh, figures(params, xs, ys), 0.0).sum(1)
 
         return lax.fori_loop(0, -(-n // size), step, jnp.zeros(1 + len(metrics))) / n
 
     return evaluate
+
+
+@lru_cache(maxsize=64)
+def block_program(
+    net: Layer, loss: Loss, metrics: tuple[Metric, ...], transform: Transform | None
+) -> Callable[[Any, Array, Array, Array, Array], Float[Array, " m"]]:
+    """The program (params, total, x, y, fresh) -> the total with the loss and the metrics of a block, where fresh."""
+    figures = figures_of(net, loss, metrics, transform)
+
+    @jax.jit
+    @placed(whole)
+    def add(params: Any, total: Array, x: Array, y: Array, fresh: Array) -> Array:
+        return total + jnp.where(fresh, figures(params, x, y), 0.0).sum(1)
+
+    return add
+
+
+@partial(jax.jit, static_argnums=1)
+def mean_of(total: Array, n: int) -> Array:
+    """Over n, compiled as in `evaluation_program`, where n is known too: the same bits."""
+    return total / n

@@ -17,7 +17,7 @@ import numpy as np
 from jbp.arguments import as_count, as_number
 
 Row = dict[str, float]
-StopReason = Literal["epochs", "patience", "target", "callback", "interrupted", "diverged"]
+StopReason = Literal["epochs", "patience", "target", "callback", "interrupted", "diverged", "bad batch"]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def kept_row(rows: Sequence[Row], start: Row, best_epoch: int | None) -> Row:
 
 
 class Steps(NamedTuple):
-    """Figures of an epoch's first steps, and whether the parameters after them are finite."""
+    """Figures of an epoch's first steps, and what a loss that is not finite means."""
 
     epoch: int
     losses: np.ndarray
@@ -84,8 +84,10 @@ class Steps(NamedTuple):
     """[last, m]."""
     mass: np.ndarray | None = None
     """[last]: what each counts, where that is not its number of examples; one of 0 has no loss."""
-    sound: bool = False
-    """True where the parameters are known to be finite, and a loss that is not does not end the run."""
+    sound: bool | None = None
+    """Of a private run, which no loss may end: whether the parameters are finite. None: the losses decide."""
+    skips: bool = False
+    """Whether a step that ends in a number that is not finite is left out, its loss NaN, and the run goes on."""
 
 
 class EpochEnd(NamedTuple):
@@ -115,7 +117,10 @@ class Progress:
     best_epoch: int = 0
     stop_reason: StopReason | None = None
     diverged_at: int | None = None
-    """The first step, counted from 1 over the whole run, whose loss was not finite and ended it."""
+    """The first step, counted from 1 over the whole run, whose loss was not finite and ended it. Of a private
+    run, whose parameters decide, the last step before it was seen that they are not finite."""
+    skipped: tuple[int, ...] = field(default=(), repr=False)
+    """The steps that were left out, counted alike."""
     epoch: int = 1
     step: int = 0
     """Steps taken in the epoch."""
@@ -140,13 +145,17 @@ class Progress:
         return self.rows[-1]["train_loss"]
 
     def mean(self, values: np.ndarray) -> float:
-        """Over an epoch's first steps, each counted by its examples, or by the sum of their weights; NaN of none."""
-        weights = np.asarray(self.sizes if self.mass is None else self.mass)[: len(values)]
+        """Over an epoch's first steps, each counted by its examples, or by the sum of their weights, without those that
+        were skipped; NaN of none."""
+        weights = np.array(self.sizes if self.mass is None else self.mass)[: len(values)]
+        before = sum(map(len, self.finished))
+        weights[[step - before - 1 for step in self.skipped if step > before]] = 0
         total = weights.sum()
         return float(np.where(weights > 0, values * weights, 0.0).sum() / total) if total else math.nan
 
     def all_losses(self) -> np.ndarray:
-        """The loss of every step taken, in order; NaN of one whose batch was empty, or all of weight 0."""
+        """The loss of every step taken, in order; NaN of one whose batch was empty, or all of weight 0, and of one
+        that was skipped."""
         return np.concatenate([*self.finished, self.losses])
 
     def to_json(self) -> dict[str, Any]:
@@ -155,12 +164,12 @@ class Progress:
         found |= {"aim": dataclasses.asdict(self.aim), "finished": [losses.tolist() for losses in self.finished]}
         found |= {name: getattr(self, name).tolist() for name in ("losses", "metrics")}
         found |= {"mass": None if self.mass is None else self.mass.tolist()}
-        return found | {name: list(getattr(self, name)) for name in ("names", "sizes", "rows")}
+        return found | {name: list(getattr(self, name)) for name in ("names", "sizes", "rows", "skipped")}
 
     @staticmethod
     def from_json(found: dict[str, Any]) -> Progress:
         """What `to_json` gave."""
-        made: dict[str, Any] = found | {name: tuple(found[name]) for name in ("names", "sizes", "rows")}
+        made: dict[str, Any] = found | {name: tuple(found[name]) for name in ("names", "sizes", "rows", "skipped")}
         made |= {"aim": Aim(**found["aim"]), "finished": tuple(map(np.asarray, found["finished"]))}
         made |= {"losses": np.asarray(found["losses"], float)}
         made |= {"mass": None if found["mass"] is None else np.asarray(found["mass"], float)}
@@ -181,10 +190,13 @@ def _steps(progress: Progress, seen: Steps) -> Progress:
     empty = np.zeros(len(losses), bool) if seen.mass is None else seen.mass == 0
     losses = np.where(empty, math.nan, losses)
     broken = np.flatnonzero(~np.isfinite(losses) & ~empty)
-    if len(broken) and not seen.sound:
-        losses = losses[: broken[0] + 1]
-        at = sum(map(len, progress.finished)) + len(losses)
-        now |= {"stop_reason": "diverged", "diverged_at": at}
+    before = sum(map(len, progress.finished))
+    if seen.skips:
+        earlier = [step for step in progress.skipped if step <= before]
+        now["skipped"] = (*earlier, *(before + 1 + broken).tolist())
+    elif seen.sound is False or (seen.sound is None and len(broken)):
+        losses = losses if seen.sound is False else losses[: broken[0] + 1]
+        now |= {"stop_reason": "diverged", "diverged_at": before + len(losses)}
     return dataclasses.replace(progress, losses=losses, metrics=metrics[: len(losses)], **now)
 
 
