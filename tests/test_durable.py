@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ import jbp
 from jbp.durable import checkpoints as checkpoints_module
 from jbp.durable import saver as saver_module
 from jbp.durable.checkpoints import Checkpoints
-from jbp.durable.lock import Lock
+from jbp.durable.lock import LOCK, Lock
 from jbp.durable.manifest import MANIFEST, Damaged, verified
 from jbp.durable.saver import CHECKPOINTS, Every
+from jbp.train.facts import said
 
 METRICS = {"accuracy": jbp.accuracy}
 
@@ -280,6 +282,15 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_an_object_that_says_its_address_is_known_again_in_another_process():
+    class Plain:
+        pass
+
+    one, other = Plain(), Plain()
+    assert repr(one) != repr(other) and said(one) == said(other)
+    assert said(one).endswith("Plain object>")
+
+
 def test_other_data_are_refused_by_their_hash(begun: Path):
     with pytest.raises(ValueError, match="was begun with another data: resume with the same"):
         jbp.fit(NET, LOSS, SGD, (X + 1e-9, Y), seed=3, epochs=4, batch_size=5, save_to=begun, resume=True)
@@ -338,6 +349,8 @@ def test_a_second_signal_stops_at_once_and_the_last_checkpoint_serves(tmp_path: 
     with pytest.raises(KeyboardInterrupt) as caught:
         run({}, save_to=tmp_path, save_every="3steps", callbacks=(press,))
     assert not isinstance(caught.value, jbp.Interrupted) and caught.value.signal == signal.SIGTERM  # type: ignore[attr-defined]
+    while (tmp_path / LOCK).exists():  # the thread ends what it had begun to write, and only then frees the folder
+        time.sleep(0.01)
     assert same(run({}, save_to=tmp_path, resume=True).params, run({}).params)
 
 

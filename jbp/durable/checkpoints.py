@@ -63,7 +63,7 @@ class Checkpoints:
         self.folder, self.keep, self.secret = folder.absolute(), keep, secret
         self._worker = ThreadPoolExecutor(1, "jbp-save")
         self._worker.submit(orbax)  # imported while the program is compiled
-        self._pending: Future[None] | None = None
+        self.pending: Future[None] | None = None
 
     def steps(self) -> list[int]:
         """Of the checkpoints that were finished, the newest first; whether they are whole is not looked at."""
@@ -93,14 +93,14 @@ class Checkpoints:
         # Copies: on a CPU an array of NumPy's may be the very memory that the next step takes over.
         arrays = [np.array(_plain(leaf)) for _, leaf in leaves]
         kinds = [_kind(path, leaf) for path, leaf in leaves]
-        self._pending = self._worker.submit(self._write, step, arrays, about | {"step": step, "leaves": kinds}, alone)
+        self.pending = self._worker.submit(self._write, step, arrays, about | {"step": step, "leaves": kinds}, alone)
 
     def check(self) -> None:
         """Raise now what writing has ended with, if it has ended.
 
         Raises: OSError if the checkpoint could not be written.
         """
-        if self._pending is not None and self._pending.done():
+        if self.pending is not None and self.pending.done():
             self.wait()
 
     def wait(self) -> None:
@@ -108,7 +108,7 @@ class Checkpoints:
 
         Raises: OSError if it could not be.
         """
-        pending, self._pending = self._pending, None
+        pending, self.pending = self.pending, None
         if pending is not None:
             pending.result()
 

@@ -199,12 +199,17 @@ class Saver:
         return self
 
     def __exit__(self, kind: Any, error: Any, *_: Any) -> None:
-        """Wait until what was begun is written, but not when told to stop at once, which leaves no result."""
+        """Wait until what was begun is written, but not when told to stop at once, which leaves no result; then the
+        folder is free once the thread has written it."""
         at_once = isinstance(error, KeyboardInterrupt) and not hasattr(error, "result")
+        writing = self.checkpoints.pending if at_once else None
         try:
             self.checkpoints.close(wait=not at_once)
         finally:
-            self._free()
+            if writing is None:
+                self._free()
+            else:
+                writing.add_done_callback(lambda _: self._free())
 
     def _free(self) -> None:
         if self._lock is not None:

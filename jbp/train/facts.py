@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,12 @@ def saving_of(save_to: Any, every: Any, keep: Any, resume: Any) -> Saving | None
     return Saving(Path(save_to), every, keep, as_bool(resume, "resume"))
 
 
+def said(value: Any) -> str:
+    """Its representation, without the address in memory that a class without one of its own puts there: in the process
+    that goes on it is another."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
 def facts_about(problem: Problem, state: State, x: Array) -> dict[str, Any]:
     """What of a problem decides how a run goes on: its parts by their names, functions by what they do."""
     grads, transform = state.params, None
@@ -42,7 +49,7 @@ def facts_about(problem: Problem, state: State, x: Array) -> dict[str, Any]:
         return optimised(problem, state, Sums(jnp.zeros(()), grads, ()), lambda params: jnp.zeros(()))
 
     return {
-        "net": repr(problem.net), "loss": repr(problem.loss), "method": repr(problem.method),
-        "trainable": repr(problem.trainable), "metrics": [name for name, _ in problem.metrics],
+        "net": said(problem.net), "loss": said(problem.loss), "method": said(problem.method),
+        "trainable": said(problem.trainable), "metrics": [name for name, _ in problem.metrics],
         "optimizer": fingerprint(update, state, grads), "transform": transform,
     }  # fmt: skip
