@@ -17,6 +17,7 @@ import numpy as np
 import optax
 import pytest
 from test_step import LOSS, NET, SGD, K, X, Y, same
+from test_survive import corrupt
 
 import jbp
 from jbp.durable import checkpoints as checkpoints_module
@@ -91,25 +92,6 @@ def test_a_newer_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         made.newest(like)
 
 
-def damage(path: Path, rng: np.random.Generator) -> str:
-    """Flip a bit, cut off, zero a stretch or delete; answers with what was done."""
-    data, kind = bytearray(path.read_bytes()), str(rng.choice(["flip", "cut", "zero", "delete"]))
-    if kind == "delete" or not data:
-        path.unlink()
-        return "delete"
-    at = int(rng.integers(len(data)))
-    if kind == "flip":
-        data[at] ^= 1 << int(rng.integers(8))
-    if kind == "cut":
-        del data[at:]
-    if kind == "zero":
-        if not any(data[at : at + 64]):
-            data[at] ^= 255
-        data[at : at + 64] = bytes(len(data[at : at + 64]))
-    path.write_bytes(data)
-    return kind
-
-
 def test_of_200_damages_none_goes_unseen_and_the_checkpoint_before_serves(tmp_path: Path):
     """The file is named before orbax opens any of them."""
     made, rng = saved(tmp_path, 5, 7), np.random.default_rng(0)
@@ -119,17 +101,17 @@ def test_of_200_damages_none_goes_unseen_and_the_checkpoint_before_serves(tmp_pa
     done: dict[str, int] = {}
     for _ in range(200):
         path = files[rng.integers(len(files))]
-        kind = damage(path, rng)
+        kind = corrupt(path, rng)
         done[kind] = done.get(kind, 0) + 1
-        if path.name == MANIFEST and kind == "delete":
+        if path.name == MANIFEST and kind == "deleted":
             assert made.steps() == [5]
         else:
             with pytest.raises(Damaged) as caught:
                 verified(tmp_path / "7")
             assert caught.value.file == path and str(caught.value).startswith(f"{path}: ")
         path.write_bytes(whole[path])
-    assert min(done[kind] for kind in ("flip", "cut", "zero", "delete")) > 30
-    damage(files[-1], rng)
+    assert min(done[kind] for kind in ("flipped", "cut off", "zeroed", "deleted")) > 30
+    corrupt(files[-1], rng)
     found, about, wrong = made.newest(like)
     assert int(found["step"]) == about["step"] == 5 and [error.file for error in wrong] == [files[-1]]
 

@@ -75,11 +75,13 @@ def measure(section: str, size: harness.Size) -> dict[str, Any]:
 
 
 def draw(path: Path) -> None:
-    """The picture of a saved result, as PNG beside it."""
+    """The picture of a saved result, as PNG beside it, if anything was measured."""
     import matplotlib.pyplot as plt
 
     result = json.loads(path.read_text())
     section, rows = result["section"], harness.from_json(result["rows"])
+    if all(figure.value is None for row in rows for figure in row.figures):
+        return  # nothing was measured yet
 
     mpl.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
     figure = importlib.import_module(section).plot(rows)

@@ -1,8 +1,10 @@
 """Do runs survive? Real runs, killed at random, their checkpoints damaged, their disk filled: what was lost.
 
-    python experiments/measurements/survive.py           about fifteen minutes; writes experiments/results/survive.json
-    python experiments/measurements/survive.py --only kills
-    python experiments/measurements/survive.py --quick   half a minute, nothing written
+    python experiments/measurements/survive.py           about twenty minutes; writes experiments/results/survive.json
+                                                         and its table into docs/surviving.md
+    python experiments/measurements/survive.py --only signals  a section, or a kind of run that is killed; the rows of
+                                                               the others stay as they are
+    python experiments/measurements/survive.py --quick         half a minute, nothing written
 
 kills        `jbp train --save-every 1s` is killed with SIGKILL while it starts, trains and saves, and goes on with
              --resume, again and again: 25 times in one long run, 5 times in each of several kinds of run. Parameters,
@@ -11,6 +13,9 @@ kills        `jbp train --save-every 1s` is killed with SIGKILL while it starts,
 signals      SIGTERM and Ctrl-C: what the process says and with which status it ends; a second signal
 corruptions  200 files of checkpoints flipped, cut off, zeroed or deleted: each is named, and the run goes on from the
              checkpoint before, to the same bits
+bad batches  streams that raise, end, or change shape or dtype at a random batch, or hold NaN or what overflows, and
+             files of rows that hold such: the batch and the row are named, and a run of a stream, mended, goes on to
+             the same bits
 full disks   a small file system (tmpfs, which root may mount) is filled while the run saves: it says so with status
              1, and goes on once there is room
 
@@ -48,11 +53,11 @@ from jbp.durable.manifest import MANIFEST, Damaged, verified
 from jbp.durable.saver import CHECKPOINTS
 
 RESULT = common.RESULTS / "survive.json"
-SECTIONS = ("kills", "signals", "corruptions", "full disks")
+PAGE = Path(__file__).parents[2] / "docs" / "surviving.md"
+BEGIN, END = "<!-- what was lost -->\n", "<!-- end of what was lost -->"
+SECTIONS = ("kills", "signals", "corruptions", "bad batches", "full disks")
 CLOCKS = {"seconds", "examples_per_second", "resumed_at", "sha256"}
 """What differs between two runs that are the same, sha256 because it is of files that hold the others."""
-STEPS_OF_AN_EPOCH = 29
-"""Of the digits, 32 at a time, on which all of these train."""
 LONG = ("--patience", "0")
 KINDS: dict[str, tuple[int, tuple[str, ...]]] = {
     "one long run": (2400, LONG),
@@ -64,9 +69,10 @@ KINDS: dict[str, tuple[int, tuple[str, ...]]] = {
     "private, with a seed": (300, ("--net", "64 relu", "--private", "--seed", "1")),
     "many seeds": (300, ("--net", "256 relu dropout:0.2", "--seeds", "0:3", *LONG)),
     "batch normalisation": (700, ("--net", "512 batchnorm relu 256 batchnorm relu", *LONG)),
+    "a streamed source": (700, ("--net", "512 relu 256 relu dropout:0.2", *LONG)),
     "in place": (1500, ()),
 }
-"""Epochs, and words of the command; the run in place is one of `jbp.fit`, which alone can."""
+"""Epochs, and words of the command; the run in place is one of `jbp.fit`, which alone can. All train on the digits."""
 
 
 @dataclass
@@ -92,7 +98,22 @@ def words(kind: str, folder: Path, epochs: int, goes_on: bool) -> list[str]:
     if goes_on:
         return [sys.executable, "-m", "jbp", "train", "--resume", str(folder)]
     options = ["--epochs", str(epochs), "--save-every", "1s", "--out", str(folder), *KINDS[kind][1]]
+    if kind == "a streamed source":
+        options += ["--data", str(rows_on_disk(folder.parent / "rows"))]
     return [sys.executable, "-m", "jbp", "train", *options]
+
+
+def rows_on_disk(folder: Path) -> Path:
+    """The digits as .npy files, x in two shards, which are read while they are trained on."""
+    if not folder.exists():
+        folder.mkdir()
+        data = jbp.data.load_dataset("digits")
+        for name in ("train", "test"):
+            x, y = (np.asarray(getattr(data, f"{letter}_{name}")) for letter in "xy")
+            for i, part in enumerate(np.array_split(x.reshape(len(x), -1), 2)):
+                np.save(folder / f"x_{name}-{i:03d}.npy", part)
+            np.save(folder / f"y_{name}.npy", y)
+    return folder
 
 
 def child(folder: Path, epochs: int) -> None:
@@ -102,17 +123,23 @@ def child(folder: Path, epochs: int) -> None:
     net = jbp.serial(jbp.Dense(512), jbp.relu, jbp.Dropout(0.4), jbp.Dense(256), jbp.relu, jbp.Dense(10))
     rows = folder / "metrics.jsonl"
 
+    epoch, begun = -(-len(x) // 32), []
+
     def note(event: jbp.Event) -> None:
+        if not begun:
+            begun.append(event.step - epoch)
+            if begun[0]:
+                print(f"going on from step {begun[0]}", file=sys.stderr, flush=True)
         if event.row is not None:
             with rows.open("a") as file:
                 file.write(json.dumps(event.row) + "\n")
 
     found = jbp.fit(
         net, jbp.losses.softmax_cross_entropy, jbp.optim.sgd(0.05, momentum=0.9), (x.reshape(len(x), -1), y),
-        epochs=epochs, in_place=True, callbacks=(note,), save_to=folder, save_every="1s", resume=True,
+        epochs=epochs, in_place=True, callbacks=(note,), chunk_steps=epoch, save_to=folder, save_every="1s",
+        resume=True,
     )  # fmt: skip
-    if found.resumed_at:
-        print(f"going on from step {found.resumed_at[-1]}", file=sys.stderr)
+    common.require((found.resumed_at or (0,))[-1] == begun[0], f"{found.resumed_at}, but the first chunk says {begun}")
     jbp.checkpoint.save(folder / "params.safetensors", found.params)
     history = [{name: value for name, value in row.items() if name not in CLOCKS} for row in found.history]
     common.write(folder / "summary.json", {"history": history, "resumed_at": list(found.resumed_at)})
@@ -129,14 +156,14 @@ def left(folder: Path) -> tuple[Any, Any, Any]:
     return bare[:-1], bare[-1], params.read_bytes() if params.exists() else None
 
 
-def executed(folder: Path, begun: int) -> int:
-    """At most how many steps a process took that went on from step `begun`: by its last epoch, and one more."""
+def executed(folder: Path, begun: int, epoch: int) -> int:
+    """At most how many steps a process took that went on from `begun`: to its last epoch's end, and an `epoch`."""
     try:
         lines = (folder / "metrics.jsonl").read_text().splitlines()
     except FileNotFoundError:
         lines = []
     last = max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
-    return max(0, int(last) - begun) + STEPS_OF_AN_EPOCH
+    return max(0, int(last) - begun) + epoch
 
 
 def saving(folder: Path) -> bool:
@@ -154,6 +181,7 @@ def kills(kind: str, times: int, epochs: int, scratch: Path, rng: np.random.Gene
     began = time.perf_counter()
     subprocess.run(words(kind, whole, epochs, False), check=True, capture_output=True)
     alone = time.perf_counter() - began
+    steps = int(left(whole)[0][-1]["step"])
     moments = {"starting": 0, "training": 0, "saving": 0}
     total, begun, zero, longest = 0, 0, 0, ""
     wanted = [list(moments)[i % 3] for i in range(times)]
@@ -167,8 +195,9 @@ def kills(kind: str, times: int, epochs: int, scratch: Path, rng: np.random.Gene
         _, said = process.communicate()
         found = [line for line in said.splitlines() if "going on from step" in line]
         at = int(found[-1].rpartition("step ")[2].replace(",", "")) if found else 0
-        zero += had and not at and hit != "starting"
-        total += executed(folder, at)
+        zero += had and not at and moment != "starting"
+        if found or not had:  # one that was to go on, and was killed before it said from where, has taken no step
+            total += executed(folder, at, steps // epochs)
         begun = max(begun, at)
         if not hit:
             if process.returncode:
@@ -176,7 +205,6 @@ def kills(kind: str, times: int, epochs: int, scratch: Path, rng: np.random.Gene
             break
         moments[hit] += 1
         row.done += 1
-    steps = epochs * STEPS_OF_AN_EPOCH
     same = not longest and left(folder) == left(whole)
     resumed = json.loads((folder / "summary.json").read_text()).get("resumed_at", []) if not longest else []
     row.more = moments | {
@@ -204,7 +232,7 @@ def _kill(process: subprocess.Popen[str], folder: Path, moment: str, rng: np.ran
             time.sleep(0.0005)
         if moment == "saving":
             time.sleep(rng.uniform(0.0, 0.05))
-    inside = saving(folder)
+    inside = moment != "starting" and saving(folder)  # while it starts, what a kill before left may still be there
     if process.poll() is not None:
         return ""
     process.kill()
@@ -212,10 +240,10 @@ def _kill(process: subprocess.Popen[str], folder: Path, moment: str, rng: np.ran
     return "saving" if inside else "training" if moment == "saving" else moment
 
 
-def all_kills(quick: bool, scratch: Path) -> list[Row]:
+def all_kills(quick: bool, only: str | None, scratch: Path) -> list[Row]:
     rng, rows = np.random.default_rng(0), []
     for kind, (epochs, _) in KINDS.items():
-        if quick and kind != "dropout and patience":
+        if kind != ("dropout and patience" if quick else only or kind):
             continue
         folder = scratch / kind.replace(" ", "_").replace(",", "")
         folder.mkdir()
@@ -285,7 +313,7 @@ def corrupt(path: Path, rng: np.random.Generator) -> str:
 def corruptions(times: int, scratch: Path) -> list[Row]:
     """Damage one file, of the newest checkpoint or of both, and go on."""
     rng, rows = np.random.default_rng(1), {}
-    x, y = rng.normal(size=(64, 8)).astype(np.float32), rng.integers(0, 3, 64)
+    x, y = rng.normal(size=(64, 8)).astype(jax.dtypes.canonicalize_dtype(float)), rng.integers(0, 3, 64)
     net, optimizer = jbp.serial(jbp.Dense(16), jbp.relu, jbp.Dense(3)), jbp.optim.sgd(0.1, momentum=0.9)
 
     def fit(folder: Path | None, **more: Any) -> jbp.Fit:
@@ -332,6 +360,104 @@ def corruptions(times: int, scratch: Path) -> list[Row]:
                 )
         shutil.rmtree(folder)
     found = [rows[kind] for kind in sorted(rows)]
+    for row in found:
+        say(row)
+    return found
+
+
+# Bad batches
+
+
+BREAKS = ("raises", "ends early", "another shape", "another dtype", "not a number", "too large a number")
+
+
+@dataclass(frozen=True)
+class Breaking:
+    """Batches of which one, counted from 1, is not as it should be; 0 is none."""
+
+    batches: list[tuple[np.ndarray, np.ndarray]]
+    bad: int = 0
+    how: str = ""
+    row: int = 0
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Any:
+        for number, (x, y) in enumerate(self.batches, 1):
+            if number != self.bad:
+                yield x, y
+            elif self.how == "raises":
+                raise OSError("the disk is gone")
+            elif self.how == "ends early":
+                return
+            elif self.how == "another shape":
+                yield x[:, 1:], y
+            elif self.how == "another dtype":
+                yield x.astype(np.float16), y
+            else:
+                x = x.copy()
+                x[self.row] = np.nan if self.how == "not a number" else np.finfo(x.dtype).max
+                yield x, y
+
+
+def bad_batches(times: int, scratch: Path) -> list[Row]:
+    """A stream that breaks at a random batch, then mended and gone on with; NaN in a random row of a file."""
+    rng = np.random.default_rng(2)
+    x, y = rng.normal(size=(48, 8, 8)).astype(jax.dtypes.canonicalize_dtype(float)), rng.integers(0, 3, (48, 8))
+    batches = list(zip(x, y, strict=True))
+    net, optimizer = jbp.serial(jbp.Dense(16), jbp.relu, jbp.Dense(3)), jbp.optim.sgd(0.1, momentum=0.9)
+
+    def fit(data: Any, folder: Path | None, **more: Any) -> jbp.Fit:
+        options: dict[str, Any] = {"epochs": 6, "chunk_steps": 4, "save_to": folder, "save_every": "8steps"} | more
+        return jbp.fit(net, jbp.losses.softmax_cross_entropy, optimizer, data, **options)
+
+    def stream(*how: Any) -> jbp.data.Stream:
+        return jbp.data.Stream(Breaking(batches, *how), steps=8)
+
+    whole = fit(stream(), None, save_every="60s")
+    rows = {how: Row("bad batches", f"a stream: {how}", more={"most steps taken again": 0}) for how in BREAKS}
+    for i in range(times):
+        how, bad, at = BREAKS[i % len(BREAKS)], int(rng.integers(2, len(batches) + 1)), int(rng.integers(8))
+        bad += how == "ends early" and bad % 8 == 1  # with an epoch a stream may end: it is begun anew
+        folder, row = scratch / "stream", rows[how]
+        try:
+            fit(stream(bad, how, at), folder)
+            raise AssertionError(f"batch {bad} of a stream: {how}: went through without a word")
+        except jbp.train.BadBatch as error:
+            named = how != BREAKS[-1] and error.batch == bad and (how != "not a number" or f"row {at}," in str(error))
+            common.require(named, f"{how} at {bad}, row {at}: {error}")
+        except jbp.Diverged as error:
+            at_fault = None if error.place is None else (error.place.step, error.place.example)
+            common.require(how == BREAKS[-1] and at_fault == (bad, at), f"{how} at {bad}, row {at}: {error}")
+            common.require(error.batch is not None and error.batch.exists(), f"{how} at {bad}: no batch was kept")
+        ended = fit(stream(), folder, resume=True)
+        begun = ended.resumed_at[0] if ended.resumed_at else 0
+        same = jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), ended.params, whole.params))
+        # An epoch of 8 steps is read as one block, and saved before the next: no more than one is lost.
+        common.require(same and bad - 1 - begun <= 8, f"{how} at {bad}: resumed at {begun}, the same bits: {same}")
+        row.more["most steps taken again"] = max(row.more["most steps taken again"], bad - 1 - begun)
+        row.done += 1
+        shutil.rmtree(folder)
+    row = Row("bad batches", f"a file of rows: {BREAKS[-1]}", more={"skipped": 0})
+    path, flat = scratch / "x.npy", x.reshape(-1, 8)
+    for _ in range(max(1, times // len(BREAKS))):
+        at = int(rng.integers(len(flat)))
+        np.save(path, np.where(np.arange(len(flat))[:, None] == at, np.finfo(flat.dtype).max, flat))
+        data = jbp.data.Rows(np.load(path, mmap_mode="r")), y.reshape(-1)
+        try:
+            fit(data, None, save_every="60s", batch_size=8, epochs=1)
+            raise AssertionError(f"row {at}: went through without a word")
+        except jbp.Diverged as error:
+            common.require(error.place is not None and error.place.row == at, f"row {at}: {error}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it says how many were skipped
+            ended = fit(data, None, save_every="60s", batch_size=8, epochs=1, on_bad="skip")
+        finite = all(bool(np.isfinite(a).all()) for a in jax.tree.leaves(ended.params))
+        common.require(finite and ended.skipped_steps == 1, f"row {at}: {ended.skipped_steps} steps were skipped")
+        row.more["skipped"] += 1
+        row.done += 1
+    found = [*rows.values(), row]
     for row in found:
         say(row)
     return found
@@ -397,6 +523,29 @@ def full_disks(times: int, scratch: Path) -> list[Row]:
     return [row]
 
 
+# The table
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """What was done, how often, and what was lost, in Markdown."""
+    lines = ["| what was done | how often | what was lost | |", "| --- | --- | --- | --- |"]
+    for row in rows:
+        more = {name: value for name, value in row.items() if name not in Row.__dataclass_fields__}
+        resumed = more.pop("resumed at", None)
+        told = [f"{name}: {str(value).lower() if isinstance(value, bool) else value}" for name, value in more.items()]
+        told += [f"resumed {len(resumed)} times"] if resumed else []
+        lines.append(f"| {row['section']}: {row['what']} | {row['done']} | {row['lost']} | {'; '.join(told)} |")
+    return "\n".join(lines) + "\n"
+
+
+def with_table(page: str, rows: list[dict[str, Any]]) -> str:
+    """The page with that table between its comments."""
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    common.require(rest and after, f"{PAGE} has no {BEGIN.strip()} … {END.strip()}")
+    return before + BEGIN + table(rows) + END + after
+
+
 def say(row: Row) -> None:
     print(json.dumps(row.json(), ensure_ascii=False), flush=True)
 
@@ -404,7 +553,7 @@ def say(row: Row) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--only", choices=SECTIONS)
+    parser.add_argument("--only", choices=[*SECTIONS, *KINDS], metavar="SECTION or KIND", help=", ".join(SECTIONS))
     parser.add_argument("--child", nargs=2, metavar=("FOLDER", "EPOCHS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -413,26 +562,34 @@ def main() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(
         [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     )
-    began, found = time.perf_counter(), {}
+    began, found = time.perf_counter(), []
+    section = "kills" if options.only in KINDS else options.only
+    kind = options.only if options.only in KINDS else None
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         sections: dict[str, Callable[[Path], list[Row]]] = {
-            "kills": lambda at: all_kills(options.quick, at),
+            "kills": lambda at: all_kills(options.quick, kind, at),
             "signals": signals,
             "corruptions": lambda at: corruptions(20 if options.quick else 200, at),
+            "bad batches": lambda at: bad_batches(6 if options.quick else 240, at),
             "full disks": lambda at: full_disks(1 if options.quick else 5, at),
         }
-        for section, run in sections.items():
-            if options.only in (None, section) and not (options.quick and section in ("signals", "full disks")):
-                at = scratch / section.replace(" ", "_")
+        for one, run in sections.items():
+            if section in (None, one) and not (options.quick and one in ("signals", "full disks")):
+                at = scratch / one.replace(" ", "_")
                 at.mkdir()
-                found[section] = [row.json() for row in run(at)]
-    if options.quick or options.only:
+                found += [row.json() for row in run(at)]
+    if options.quick:
         return
-    rows = [row for section in found.values() for row in section]
-    common.write(
-        RESULT, {"minutes": round((time.perf_counter() - began) / 60, 1), "versions": versions(), "rows": rows}
-    )
+    saved = json.loads(RESULT.read_text()) if options.only and RESULT.exists() else {"rows": [], "minutes": 0.0}
+    rows = {(row["section"], row["what"]): row for row in [*saved["rows"], *found]}
+    order = [
+        (one, kind) for one in SECTIONS for kind in (KINDS if one == "kills" else [w for s, w in rows if s == one])
+    ]
+    kept = [rows[place] for place in order if place in rows]
+    minutes = saved["minutes"] + (time.perf_counter() - began) / 60
+    common.write(RESULT, {"minutes": round(minutes, 1), "versions": versions(), "rows": kept})
+    common.save(PAGE, with_table(PAGE.read_text(), kept))
 
 
 if __name__ == "__main__":
