@@ -255,6 +255,13 @@ def all_kills(quick: bool, only: str | None, scratch: Path) -> list[Row]:
 
 # Signals
 
+HEARING = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("jbp", run_name="__main__", alter_sys=True)
+"""
+"""`python -m jbp`, which hears Ctrl-C even if this runs in a shell's background (`preexec_fn` would fork)."""
+
 
 def _step(folder: Path) -> int:
     return int(folder.name) if (folder / MANIFEST).exists() else -1
@@ -266,11 +273,9 @@ def signals(scratch: Path) -> list[Row]:
         for second in (False, True):
             row = Row("signals", f"{number.name}{', twice' * second}", 1)
             folder = scratch / f"{number.name}{second}"
-            options = ["--epochs", "5000", "--save-every", "1s", "--out", str(folder), *LONG]
-            process = subprocess.Popen(
-                [sys.executable, "-m", "jbp", "train", *options], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-            )  # fmt: skip
+            options = ["train", "--epochs", "5000", "--save-every", "1s", "--out", str(folder), *LONG]
+            command = [sys.executable, "-c", HEARING, *options]
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
             while process.poll() is None and not Checkpoints.finished(folder / CHECKPOINTS):
                 time.sleep(0.01)
             sent = time.perf_counter()
@@ -317,13 +322,8 @@ def corruptions(times: int, scratch: Path) -> list[Row]:
     net, optimizer = jbp.serial(jbp.Dense(16), jbp.relu, jbp.Dense(3)), jbp.optim.sgd(0.1, momentum=0.9)
 
     def fit(folder: Path | None, **more: Any) -> jbp.Fit:
-        options: dict[str, Any] = {
-            "epochs": 6,
-            "batch_size": 8,
-            "chunk_steps": 4,
-            "save_to": folder,
-            "save_every": "8steps",
-        }
+        options: dict[str, Any] = {"epochs": 6, "batch_size": 8, "chunk_steps": 4}
+        options |= {"save_to": folder, "save_every": "8steps"}
         return jbp.fit(net, jbp.losses.softmax_cross_entropy, optimizer, (x, y), **options | more)
 
     whole = fit(None, save_every="60s")
