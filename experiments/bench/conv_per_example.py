@@ -1,9 +1,10 @@
 """Convolutional nets: per-example norms, norms with the gradient, and clipping, jbp beside what else has them.
 
 Beside `jax.vmap(jax.grad)`, results compared first: FLOPs (of products, in the program, loops times their rounds) and
-bytes of temporaries over those of one plain gradient, and time, in turn. Then each in its own framework's plain
-gradients: BackPACK and Opacus (ghost clipping, and its hooks' per-sample gradients) in PyTorch, at its best number of
-threads, and twenty lines of user code on JAX's `with_logs` (JAX 0.12 or later).
+bytes of temporaries over those of one plain gradient, counted with XLA's own convolutions, and time, in turn, with the
+routes of a CPU. Then each in its own framework's plain gradients: BackPACK and Opacus (ghost clipping, and its hooks'
+per-sample gradients) in PyTorch, at its best number of threads, and twenty lines of user code on JAX's `with_logs` (JAX
+0.12 or later).
 
 Targets: FLOPs at most the smaller of 1.05 times what the multiply-adds allow and what vmap(grad) takes; bytes at most
 the smaller of 1.4 times the plain gradient's (2.4 for wide late layers) and vmap(grad)'s; time at most vmap(grad)'s,
@@ -29,6 +30,7 @@ from harness import Figure, Row, Size, counted, timed
 
 import jbp
 from jbp import stats
+from jbp.pairs import routes
 
 TITLE = "Per-example quantities of convolutional nets"
 CLIP = 1.0
@@ -79,7 +81,9 @@ def measure(case: Any, rounds: int) -> list[Row]:
     """The figures of one net, a row for each quantity."""
     args, ours, theirs = case.arguments(), of_jbp(case), of_vmap(case)
     plain = case.ours()
-    base, work = harness.compiled(plain, *args), product_flops(plain, *args)
+    base = harness.compiled(plain, *args)
+    with routes.plain():
+        work, bare = product_flops(plain, *args), harness.temporaries(harness.compiled(plain, *args))
     floors = next((f for name, f in FLOORS.items() if case.name.startswith(name)), None)
     fattest = 2.4 if case.name.startswith("wide") else 1.4
     rows = []
@@ -90,8 +94,9 @@ def measure(case: Any, rounds: int) -> list[Row]:
             np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4 * max(float(jnp.abs(b).max()), 1e-9), err_msg=what)
         runs = {way: (lambda p=program: p(*args)) for way, program in built.items()}
         times = harness.in_turn({"plain": lambda: base(*args)} | runs, rounds)
-        flops = {way: product_flops(read, *args) / work for way, read in reads.items()}
-        fat = {way: harness.temporaries(program) / harness.temporaries(base) for way, program in built.items()}
+        with routes.plain():
+            flops = {way: product_flops(read, *args) / work for way, read in reads.items()}
+            fat = {way: harness.temporaries(harness.compiled(read, *args)) / bare for way, read in reads.items()}
         most = [flops["vmap(grad)"]]
         if floors is not None and what != "both":
             most.append(1.05 * floors[what == "clipped"])
