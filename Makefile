@@ -7,7 +7,7 @@ CASES ?= 2000
 BIN := $(VENV)/bin
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 
-.PHONY: help train test soak test-all test-accelerator fuzz mutants peers lint types format docs experiments measurements bench bench-full build clean
+.PHONY: help train test soak test-all test-accelerator fuzz mutants peers lint types format page docs experiments measurements bench bench-full build clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 22
@@ -43,6 +43,16 @@ lint: $(VENV)/.installed-dev  ## check style and formatting
 types: $(VENV)/.installed-dev  ## check types
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+page: inspector/node_modules/.installed  ## build the δ page and test it (Node 20; with chromium in a browser too)
+	cd inspector && npm run build && npm test
+	@if command -v chromium >/dev/null; then PYTHONPATH=. $(BIN)/python inspector/pages.py inspector/dist/pages && \
+	  cd inspector && PAGES=dist/pages CHROMIUM=$$(command -v chromium) npm run browser; \
+	else echo "no chromium here: the page was not tried in a browser"; fi
+
+inspector/node_modules/.installed: inspector/package-lock.json
+	cd inspector && PLAYWRIGHT_SKIP_BROWSER_DOWNLOAD=1 npm ci --no-audit --no-fund
+	@touch $@
+
 format: $(VENV)/.installed-dev  ## format the code
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
@@ -56,7 +66,8 @@ experiments: $(VENV)/.installed-plots  ## run every claim of the lectures (ARGS=
 
 measurements: $(VENV)/.installed-plots  ## the other runs behind the numbers (ARGS=--quick: in seconds)
 	@for script in digits mnist what_to_save one_backward_pass learning_rules private_mnist calibrate_tolerance \
-	  check_grads_blindness same_bits conv_accuracy conv_routes window_routes larger_than_memory survive; do echo "$$script"; $(BIN)/python experiments/measurements/$$script.py $(ARGS) || exit 1; done
+	  check_grads_blindness same_bits conv_accuracy conv_routes window_routes larger_than_memory survive meshes \
+	  lost_hosts gpt per_example_optimizers; do echo "$$script"; $(BIN)/python experiments/measurements/$$script.py $(ARGS) || exit 1; done
 
 bench: $(VENV)/.installed-bench  ## time jbp beside what one would use instead (ARGS=--quick: in two minutes)
 	$(BIN)/python experiments/bench/suite.py $(ARGS)

@@ -15,6 +15,8 @@ if _typing.TYPE_CHECKING:
     from jbp import combine as combine
     from jbp import curvature as curvature
     from jbp import data as data
+    from jbp import hosts as hosts
+    from jbp import inspect as inspect
     from jbp import layers as layers
     from jbp import losses as losses
     from jbp import optim as optim
@@ -34,20 +36,26 @@ if _typing.TYPE_CHECKING:
     from jbp.combine import residual as residual
     from jbp.combine import serial as serial
     from jbp.combine import tied as tied
+    from jbp.language import generate as generate
+    from jbp.language import gpt as gpt
     from jbp.layer import Layer as Layer
+    from jbp.layers import Attention as Attention
     from jbp.layers import AvgPool as AvgPool
     from jbp.layers import BatchNorm as BatchNorm
     from jbp.layers import Channel as Channel
     from jbp.layers import Conv as Conv
     from jbp.layers import Dense as Dense
     from jbp.layers import Dropout as Dropout
+    from jbp.layers import Embedding as Embedding
     from jbp.layers import Flatten as Flatten
     from jbp.layers import GlobalPool as GlobalPool
     from jbp.layers import GroupNorm as GroupNorm
     from jbp.layers import LayerNorm as LayerNorm
     from jbp.layers import MaxPool as MaxPool
+    from jbp.layers import Positions as Positions
     from jbp.layers import Reshape as Reshape
     from jbp.layers import RMSNorm as RMSNorm
+    from jbp.layers import Unembedding as Unembedding
     from jbp.layers import elu as elu
     from jbp.layers import gelu as gelu
     from jbp.layers import identity as identity
@@ -60,9 +68,12 @@ if _typing.TYPE_CHECKING:
     from jbp.layers import softplus as softplus
     from jbp.layers import tanh as tanh
     from jbp.metrics import accuracy as accuracy
+    from jbp.metrics import bits_per_token as bits_per_token
+    from jbp.metrics import perplexity as perplexity
     from jbp.pairs import Constant as Constant
     from jbp.pairs import Coupled as Coupled
     from jbp.pairs import Geometry as Geometry
+    from jbp.pairs import Lookup as Lookup
     from jbp.pairs import Outer as Outer
     from jbp.pairs import Pair as Pair
     from jbp.pairs import Scale as Scale
@@ -74,6 +85,7 @@ if _typing.TYPE_CHECKING:
     from jbp.private import Private as Private
     from jbp.private import clipped_sum as clipped_sum
     from jbp.runs import save as save
+    from jbp.sharding import Sharding as Sharding
     from jbp.sinks import observe as observe
     from jbp.step import Backpropagation as Backpropagation
     from jbp.step import Batch as Batch
@@ -105,15 +117,18 @@ else:  # what a type checker reads above, for whoever runs it
         "jbp.backprop": "apply backward forward value_and_grad value_and_pairs",
         "jbp.checkpoint": "Run load",
         "jbp.combine": "branch repeat residual serial tied",
+        "jbp.language": "generate gpt",
         "jbp.layer": "Layer",
         "jbp.layers": (
-            "AvgPool BatchNorm Channel Conv Dense Dropout Flatten GlobalPool GroupNorm LayerNorm MaxPool RMSNorm "
-            "Reshape elu gelu identity initializers leaky_relu relu sigmoid silu softmax softplus tanh"
+            "Attention AvgPool BatchNorm Channel Conv Dense Dropout Embedding Flatten GlobalPool GroupNorm LayerNorm "
+            "MaxPool Positions RMSNorm Reshape Unembedding elu gelu identity initializers leaky_relu relu sigmoid silu "
+            "softmax softplus tanh"
         ),
-        "jbp.metrics": "accuracy",
-        "jbp.pairs": "Constant Coupled Geometry Outer Pair Scale Shift Stack Sum Window contract",
+        "jbp.metrics": "accuracy bits_per_token perplexity",
+        "jbp.pairs": "Constant Coupled Geometry Lookup Outer Pair Scale Shift Stack Sum Window contract",
         "jbp.private": "Private clipped_sum",
         "jbp.runs": "save",
+        "jbp.sharding": "Sharding",
         "jbp.sinks": "observe",
         "jbp.step": "Backpropagation Batch Method Problem State Sums init_state make_step",
         "jbp.tracing": "Trace TraceRow trace",
@@ -123,8 +138,8 @@ else:  # what a type checker reads above, for whoever runs it
     _THERE = {"load": "load_run"}
     """What a name is called at home, if not so."""
     _MODULES = (
-        "check", "checkpoint", "combine", "curvature", "data", "layers", "losses", "optim", "pairs", "rules", "sinks",
-        "stats", "train",
+        "check", "checkpoint", "combine", "curvature", "data", "hosts", "inspect", "layers", "losses", "optim", "pairs",
+        "rules", "sinks", "stats", "train",
     )  # fmt: skip
     __all__ = sorted((*_HOME, *_MODULES))
 

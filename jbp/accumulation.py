@@ -45,7 +45,7 @@ def check_parts(problem: Any, accumulate: Any, batch_size: int | None = None) ->
     )
 
 
-def check_draws(problem: Any, key: Array) -> None:
+def check_draws(problem: Any, key: Array, who: str = "accumulate") -> None:
     """Refuse random numbers that would be others in parts: whether an example draws by its place alone, whoever stands
     beside it, is up to JAX's generator.
 
@@ -57,9 +57,16 @@ def check_draws(problem: Any, key: Array) -> None:
     by_place = name == "threefry2x32" and jax.config.jax_threefry_partitionable  # type: ignore[attr-defined]
     if draws and not by_place:
         raise ValueError(
-            f"accumulate cuts the batch into parts, which by the random numbers of {name} would draw otherwise than "
-            "the whole: take JAX's default, threefry2x32 with jax_threefry_partitionable, or leave accumulate out"
+            f"{who} cuts the batch into parts, which by the random numbers of {name} would draw otherwise than "
+            f"the whole: take JAX's default, threefry2x32 with jax_threefry_partitionable, or leave {who} out"
         )
+
+
+def numbered(batch: Batch) -> Batch:
+    """The batch with the weights and the places in it of its rows, so that it may be cut."""
+    n = len(jax.tree.leaves(batch.y)[0])
+    weights = jnp.full(n, 1 / n, jnp.zeros(()).dtype) if batch.weights is None else batch.weights
+    return batch._replace(weights=weights, rows=jnp.arange(n) if batch.rows is None else batch.rows)
 
 
 def in_parts(sums: Callable[[Batch], Any], batch: Batch, parts: int) -> Any:
@@ -69,8 +76,8 @@ def in_parts(sums: Callable[[Batch], Any], batch: Batch, parts: int) -> Any:
     size = -(-n // parts)
     parts = -(-n // size)
     short = parts * size - n
-    weights = jnp.full(n, 1 / n, jnp.zeros(()).dtype) if batch.weights is None else batch.weights
-    rows = jnp.arange(n) if batch.rows is None else batch.rows
+    batch = numbered(batch)
+    weights, rows = batch.weights, batch.rows
 
     def cut(a: Any) -> Any:
         """[n, ...] as [parts, size, ...]; what fills the last part up are copies of the first rows."""

@@ -41,6 +41,7 @@ from jbp.combine.tied import Uses, check_observed, unless_shared, unmarked
 from jbp.inputs import as_arrays, check_key, check_loss, check_net, check_params
 from jbp.layer import ArrayLike, Layer
 from jbp.losses import Loss
+from jbp.masks import check_mask, check_positions, counted, mask_at, real_alone
 from jbp.meshes import as_is, placed, rows, rows_somewhere, whole
 from jbp.pairs import (
     Coupled,
@@ -87,7 +88,11 @@ def forward(
     if weights is not None:
         weights = as_arrays("weights", weights) if hasattr(weights, "__array__") else weights
         check_weights(weights, len(jax.tree.leaves(x)[0]))
-    _check_places(x, mask, rows)
+    n = len(jax.tree.leaves(x)[0])
+    check_mask(mask, n, weights)
+    _check_rows(n, rows)
+    x = real_alone(mask, x)
+    check_input(net, x, weights)
     training = key is not None if training is None else training
     if training and key is None and net.uses_key is True:
         raise ValueError(f"{net!r} draws at random in training, so it needs a key: pass key=...")
@@ -100,20 +105,16 @@ def forward(
             if layer.couples_batch:
                 return forward_whole(layer, params, x, key, weights=weights, training=training, mask=mask)
             keys = None if key is None or layer.uses_key is False else _keys(key, x.shape[0], rows)
-            return forward_leaf(layer, params, x, keys, mask if layer.uses_mask else None)
+            answer = forward_leaf(layer, params, x, keys, mask if layer.uses_mask else None)
+            check_positions(layer, mask, x, answer[0])
+            return answer
 
     output, saved = visit((), net, params, x, key)
     return output, _Ran(saved, training) if has_modes(net) else saved
 
 
-def _check_places(x: Any, mask: Any, rows: Any) -> None:
-    """Refuse a mask that is not of bools, and rows that are not one whole number for each example."""
-    n = len(jax.tree.leaves(x)[0])
-    if mask is not None and (not jnp.issubdtype(jnp.result_type(mask), jnp.bool_) or jnp.shape(mask)[:1] != (n,)):
-        raise ValueError(
-            f"mask must be bools [{n}, t], True where a position is real, but is {jnp.result_type(mask)} of shape "
-            f"{jnp.shape(mask)}"
-        )
+def _check_rows(n: int, rows: Any) -> None:
+    """Refuse rows that are not one whole number for each example."""
     if rows is not None and (not jnp.issubdtype(jnp.result_type(rows), jnp.integer) or jnp.shape(rows) != (n,)):
         raise ValueError(
             f"rows must be a whole number for each of the {n} examples, but is {jnp.result_type(rows)} of shape "
@@ -361,7 +362,14 @@ def as_batch(batch: Batch) -> Batch:
 
 @placed(lambda answer, net, loss, params, x, *_, **__: (rows(answer[0], x), rows_somewhere(answer[1], x)))
 def value_and_pairs(
-    net: Layer, loss: Loss, params: Any, x: Any, y: Any, key: Array | None = None, weights: Weights = None
+    net: Layer,
+    loss: Loss,
+    params: Any,
+    x: Any,
+    y: Any,
+    key: Array | None = None,
+    weights: Weights = None,
+    mask: Bool[ArrayLike, "n t"] | None = None,
 ) -> tuple[Float[Array, " n"], Pairs]:
     """Steps 1 and 2: the error eₙ of every example, and the pairs, not contracted yet: what `jbp.stats` reads.
 
@@ -370,41 +378,25 @@ def value_and_pairs(
     it is the pass in evaluation, no dropout.
 
     `weights` [n] say which rows take part: those of weight 0 come out with eₙ = 0, δ = 0 and a finite h, whatever x and
-    y hold there, even NaN. Nothing is multiplied by the others; hand the same weights to the statistics too.
+    y hold there, even NaN. Nothing is multiplied by the others; hand the same weights to the statistics too. `mask`
+    [n, t] as in `jbp.forward`; it reaches the loss too, so that what is no position has a δ of 0, and no part in
+    gradients, norms, moments and products of them. What is read from h alone, Kronecker's A and `records`, counts it.
 
     Raises:
         ValueError: if shapes do not fit (naming the layer), the batch is empty, the loss is none, or weights do not
             fit.
     """
-    x, y, weights, *_ = check_call(net, loss, params, Batch(x, y, weights))
+    x, y, weights, mask, *_ = check_call(net, loss, params, Batch(x, y, weights, mask))
     check_key(key)
     if weights is not None:
         x = jax.tree.map(lambda a: silence(weights, a), x)
-    output, saved = forward(net, params, x, key, weights)
-    errors, delta = jax.vmap(error_of(loss))(output, y), jax.vmap(delta_of(loss))(output, y)
+    output, saved = forward(net, params, x, key, weights, mask=mask)
+    targets = (output, y, *mask_at(net, output, mask))
+    errors, delta = jax.vmap(error_of(loss))(*targets), jax.vmap(delta_of(loss))(*targets)
     if weights is not None:
         errors, delta = silence(weights, errors), silence(weights, delta)
     # Stored here, as in `value_grad_output`.
     return errors, backward(net, params, saved, lax.optimization_barrier(delta))[1]
-
-
-def mask_at(net: Layer, output: Array, mask: Any) -> tuple[Any, ...]:
-    """What the loss and the metrics are told of a mask [n, t]: the mask, if the outputs have its positions; nothing
-    without one, or where the net has pooled over the positions.
-
-    Raises:
-        ValueError: if nothing would ever read the mask, or the outputs have other positions.
-    """
-    if mask is None:
-        return ()
-    if output.ndim == 2 and net.uses_mask:
-        return ()
-    if jnp.shape(mask) != output.shape[:-1]:
-        raise ValueError(
-            f"the mask has shape {jnp.shape(mask)}, but the outputs have positions {output.shape[:-1]}"
-            + ("" if net.uses_mask else ", and no layer of the net reads it: pool over time with one that does")
-        )
-    return (mask,)
 
 
 class Found(NamedTuple):
@@ -502,18 +494,19 @@ def batch_check(net: Layer, loss: Loss, seen: Callable[[Any], Any] | None = None
             one = x if seen is None else seen(x)
             outputs[shapes] = example_output(net, loss, params, one, y).shape
         check_weights(weights, len(leaves[0]))
+        check_mask(mask, len(leaves[0]), weights)
         loss.check_targets(y, outputs[shapes], counts=counted(outputs[shapes], weights, mask))
+        if seen is None:
+            check_input(net, real_alone(mask, x), weights)
 
     return check
 
 
-def counted(output: tuple[int, ...], weights: Any, mask: Any) -> Any:
-    """Of a batch, which rows [n] or positions [n, *t] of the targets count; None: all of them."""
-    counts = None if weights is None else np.asarray(weights) != 0
-    if mask is None or np.shape(mask)[1:] != output[:-1]:
-        return counts
-    real = np.asarray(mask)
-    return real if counts is None else real & np.expand_dims(counts, tuple(range(1, real.ndim)))
+def check_input(net: Layer, x: Any, weights: Any = None) -> None:
+    """Refuse inputs that are none of the net's, such as a token that its table has no row for (`Layer.check_input`).
+    Traced values are not looked at, nor rows of weight 0."""
+    if not any(isinstance(leaf, Tracer | jax.ShapeDtypeStruct) for leaf in jax.tree.leaves((x, weights))):
+        net.check_input(x, None if weights is None else np.asarray(weights) != 0)
 
 
 def example_output(net: Layer, loss: Loss, params: Any, x: Any, y: Any) -> Any:

@@ -23,16 +23,18 @@ from safetensors import SafetensorError, safe_open
 
 from jbp import own
 from jbp.arguments import about as said_of
-from jbp.arguments import existing_file, no_run
+from jbp.arguments import as_seed, existing_file, no_run
 from jbp.backprop import apply
 from jbp.data.bounds import Bounds
 from jbp.data.columns import Columns
 from jbp.data.preparing import Standardizer
+from jbp.data.vocabulary import Vocabulary
 from jbp.description import KINDS, has_own, refuse_missing
 from jbp.description import MissingLayers as MissingLayers
 from jbp.description import describe as describe
 from jbp.description import net_from as net_from
 from jbp.files import Damaged, write_atomically
+from jbp.language import generate
 from jbp.layer import Layer, Shape
 from jbp.layers.images import made_for
 from jbp.losses import Loss
@@ -60,12 +62,16 @@ def __dir__() -> list[str]:
 
 FORMAT, WITHOUT_DIGEST = "jbp-2", "jbp-1"
 """The key of what `save` says of a file in its metadata, and what it was when files had no digest."""
+TOKENS = "int32"
+"""The type of whole numbers that a net takes."""
 _BLOCK = 1000  # examples predicted at once
 _FACTS = {
-    "net": {}, "loss?": ({}, None), "input_shape": [int], "task": frozenset({"classification", "regression"}),
+    "net": {}, "loss?": ({}, None), "input_shape": [int],
+    "task": frozenset({"classification", "regression", "language"}),
     "classes": [str], "features": [str], "columns?": ({}, None), "targets": [str],
     "output_kind": frozenset({"probability", "score", "value"}),
     "activation": (frozenset({"softmax", "sigmoid"}), None), "transform?": (str, None),
+    "vocabulary?": ([str], None), "input_dtype?": (str, None),
 }  # fmt: skip
 """What a run's params.safetensors says beside the arrays."""
 
@@ -188,11 +194,16 @@ class Run:
     """How the rows of a table become examples; None where the run was trained on arrays."""
     transform: str | None = None
     """The name of what was done to each example in training before the net saw it; a run folder holds no functions."""
+    vocabulary: Vocabulary | None = None
+    """Of a text, its characters; None of all else."""
+    input_dtype: str | None = None
+    """Of a net that takes whole numbers, their type; None where it takes what its parameters are."""
 
     def predict(self, x: Any) -> np.ndarray:
         """Probabilities or scores [n, k] of the classes, or values [n, m], for examples as they are in the data.
 
-        Of rows of a table `columns.encode` makes examples. Values are float64, in the units of the data.
+        Of rows of a table `columns.encode` makes examples. Values are float64, in the units of the data. Of a text,
+        what comes next at each place [n, t, k], for tokens [n, t] of up to as many as the net was trained on.
 
         Raises: ValueError if the examples do not have the run's shape, or hold what is no number or too large.
         """
@@ -202,6 +213,8 @@ class Run:
                 "does not hold: apply it yourself, and then jbp.apply(run.net, run.params, x)"
             )
         x = np.asarray(x)
+        if self.input_dtype is not None:
+            return self.postprocessing(outputs(self.net, self.params, self._whole(x)))
         if x.shape[1:] != self.input_shape:
             raise ValueError(
                 f"expected examples of shape {self.input_shape}, as the run was trained on, got x of shape {x.shape}"
@@ -216,6 +229,44 @@ class Run:
                 "correct the value, or remove the row"
             )
         return self.postprocessing(outputs(self.net, self.params, prepared))
+
+    def _whole(self, x: np.ndarray) -> np.ndarray:
+        """Examples of whole numbers, as the net takes them.
+
+        Raises: ValueError if they are none, of another shape, or no tokens of the vocabulary.
+        """
+        shorter = self.vocabulary is not None and x.ndim == 2 and 0 < x.shape[1] <= self.input_shape[0]
+        if x.dtype.kind not in "iu" or not (x.shape[1:] == self.input_shape or shorter) or not len(x):
+            least = "up to " if self.vocabulary is not None else ""
+            raise ValueError(
+                f"expected whole numbers [n, {least}{', '.join(map(str, self.input_shape))}], as the run was trained "
+                f"on, got {x.dtype} of shape {x.shape}"
+            )
+        if self.vocabulary is not None and not (x.min() >= 0 and x.max() < len(self.vocabulary)):
+            raise ValueError(f"expected tokens 0…{len(self.vocabulary) - 1}, got {x.min()}…{x.max()}")
+        return x.astype(self.input_dtype)
+
+    def generate(
+        self,
+        prompt: str,
+        length: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        seed: int = 0,
+    ) -> str:
+        """A text that begins with the prompt, with so many characters more, as `jbp.generate` draws them.
+
+        Raises: ValueError for an empty prompt, characters that the text of training had not, or a run of no text.
+        """
+        if self.vocabulary is None:
+            raise ValueError(f"{self.folder}: the run is of no text, and writes none: jbp predict is for it")
+        if prompt == "":
+            raise ValueError("the prompt is empty: give at least one character, such as a line's end")
+        with said_of("prompt"):
+            tokens = self.vocabulary.encode(prompt)
+        how: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "key": jax.random.key(as_seed(seed))}
+        return self.vocabulary.decode(generate(self.net, self.params, tokens, length, **how))
 
 
 def load_run(run: str | Path, layers: Any = None) -> Run:
@@ -268,6 +319,8 @@ def run_with(folder: Path, config: dict[str, Any], layers: Any) -> Run:
             config=config,
             loss=loss,
             y_scale=values,
+            vocabulary=None if about.get("vocabulary") is None else Vocabulary(tuple(about["vocabulary"])),
+            input_dtype=about.get("input_dtype"),
         )
     except MissingLayers as error:
         raise MissingLayers(f"{folder}: {error}") from error
@@ -298,7 +351,8 @@ class Postprocessing:
 def outputs(net: Layer, params: Any, x: np.ndarray) -> np.ndarray:
     """The net's outputs [n, ...] in evaluation, a block of examples at a time, each compiled once."""
     size = min(_BLOCK, max(1, len(x)))
-    x = x.astype(params_dtype(params), copy=False)
+    if x.dtype.kind not in "iu":
+        x = x.astype(params_dtype(params), copy=False)
     blocks = []
     for begin in range(0, len(x), size):
         block = x[begin : begin + size]
@@ -498,6 +552,19 @@ def rest_told(folder: Path) -> Iterator[None]:
         if not found:
             raise
         raise in_words(folder, found) from error
+
+
+def input_dtype_of(net: Layer, params: Any, shape: Shape) -> str | None:
+    """The type of what a net takes, if it takes whole numbers and no others; nothing is computed."""
+
+    def takes(dtype: Any) -> bool:
+        try:
+            jax.eval_shape(lambda p, x: apply(net, p, x), params, jax.ShapeDtypeStruct((1, *shape), dtype))
+        except ValueError:
+            return False
+        return True
+
+    return TOKENS if not takes(params_dtype(params)) and takes(TOKENS) else None
 
 
 def params_dtype(params: Any) -> np.dtype:

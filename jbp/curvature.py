@@ -157,7 +157,7 @@ def factors_over(columns: Array, back: Callable[[Array], Any], sharing: Sharing,
 
     sums = added_up(g, columns)
     once = kronecker(back(columns[0]), sharing, None if weights is None else as_shares(weights))
-    return jax.tree.map(lambda f, g: Factors(f.a, g), once, sums, is_leaf=_is_factors)
+    return jax.tree.map(lambda f, g: replace(f, g=g), once, sums, is_leaf=_is_factors)
 
 
 def gauss_newton_product(net: Layer, loss: Loss, params: Any, x: Any, y: Any, *, weights: Weights = None) -> Product:

@@ -6,7 +6,7 @@ holds the refusals of plain numbers, shapes, values and files, it knows no class
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -155,7 +155,8 @@ def as_pair(name: str, data: Any) -> tuple[Any, Any]:
     if not isinstance(data, tuple | list) or len(data) != 2:
         size = f" of {len(data)}" if isinstance(data, tuple | list) else ""
         advice = "; example weights are given as weights=" if size == " of 3" else ""
-        if hasattr(data, "__next__"):
+        by_number = hasattr(data, "__getitem__") and not isinstance(data, Mapping) and not hasattr(data, "__array__")
+        if hasattr(data, "__next__") or (by_number and not size):
             advice = "; batches are given as jbp.data.Stream(batches, steps=)"
         raise ValueError(f"{name} must be a pair (x, y) of arrays, but is a {type(data).__name__}{size}{advice}")
     return data[0], data[1]
@@ -175,6 +176,19 @@ def one_array(name: str, values: Any) -> Any:
         except ValueError as error:
             raise ValueError(f"{name} must be an array [n, ...], but its lists are of several lengths") from error
     return as_arrays(name, values)
+
+
+def refuse_source(name: str, values: Any) -> None:
+    """Refuse rows that can only be asked for one at a time, as those of a torch data set: NumPy would go through them
+    all, however many there are."""
+    if not (hasattr(values, "__getitem__") and hasattr(values, "__len__")) or hasattr(values, "__array__"):
+        return
+    if isinstance(values, Sequence | Mapping | memoryview | bytearray) or hasattr(values, "__jax_array__"):
+        return
+    raise ValueError(
+        f"{name} must be an array [n, ...], but is a {type(values).__name__}, rows that are read one at a time: make "
+        "jbp.data.Rows of them, if it has shape, dtype and rows by their numbers, or a jbp.data.Stream of batches"
+    )
 
 
 def as_arrays(name: str, tree: Any) -> Any:
@@ -197,6 +211,7 @@ def _as_array(name: str, leaf: Any, tree: Any) -> Any:
     advice = LABELS if name[0] == "y" else "make numbers of it, or leave it out"
     if isinstance(leaf, str):
         raise ValueError(f"{name} must be numbers, but is text: {advice}")
+    refuse_source(name, leaf)
     if not hasattr(leaf, "__array__"):
         raise ValueError(f"{name} must be an array [n, ...], but is a {type(tree).__name__}: wrap it in jnp.asarray")
     try:

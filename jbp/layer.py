@@ -48,6 +48,9 @@ class Layer:
     uses_mask: ClassVar[bool] = False
     """True: `forward(params, x, key, mask)` is told which positions are real: `mask` [t], or None for all of them.
     Of a net: whether a layer inside is."""
+    mixes_positions: ClassVar[bool] = False
+    """True: a position of its output follows from others of its input, and it is not told which are real: with a mask
+    it is refused, for padding would reach what is real."""
     observes: ClassVar[bool] = False
     """True: has parameters that nothing trains and that a pass in training may change, such as running moments; their
     pairs are `Constant`. Of a net: whether a layer inside has."""
@@ -83,6 +86,13 @@ class Layer:
     def opening(self, following: Layer | None) -> Layer | None:
         """The activation that a layer in front of this one meets first: `following` if this one lets it show."""
         return None
+
+    def check_input(self, x: Any, counts: Any = None) -> None:
+        """Refuse values of a batch x [n, ...] that compiled code could not, such as tokens that a table has no row for.
+
+        Asked of what a net is given, where its values are known; of a net, by its first layers. Rows n where `counts`
+        is False are not looked at. Raises ValueError.
+        """
 
     def formulas(self) -> tuple[str, str]:
         """How `jbp.trace` writes this layer in evaluation: y = …, and δ_x = ….

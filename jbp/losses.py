@@ -230,7 +230,11 @@ class SoftmaxCrossEntropy(_OfClasses):
         p = softmax.value(output)
         if _is_index(self, output, target):
             # Added in place at the class, which XLA counts (and computes) as less than subtracting a one-hot t.
-            return _per_position(_added(p, target, lax.full(jnp.shape(target), -1, p.dtype)), mask)
+            # And divided before it, or XLA divides anew for each that reads δ, and keeps as many copies.
+            t = _positions(output) if mask is None else 1
+            p = p / t if t > 1 else p
+            once = _added(p, target, lax.full(jnp.shape(target), -1 / t, p.dtype))
+            return once if mask is None else _per_position(once, mask)
         t = jnp.asarray(target, output.dtype)
         return _per_position(p * t.sum(-1, keepdims=True) - t, mask)
 

@@ -57,6 +57,19 @@ def _varied(tree: Any, axes: frozenset[str]) -> Any:
     return jax.tree.map(one, tree) if axes else tree
 
 
+def compiler_divides() -> bool:
+    """Whether the compiler spreads arrays over several devices, along an axis of the mesh that is set."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and any(mesh.shape[name] > 1 for name in mesh.auto_axes)
+
+
+def on_every_device(tree: Any) -> Any:
+    """A tree whose arrays the compiler is to make whole on every device, where it would spread them."""
+    if not compiler_divides():
+        return tree
+    return jax.tree.map(lambda a: lax.with_sharding_constraint(a, PartitionSpec()), tree)
+
+
 def placed(spread: Callable[..., Any]) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """A function whose explicit mesh axes are the compiler's while it runs; elsewhere it is as it was.
 

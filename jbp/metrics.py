@@ -1,16 +1,20 @@
-"""Metrics: of one example, a figure in which higher is better. What an output says is its loss's to tell."""
+"""Metrics: of one example, a figure in which higher is better, or that says otherwise.
+
+What an output says is its loss's to tell.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import jax.numpy as jnp
 
 from jbp.annotations import Array, Bool, Float
 from jbp.arguments import at_least_float32, check_narrowing
-from jbp.losses import Loss
+from jbp.losses import CrossEntropy, Loss, SoftmaxCrossEntropy
 
 
 @runtime_checkable
@@ -95,3 +99,60 @@ class Accuracy:
 
 
 accuracy = Accuracy()
+
+
+@dataclass(frozen=True)
+class _OfProbability:
+    """A figure of −log p, the loss of a model of what comes next, in which lower is better."""
+
+    loss: Loss | None = None
+    lower: ClassVar[bool] = True
+    """That lower is better, which `jbp.fit(monitor=)` looks at."""
+
+    def of(self, loss: Loss) -> Self:
+        """That of `loss`; one that is bound already stays as it is.
+
+        Raises:
+            ValueError: for a loss that is not −log p of a class.
+        """
+        if self.loss is not None:
+            return self
+        if not isinstance(loss, SoftmaxCrossEntropy | CrossEntropy):
+            raise ValueError(
+                f"{type(self).__name__} is of a loss −log p, softmax_cross_entropy or cross_entropy, not of {loss!r}"
+            )
+        return dataclasses.replace(self, loss=loss)
+
+    def _nats(self, output: Array, target: Any, mask: Any) -> Float[Array, ""]:
+        if self.loss is None:
+            raise ValueError(f"say of which loss: {type(self).__name__}().of(loss)(output, target)")
+        return self.loss.value(output, target, mask).astype(at_least_float32(output.dtype))
+
+
+@dataclass(frozen=True)
+class BitsPerToken(_OfProbability):
+    """−log₂ p of an example, the mean over its positions: what its next token costs, in bits. Lower is better.
+
+    Of a text whose tokens are characters it is bits per character.
+    """
+
+    def __call__(self, output: Float[Array, "*t k"], target: Array, mask: Any = None) -> Float[Array, ""]:
+        """The loss in bits."""
+        return self._nats(output, target, mask) / math.log(2)
+
+
+@dataclass(frozen=True)
+class Perplexity(_OfProbability):
+    """e to the mean −log p over an example's positions: among how many tokens, equally likely, the net is in doubt.
+
+    Lower is better. Each example has its own, so the mean over examples is a little above e to their mean loss, which
+    is the perplexity of all as one text.
+    """
+
+    def __call__(self, output: Float[Array, "*t k"], target: Array, mask: Any = None) -> Float[Array, ""]:
+        """exp of the loss."""
+        return jnp.exp(self._nats(output, target, mask))
+
+
+bits_per_token = BitsPerToken()
+perplexity = Perplexity()

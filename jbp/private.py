@@ -37,12 +37,13 @@ from jax import lax
 from jbp.annotations import Array, Float
 from jbp.answers import P, delta_of, error_of
 from jbp.arguments import as_bool, as_count, as_number, at_least_float32, check_max_norm
-from jbp.backprop import Trainable, backward, check_call, forward, mask_at
+from jbp.backprop import Trainable, backward, check_call, forward
 from jbp.combine.coupling import words_of_coupling
 from jbp.inputs import check_key
 from jbp.layer import Layer
 from jbp.losses import Loss
-from jbp.meshes import as_is, placed, rows
+from jbp.masks import mask_at
+from jbp.meshes import as_is, on_every_device, placed, rows
 from jbp.pairs import Weights, is_pair, silence, weigh, widened
 from jbp.stats.clip import clip_factor, silenced
 from jbp.stats.norms import network_norms, squared_bounds
@@ -419,7 +420,7 @@ def _noise(key: Array, like: Any, deviation: float) -> Any:
     leaves, structure = jax.tree.flatten(like)
     keys = jax.random.split(key, len(leaves))
     drawn = [deviation * gaussian(k, a.shape, at_least_float32(a.dtype)) for k, a in zip(keys, leaves, strict=True)]
-    return structure.unflatten(drawn)
+    return on_every_device(structure.unflatten(drawn))
 
 
 def gaussian(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:

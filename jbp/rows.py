@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from jbp.arguments import as_count, came
+from jbp.inputs import refuse_source
+from jbp.windows import Windows
 
 BLOCK_BYTES = 4 << 20
 """Of rows that are gone through block by block, about so much at a time."""
@@ -41,6 +43,8 @@ class Rows:
     """
 
     def __init__(self, stored: Any):
+        if not hasattr(stored, "dtype"):
+            refuse_source("stored", stored)
         parts = list(stored) if isinstance(stored, list | tuple) else [stored]
         for part in parts:
             if not (getattr(part, "shape", ()) and hasattr(part, "dtype") and hasattr(part, "__getitem__")):
@@ -66,6 +70,11 @@ class Rows:
     def ndim(self) -> int:
         """The axes, n among them."""
         return len(self.shape)
+
+    @property
+    def windowed(self) -> bool:
+        """Whether they are windows over streams of tokens."""
+        return all(isinstance(part, Windows) for part in self._parts)
 
     def __len__(self) -> int:
         return self.shape[0]

@@ -17,13 +17,14 @@ import numpy as np
 
 from jbp import checkpoint
 from jbp._version import __version__
-from jbp.arguments import as_shape, check_new, did_you_mean, listed, no_run
+from jbp.arguments import as_shape, came, check_new, did_you_mean, listed, no_run
 from jbp.backprop import apply
-from jbp.checkpoint import count, describe, params_dtype, rest_told
+from jbp.checkpoint import TOKENS, count, describe, input_dtype_of, params_dtype, rest_told
 from jbp.combine import Serial
 from jbp.data.bounds import Bounds
 from jbp.data.columns import Columns
 from jbp.data.preparing import Standardizer
+from jbp.data.vocabulary import Vocabulary
 from jbp.durable.checkpoints import Checkpoints
 from jbp.durable.lock import LOCK, Lock
 from jbp.durable.saver import CHECKPOINTS
@@ -76,6 +77,7 @@ def save(
     classes: Sequence[str] = (),
     features: Sequence[str] | Columns = (),
     targets: Sequence[str] = (),
+    vocabulary: Vocabulary | None = None,
     x_scale: Standardizer | Bounds | None = None,
     y_scale: Standardizer | Bounds | None = None,
     figures: Mapping[str, float] | None = None,
@@ -89,8 +91,10 @@ def save(
     figures of every epoch. `classes` are the names of what the net tells apart (by default numbers, where the loss is
     one of classes); without, its outputs are values, called `targets`. `features` name the columns of a table for
     `jbp predict`, or are the `columns` of a `jbp.data.Dataset`, which say how its cells are read. `x_scale` is applied
-    to examples before the net, and the outputs are in units of `y_scale`. `figures` are results of yours, such as
-    {"test_accuracy": 0.97}; `settings` what the run was told, as text and numbers: `jbp compare` shows both.
+    to examples before the net, and the outputs are in units of `y_scale`. With a `vocabulary` the net is of a text: of
+    tokens [t] it makes scores [t, k] of those that come next, and `jbp generate` writes with it. `figures` are results
+    of yours, such as {"test_accuracy": 0.97}; `settings` what the run was told, as text and numbers: `jbp compare`
+    shows both.
 
     Raises: ValueError for what does not fit together or cannot be kept; OSError if it cannot be written.
     """
@@ -98,21 +102,26 @@ def save(
     check_loss(loss, Loss)
     check_params(params)
     shape = as_shape(input_shape) if input_shape != () else ()
-    example = jax.ShapeDtypeStruct((1, *shape), params_dtype(params))
+    numbers = None if vocabulary is None else TOKENS
+    numbers = numbers or input_dtype_of(net, params, shape)
+    example = jax.ShapeDtypeStruct((1, *shape), numbers or params_dtype(params))
     output = jax.eval_shape(lambda p, x: apply(net, p, x), params, example)
-    if len(output.shape) != 2:
+    if vocabulary is not None:
+        check_of_text(vocabulary, shape, output.shape[1:], bool(classes or features or targets))
+    elif len(output.shape) != 2:
         raise ValueError(
             f"expected a net with outputs of shape [k] for one example, got {output.shape[1:]}: save the params with "
             "jbp.checkpoint.save"
         )
-    names = tuple(map(str, classes)) or (tuple(map(str, range(output.shape[1]))) if repr(loss) in _OF_CLASSES else ())
-    targets = tuple(map(str, targets)) or default_targets(output.shape[1])
+    numbered = repr(loss) in _OF_CLASSES and vocabulary is None
+    names = tuple(map(str, classes)) or (tuple(map(str, range(output.shape[1]))) if numbered else ())
+    targets = tuple(map(str, targets)) or (default_targets(output.shape[1]) if vocabulary is None else ())
     for what, given in (("classes", names), ("targets", () if names else targets)):
         if given and len(given) != output.shape[1]:
             raise ValueError(f"{what} must be {output.shape[1]} names, one for each output, but are {listed(given)}")
     facts = facts_of(
         net, loss, input_shape=shape, classes=names, targets=() if names else targets,
-        features=features if isinstance(features, Columns) else tuple(features),
+        features=features if isinstance(features, Columns) else tuple(features), tokens=vocabulary or numbers,
     )  # fmt: skip
     shown = {"net": repr(net), "loss": repr(loss), "task": facts["task"], "classes": list(names)}
     summary = dict(figures or {}) | {"figures": list(figures or {}), "parameters": count(params)} | shown
@@ -149,24 +158,45 @@ def facts_of(
     features: tuple[str, ...] | Columns,
     targets: tuple[str, ...],
     transform: str | None = None,
+    tokens: Vocabulary | str | None = None,
 ) -> dict[str, Any]:
-    """What, beside the arrays, the use of a trained net needs; it is kept in params.safetensors."""
+    """What, beside the arrays, the use of a trained net needs; it is kept in params.safetensors.
+
+    `tokens`: the vocabulary of a text; of another net that takes whole numbers, their type.
+    """
+    vocabulary = tokens if isinstance(tokens, Vocabulary) else None
     inside = INSIDE.get(repr(loss))
     last = repr(net.layers[-1] if isinstance(net, Serial) else net)
     probable = inside is not None or last == "softmax" or repr(loss) == "cross_entropy"
+    scores = bool(classes) or vocabulary is not None
     return {
         "net": describe(net),
         "loss": describe(loss),
         "input_shape": input_shape,
-        "task": "classification" if classes else "regression",
+        "task": "classification" if classes else "regression" if vocabulary is None else "language",
         "classes": classes,
         "features": features.features if isinstance(features, Columns) else features,
         "columns": features.as_json() if isinstance(features, Columns) else None,
         "targets": targets,
-        "output_kind": "value" if not classes else "probability" if probable else "score",
+        "output_kind": "value" if not scores else "probability" if probable else "score",
         "activation": inside,
         "transform": transform,
+        "vocabulary": None if vocabulary is None else vocabulary.symbols,
+        "input_dtype": tokens if vocabulary is None else TOKENS,
     }
+
+
+def check_of_text(vocabulary: Any, shape: Shape, output: tuple[int, ...], others: bool) -> None:
+    """Refuse what is no net of a text over this vocabulary."""
+    if not isinstance(vocabulary, Vocabulary):
+        raise ValueError(f"vocabulary must be a jbp.data.Vocabulary, but is {came(vocabulary)}")
+    if len(shape) != 1 or output != (*shape, len(vocabulary)):
+        raise ValueError(
+            f"expected a net that makes scores [t, {len(vocabulary)}] of tokens [t], got {list(output)} of "
+            f"{list(shape)}"
+        )
+    if others:
+        raise ValueError("classes, features and targets are not of a text: leave them out, for vocabulary says it all")
 
 
 def default_targets(outputs: int) -> tuple[str, ...]:

@@ -23,20 +23,23 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec
 from jax.tree_util import register_dataclass
 
-from jbp.accumulation import check_draws, check_parts, in_parts, no_value_fn
+from jbp.accumulation import check_draws, check_parts, in_parts, no_value_fn, numbered
 from jbp.annotations import Array, Int
 from jbp.answers import init_answer, one_number
 from jbp.arguments import as_seed, as_shape, batch_size, came, check_weights
 from jbp.backprop import Batch as Batch
-from jbp.backprop import Trainable, as_batch, batch_check, forward, mask_at, value_grad_output, value_output_delta
+from jbp.backprop import Trainable, as_batch, batch_check, forward, value_grad_output, value_output_delta
 from jbp.inputs import as_metrics, check_loss, check_net, check_optimizer, check_params
 from jbp.layer import Layer
 from jbp.losses import Loss
+from jbp.masks import mask_at
 from jbp.meshes import as_is, placed, whole
 from jbp.metrics import OfLoss
 from jbp.pairs import Weights, as_floats, as_shares, of_size_one
+from jbp.sharding import Sharding
 from jbp.sinks import observe
 
 Metric = Callable[..., Array]
@@ -322,7 +325,9 @@ def _start(optimizer: optax.GradientTransformation) -> Callable[[Any, Any, Array
     return jax.jit(lambda params, method_state, key: started(optimizer, params, method_state, key))
 
 
-def make_step(problem: Problem, *, accumulate: int = 1) -> Callable[[State, Batch], tuple[State, Figures]]:
+def make_step(
+    problem: Problem, *, accumulate: int = 1, sharding: Any = None
+) -> Callable[[State, Batch], tuple[State, Figures]]:
     """The function (state, batch) -> (state, figures), compiled once for a problem. It takes over the state's memory.
 
     The weights of the batch are divided here, and only here, by their sum (or by `Batch.divisor`): a batch of 0 and 1
@@ -332,19 +337,25 @@ def make_step(problem: Problem, *, accumulate: int = 1) -> Callable[[State, Batc
     With `accumulate` the batch is gone through in so many parts (or as many as it has examples), one after another: the
     same step, to rounding, with the activations of one part in memory.
 
+    With `sharding`, a `jbp.Sharding` or a mesh, each device has its part of the batch (and, along a model axis, of the
+    layers), and the state comes out spread over the mesh: the same step, to rounding. State and batch may be handed in
+    as they are. The axis of the examples must divide the batch.
+
     A step counts `step` up and leaves `epoch` alone: a loop over epochs sets both, with `dataclasses.replace`.
 
     Raises:
         ValueError: if state, batch and problem do not fit together, weights are negative, targets are outside the
-            loss's domain, or the parts of a batch would not add up.
+            loss's domain, the parts of a batch would not add up, or the mesh divides neither batch nor layers.
     """
     _check_problem(problem)
-    return _make_step(problem, check_parts(problem, accumulate))
+    return _make_step(problem, check_parts(problem, accumulate), Sharding.of(sharding))
 
 
 @lru_cache(maxsize=64)
-def _make_step(problem: Problem, accumulate: int) -> Callable[[State, Batch], tuple[State, Figures]]:
-    step = step_function(problem, accumulate)
+def _make_step(
+    problem: Problem, accumulate: int, sharding: Sharding | None
+) -> Callable[[State, Batch], tuple[State, Figures]]:
+    step = step_function(problem, accumulate, sharding)
     names = [name for name, _ in problem.metrics]
 
     @placed(lambda answer, state, batch: (as_is(state), whole(answer[1])))
@@ -369,25 +380,43 @@ def _make_step(problem: Problem, accumulate: int) -> Callable[[State, Batch], tu
         check(state.params, batch)
         own = batch.weights if batch.divisor is not None else of_size_one(batch.weights)
         weights = None if own is None else as_floats(own)
-        return compiled(state, batch._replace(weights=weights))
+        batch = batch._replace(weights=weights)
+        if sharding is None:
+            return compiled(state, batch)
+        sharding.check_rows(len(jax.tree.leaves(batch.y)[0]), "the batch")
+        with sharding.set():
+            return compiled(laid_out(state, problem, sharding), batch_laid_out(batch, sharding))
 
     return checked
+
+
+def laid_out(state: State, problem: Problem, sharding: Sharding) -> State:
+    """The state, spread over the mesh."""
+    return sharding.put(state, sharding.specs(state, problem.net, state.params))
+
+
+def batch_laid_out(batch: Batch, sharding: Sharding) -> Batch:
+    """The batch, of which this process has all rows, each device with its own."""
+    own = sharding.own_rows(len(jax.tree.leaves(batch.y)[0]))
+    rows = jax.tree.map(lambda a: a[own], batch._replace(divisor=None))
+    return sharding.rows(rows)._replace(divisor=batch.divisor)
 
 
 Step = Callable[[State, Batch, Array], tuple[State, tuple[Array, tuple[Array, ...]]]]
 
 
-def step_function(problem: Problem, accumulate: int = 1) -> Step:
+def step_function(problem: Problem, accumulate: int = 1, sharding: Sharding | None = None) -> Step:
     """The function (state, batch, key) -> (state, (loss, metrics)), to be compiled; it leaves epoch and step alone.
 
     Loss and metrics are means, also where the batch has another divisor than the sum of its weights.
     """
+    if sharding is not None:
+        return _sharded_step_function(problem, accumulate, sharding)
     method = problem.method
     check_parts(problem, accumulate)
 
     def step(state: State, batch: Batch, key: Array) -> tuple[State, tuple[Array, tuple[Array, ...]]]:
-        divisor, batch = batch.divisor, weighed_batch(batch)
-        weights = batch.weights
+        weights, divisor, batch = batch.weights, batch.divisor, weighed_batch(batch)
 
         def sums_of(part: Batch) -> Sums:
             return method.sums(problem, state, transformed_batch(problem, part, key), key)
@@ -403,13 +432,65 @@ def step_function(problem: Problem, accumulate: int = 1) -> Step:
                 return value_output_delta(problem.net, problem.loss, params, batch, key)[0]
 
         found = method.finish(problem, sums, key)
-        figures = (sums.value, sums.metrics)
-        if divisor is not None and weights is not None:
-            whole = jnp.where((total := weights.sum()) == 0, jnp.ones_like(total), total)
-            figures = jax.tree.map(lambda a: a / whole.astype(a.dtype), figures)
+        figures = as_means((sums.value, sums.metrics), weights, divisor)
         return method.update(problem, state, found, value_fn), figures
 
     return step
+
+
+def _sharded_step_function(problem: Problem, accumulate: int, sharding: Sharding) -> Step:
+    """`step_function` over a mesh. Where the sums of parts of a batch add up, each device makes those of its rows, and
+    one sum over the devices the whole batch's; elsewhere the compiler sees to it that the step is the whole batch's."""
+    apart = problem.additive and sharding.d > 1
+
+    def sums_of(batch: Batch, state: State, key: Array) -> Sums:
+        def sums(part: Batch) -> Sums:
+            return problem.method.sums(problem, state, transformed_batch(problem, part, key), key)
+
+        return in_parts(sums, batch, accumulate) if accumulate > 1 else sums(batch)
+
+    def value_of(batch: Batch, params: Any, key: Array) -> Array:
+        batch = transformed_batch(problem, batch, key)
+        return value_output_delta(problem.net, problem.loss, params, batch, key)[0]
+
+    def step(state: State, batch: Batch, key: Array) -> tuple[State, tuple[Array, tuple[Array, ...]]]:
+        specs = sharding.specs(state, problem.net, state.params)
+
+        def spread(sums: Sums) -> Any:
+            found = jax.tree.map(lambda a: PartitionSpec(), sums)
+            alike = jax.tree.structure(sums.grads) == jax.tree.structure(state.params)
+            return found._replace(grads=specs.params) if alike else found
+
+        weights, divisor, batch = batch.weights, batch.divisor, weighed_batch(batch)
+        if apart:
+            batch = numbered(batch)
+            check_draws(problem, key, "the mesh")
+            sums = sharding.added_up(sums_of, sharding.cut(batch), state, key, spread=spread)
+        else:
+            if accumulate > 1:
+                check_draws(problem, key)
+            sums = sums_of(sharding.cut(batch), state, key)
+
+        def value_fn(params: Any) -> Array:
+            if apart:
+                return sharding.added_up(value_of, sharding.cut(batch), params, key)
+            return value_of(batch, params, key)
+
+        found = problem.method.finish(problem, sums, key)
+        figures = as_means((sums.value, sums.metrics), weights, divisor)
+        value_fn = value_fn if accumulate == 1 else no_value_fn
+        return sharding.constrain(problem.method.update(problem, state, found, value_fn), specs), figures
+
+    return step
+
+
+def as_means(figures: Any, weights: Weights, divisor: Any) -> Any:
+    """Sums over a batch whose weights were divided by `divisor`, as means over its weights."""
+    if divisor is None or weights is None:
+        return figures
+    shared = as_floats(weights) / jnp.asarray(divisor, jnp.zeros(()).dtype)
+    whole = jnp.where((total := shared.sum()) == 0, jnp.ones_like(total), total)
+    return jax.tree.map(lambda a: a / whole.astype(a.dtype), figures)
 
 
 def weighed_batch(batch: Batch) -> Batch:

@@ -28,7 +28,9 @@ _NAMES = {
     None: "null", type(None): "null",
 }  # fmt: skip
 _MAYBE = (float, None)
-_PARTS, _OF_EACH = ("test", "train", "validation"), ("accuracy", "r2", "rmse", "loss")
+_PARTS, _OF_EACH = ("test", "train", "validation"), (
+    "accuracy", "r2", "rmse", "bits_per_character", "perplexity", "loss",
+)  # fmt: skip
 _FIGURES = {f"{part}_{name}?": _MAYBE for part in _PARTS for name in _OF_EACH}
 _CONFIG = {"jbp?": str, f"{SAVED}?": str, "seeds?": (str, None)}
 _ROW = {"epoch?": float, "step?": float, "seconds?": _MAYBE, "examples_per_second?": _MAYBE, **_FIGURES}

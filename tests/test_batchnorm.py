@@ -12,7 +12,8 @@ import pytest
 from counting import xla_cost
 from jax import lax
 from oracles import assert_close, compiled, initialised
-from test_pairs import READ, SAMPLES, outer
+from samples import SAMPLES, outer
+from test_pairs import READ
 from test_pairs import WEIGHTS as FIVE
 
 import jbp

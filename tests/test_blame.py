@@ -547,7 +547,7 @@ def test_good_steps_pay_nothing_under_stop():
 
     def bare(state: Any, book: Any, chunk: Any, epoch: Any, first: Any, last: Any) -> Any:
         order_key, noise_key = epoch_keys(state.key, epoch)
-        chunk = reader.prepared(chunk, order_key)
+        chunk = reader.prepared(chunk, state.key, epoch)
 
         def step(t: Any, carried: Any) -> Any:
             params, opt_state, book, method_state = carried

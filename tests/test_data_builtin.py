@@ -300,7 +300,7 @@ def test_only_numpy_and_pooch_are_imported():
                 assert name.split(".")[0] in allowed | ({"jax"} if augments else set()), f"{path.name} imports {name}"
                 within = (
                     name.startswith("jbp.data")
-                    or name in ("jbp.arguments", "jbp.rows")
+                    or name in ("jbp.arguments", "jbp.inputs", "jbp.rows", "jbp.windows")
                     or (augments and name == "jbp.annotations")
                 )
                 assert name.split(".")[0] != "jbp" or within, f"{path.name} imports {name}"

@@ -25,9 +25,10 @@ from jbp import cli
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = (
-    "README.md", "docs/install.md", "docs/first_net.md", "docs/pairs.md", "docs/see_delta.md", "docs/your_table.md",
-    "docs/your_layer.md", "docs/your_loss.md", "docs/private.md", "docs/seeds.md", "docs/inside.md",
-    "docs/surviving.md", "docs/larger_than_memory.md", "docs/convolution.md", "docs/net_line.md",
+    "README.md", "docs/install.md", "docs/first_net.md", "docs/pairs.md", "docs/see_delta.md", "docs/inspect.md",
+    "docs/your_table.md", "docs/your_layer.md", "docs/your_loss.md", "docs/private.md", "docs/seeds.md",
+    "docs/inside.md", "docs/surviving.md", "docs/larger_than_memory.md", "docs/several_devices.md",
+    "docs/several_hosts.md", "docs/convolution.md", "docs/net_line.md", "docs/language.md", "docs/plan.md",
 )  # fmt: skip
 
 FENCE = re.compile(r"(?:^<!-- not run: (?P<why>[^\n]+) -->\n)?^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.M | re.S)

@@ -125,7 +125,8 @@ LAYERS = [jbp.Dense(3), jbp.relu, jbp.Dropout(0.5), jbp.Flatten(), layers.Step()
 LAYERS += [jbp.branch(jbp.tanh), jbp.repeat(jbp.tanh, 2)]
 LAYERS += [jbp.tied(jbp.serial(jbp.Dense(2), jbp.Dense(2)), {(1, "weight"): (0, "weight")})]
 LAYERS += [jbp.BatchNorm()]
-IN_SPACE = [jbp.Conv(3, 3), jbp.GlobalPool()]
+IN_SPACE = [jbp.Conv(3, 3), jbp.GlobalPool(), jbp.Positions(5), jbp.Unembedding(7)]
+OTHERS = {jbp.Embedding(7, 3): (4,), jbp.Attention(1): (4, 3)}
 INITIALIZERS = [initializers.he_normal, initializers.standard_normal, initializers.zeros]
 
 DOORS: dict[str, Callable[..., Any]] = {
@@ -209,6 +210,7 @@ DOORS: dict[str, Callable[..., Any]] = {
     ),
     **{f"{layer!r}.init": lambda key, layer=layer: layer.init(key, (2,))[0] for layer in LAYERS},
     **{f"{layer!r}.init": lambda key, layer=layer: layer.init(key, (4, 2))[0] for layer in IN_SPACE},
+    **{f"{layer!r}.init": lambda key, of=(layer, shape): of[0].init(key, of[1])[0] for layer, shape in OTHERS.items()},
     **{f"initializers.{type(make).__name__}": _initial(make) for make in INITIALIZERS},
     **{
         f"jbp.stats.{name}": lambda pairs, weights, name=name: getattr(stats, name)(pairs, weights=weights)
@@ -267,6 +269,8 @@ NOT_HERE = {
     "jbp.pairs.merge": "takes pairs one by one, inside a walk",
     "jbp.pairs.silence": "works on arrays, inside compiled code",
     "jbp.pairs.weigh": "works on arrays, inside compiled code",
+    "jbp.generate": "its net is of tokens, which these are not; tests/test_language.py has its refusals",
+    "jbp.gpt": "its layers are a number",
     "jbp.observe": "its params are any tree, with what a pass observed of it",
     "jbp.sinks.keep": "takes what a walk hands it",
     "jbp.sinks.observed": "takes what a walk hands it",

@@ -149,7 +149,9 @@ def test_a_loss_is_the_mean_over_the_real_positions(name: str):
 def test_a_mask_that_nothing_reads_is_refused():
     flat = jbp.serial(jbp.Flatten(), jbp.Dense(K))
     params, _ = flat.init(jax.random.key(0), (4, WIDTH))
-    with pytest.raises(ValueError, match=r"no layer of the net reads it"):
+    with pytest.raises(
+        ValueError, match=r"layer \[0\]: Flatten\(\) is not told which positions of its input \(4, \d+\) are real"
+    ):
         jbp.value_and_grad(flat, LOSS)(params, TOKENS, Y, mask=MASK)
     with pytest.raises(ValueError, match=r"the mask has shape \(23, 3\), but the outputs have positions \(23, 4\)"):
         params, _ = PER_POSITION.init(jax.random.key(0), (4, WIDTH))

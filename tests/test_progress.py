@@ -14,11 +14,11 @@ from test_step import LOSS, NET, PROBLEM, SGD, N, X, Y, same, state_of
 import jbp
 from jbp.train import Progress
 from jbp.train.batches import Resident, ResidentSource
-from jbp.train.clocks import Chunks
+from jbp.train.clocks import Chunks, Length
 from jbp.train.loop import Loop
 from jbp.train.progress import Aim, EpochEnd, Steps, see
 
-AIM = Aim.over(["accuracy"], False, monitor=None, patience=2, min_delta=0.0, target=None, restore_best=None)
+AIM = Aim.over([("accuracy", None)], False, monitor=None, patience=2, min_delta=0.0, target=None, restore_best=None)
 
 
 def test_progress_is_a_value_that_grows_by_a_pure_function_and_goes_through_json():
@@ -51,7 +51,9 @@ def test_progress_is_a_value_that_grows_by_a_pure_function_and_goes_through_json
 class Stacked:
     """The reader of batches that were stacked on the host: step t is entry t − first of the chunk."""
 
-    def prepared(self, chunk: Any, order_key: Any) -> Any:
+    every = None
+
+    def prepared(self, chunk: Any, key: Any, epoch: Any) -> Any:
         return chunk
 
     def batch(self, chunk: Any, order_key: Any, step: Any) -> jbp.Batch:
@@ -89,7 +91,7 @@ def test_a_source_of_stacked_batches_trains_to_the_bits_of_resident_data():
     fitted = jbp.fit(NET, LOSS, SGD, (X, Y), seed=3, epochs=2, batch_size=4, metrics={"accuracy": jbp.accuracy})
     resident = ResidentSource((jnp.asarray(X), jnp.asarray(Y)), None, Resident("shuffle", 4, N), 2)
     progress = Progress(dataclasses.replace(AIM, patience=None, restores=False), ("accuracy",), (4, 4, 4, 4, 4, 3))
-    run = Loop(2, N, 4, None)
+    run = Loop(Length(2), N, 4, None)
     streamed = run(PROBLEM, state_of(), Streamed(resident), progress, Chunks(6, 3), None, ())
     assert same(streamed.params, fitted.params)
     assert (streamed.step_losses == fitted.step_losses).all()

@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import test_pairs
+import samples
 from cases import BATCH, drawn
 from oracles import compiled
-from test_pairs import READ, SAMPLES, WEIGHTS, naive
+from samples import SAMPLES
+from test_pairs import READ, WEIGHTS, naive
 from test_statistics import CASES
 from test_statistics_laws import formed
 
@@ -51,9 +52,9 @@ def test_a_total_has_the_type_of_its_pair(name, dtype):
 @pytest.mark.parametrize(("dtype", "size"), ENDS)
 @pytest.mark.parametrize("name", [name for name in SAMPLES if name != "Coupled"])
 def test_every_statistic_of_every_class_of_pair(name, dtype, size, monkeypatch):
-    whole = test_pairs.draw
+    whole = samples.draw
     monkeypatch.setattr(
-        test_pairs, "draw", lambda *s, seed=0: np.asarray(jnp.asarray(size * whole(*s, seed=seed), dtype), np.float64)
+        samples, "draw", lambda *s, seed=0: np.asarray(jnp.asarray(size * whole(*s, seed=seed), dtype), np.float64)
     )
     sample = SAMPLES[name]()
     pair = jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, sample.pair)

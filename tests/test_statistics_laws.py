@@ -171,6 +171,8 @@ def test_no_clipped_gradient_exceeds_the_bound(pairs, per, automatic):
 def formed(pair: Any) -> np.ndarray:
     """[n, size]: each example's gradient, in float64 whatever the pair is in."""
     match jax.tree.map(lambda a: np.asarray(a, np.float64), pair):
+        case jbp.Outer(h, delta, transposed=True):
+            g = np.einsum("nti,nto->noi", h, delta)
         case jbp.Outer(h, delta):
             g = np.einsum("nti,nto->nio", h, delta)
         case jbp.Shift(delta):

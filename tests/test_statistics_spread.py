@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import compiled
-from test_pairs import Pick
+from samples import Pick
 from test_statistics_laws import formed
 
 import jbp

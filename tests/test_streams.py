@@ -22,6 +22,7 @@ from jbp.rows import Batches, Unreadable
 from jbp.train import BadBatch, streams
 from jbp.train.ahead import AHEAD, Ahead
 from jbp.train.batches import _sorted_by
+from jbp.train.clocks import Length
 from jbp.train.streams import Blocks, opened
 
 N, WIDTH, K, SIZE = 23, 5, 3, 4
@@ -334,7 +335,7 @@ class Whole:
         data = opened("train_data", self.make())
         assert data is not None
         data.check = lambda x, y, weights: None
-        source = data.source(data.batch_size(None if data.usual else SIZE), "shuffle", None, 2)
+        source = data.source(data.batch_size(None if data.usual else SIZE), "shuffle", None, Length(2))
 
         class Numbers(Blocks):
             def __next__(self) -> Any:
@@ -421,7 +422,7 @@ def test_bad_rows_are_named_by_batch_and_by_their_number_in_the_data(tmp_path: P
     ) as e:
         run((mapped(tmp_path, "x", spoilt_x), Y), batch_size=SIZE)
     data = opened("train_data", (Rows(X), Y))
-    source: Any = data and data.source(SIZE, "shuffle", None, 1)
+    source: Any = data and data.source(SIZE, "shuffle", None, Length(1))
     key = jbp.init_state(jbp.Problem(NET, LOSS, SGD), (WIDTH,), seed=5).key
     numbers = source._numbers(key, 1, 0, STEPS)
     assert e.value.batch == np.flatnonzero(numbers == 17)[0] // SIZE + 1

@@ -93,6 +93,8 @@ FORMULAS: dict[str, Any] = {
     "−1/p at t, else 0": lambda r: -one_hot(r) / r["p"],
     "h ⊗ δ": lambda r: np.outer(r["h"], r["δ"]),
     "Σₜ h ⊗ δ": lambda r: np.einsum("ti,to->io", r["h"], r["δ"]),
+    "δ ⊗ h": lambda r: np.outer(r["δ"], r["h"]),
+    "Σₜ δ ⊗ h": lambda r: np.einsum("ti,to->oi", r["h"], r["δ"]),
     "Σₜ δ": lambda r: r["δ"].sum(0),
     "δ": lambda r: r["δ"],
     "Σₜ h∘δ": lambda r: (r["h"] * r["δ"]).sum(0),

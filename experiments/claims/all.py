@@ -34,6 +34,7 @@ CLAIMS = (
     "sum_over_paths",
     "backward_is_a_network",
     "backward_of_convolution",
+    "backward_of_attention",
     "vanishing_gradients",
     "minibatch_is_monte_carlo",
     "shallow_and_deep",

@@ -33,6 +33,7 @@ import optax
 import jbp
 from jbp.cli import Train
 from jbp.cli.netspec import build
+from jbp.cli.options import EPOCHS
 
 RESULT = common.RESULTS / "digits.json"
 NETS = (
@@ -49,7 +50,7 @@ RATES = (0.05, 0.1)
 def candidate(net: str, rate: float, schedule: str, times: int) -> dict[str, Any]:
     """Mean validation loss and accuracy of one choice, over held-out parts."""
     x, y = jbp.data.load("digits")
-    epochs, patience = Train().epochs, Train().patience
+    epochs, patience = EPOCHS, Train().patience
     losses, accuracies = [], []
     for i in range(times):
         x_train, y_train, x_held, y_held = jbp.data.split(x, y, 0.1, seed=100 + i)

@@ -90,6 +90,7 @@ def overlap(folder: Path, kind: str) -> dict[str, Any]:
     import jax
 
     import jbp
+    from jbp.train.clocks import Length
     from jbp.train.streams import Blocks, opened
 
     x, y = jbp.data.from_folder(folder)
@@ -103,7 +104,7 @@ def overlap(folder: Path, kind: str) -> dict[str, Any]:
     data = opened("train_data", made())
     assert data is not None
     data.check = lambda x, y, weights: None
-    source = data.source(data.batch_size(None if data.usual else BATCH), "shuffle", None, EPOCHS)
+    source = data.source(data.batch_size(None if data.usual else BATCH), "shuffle", None, Length(EPOCHS))
     at = [time.perf_counter()]
     for block in Blocks(source, jax.random.key(0)):
         jax.block_until_ready(block.block)

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jbp import layers
+from jbp.check.plain import attention, avg_pool, batch_norm, conv, dense, dropout, max_pool, norm, positions, table
 from jbp.combine import branch, repeat, residual, serial, tied
 from jbp.layer import Layer
 from jbp.layers import (
@@ -35,6 +35,7 @@ from jbp.layers import (
     softplus,
     tanh,
 )
+from jbp.layers.attention import STORED
 from jbp.pairs import Scale
 
 BATCH = 11
@@ -95,81 +96,6 @@ def _named(*nets: tuple[Layer, tuple[int, ...]]) -> tuple[NetCase, ...]:
 # -- layers -----------------------------------------------------------------------------------------------------------
 
 
-def _dense(layer: Any, params: Any, x: Any, key: Any) -> Any:
-    s = jnp.einsum("...i,io->...o", x, params["weight"])
-    return s + jnp.broadcast_to(params["bias"], s.shape) if layer.use_bias else s
-
-
-def _conv(layer: Any, params: Any, x: Any, key: Any) -> Any:
-    weight = params["weight"]
-    d, g = weight.ndim - 2, layer.groups
-    many = [(a,) * d if isinstance(a, int) else a for a in (layer.stride, layer.dilation)]
-    flat = x.reshape(-1, *x.shape[-d - 1 :])
-    padding = layer.padding.upper() if isinstance(layer.padding, str) else layer.padding
-    space = "XYZ"[:d]
-    y = jax.lax.conv_general_dilated(
-        flat, weight, many[0], padding, rhs_dilation=many[1], feature_group_count=g,
-        dimension_numbers=(f"N{space}C", f"{space}IO", f"N{space}C"),
-    )  # fmt: skip
-    y = y.reshape(*x.shape[: -d - 1], *y.shape[1:])
-    return y + jnp.broadcast_to(params["bias"], y.shape) if layer.use_bias else y
-
-
-def _windowed(layer: Any, x: Any, start: float, fold: Any) -> Any:
-    given = [v for v in (layer.window, layer.padding) if isinstance(v, tuple)]
-    d = len(given[0]) if given else x.ndim - 2
-    window = (layer.window,) * d if isinstance(layer.window, int) else layer.window
-    stride = layer.stride or window
-    stride = (stride,) * d if isinstance(stride, int) else stride
-    padding = layer.padding.upper() if isinstance(layer.padding, str) else ((0, 0), *layer.padding, (0, 0))
-    flat = x.reshape(-1, *x.shape[-d - 1 :])
-    y = jax.lax.reduce_window(flat, np.asarray(start, x.dtype), fold, (1, *window, 1), (1, *stride, 1), padding)
-    return y.reshape(*x.shape[: -d - 1], *y.shape[1:])
-
-
-def _max_pool(layer: Any, params: Any, x: Any, key: Any) -> Any:
-    return _windowed(layer, x, -jnp.inf, jax.lax.max)
-
-
-def _avg_pool(layer: Any, params: Any, x: Any, key: Any) -> Any:
-    count = jnp.full_like(x, 1.0)
-    size = layer.window if isinstance(layer.window, int) else layer.window[0] * layer.window[1]
-    sums = _windowed(layer, x, 0.0, jax.lax.add)
-    return sums / (size if layer.count_padding else _windowed(layer, count, 0.0, jax.lax.add))
-
-
-def _norm(layer: Any, params: Any, x: Any, key: Any) -> Any:
-    groups = getattr(layer, "groups", 0)
-    h = x.reshape(*x.shape[:-1], groups, -1) if groups else x
-    axes = (*range(1, x.ndim - 1), x.ndim) if groups else (x.ndim - 1,)
-    if layer.centred:
-        h = h - h.mean(axes, keepdims=True)
-    y = (h / jnp.sqrt(jnp.square(h).mean(axes, keepdims=True) + layer.epsilon)).reshape(x.shape)
-    y = y * jnp.broadcast_to(params["scale"], x.shape) if layer.use_scale else y
-    return y + jnp.broadcast_to(params["bias"], x.shape) if layer.use_bias else y
-
-
-def _batch_norm(layer: Any, params: Any, x: Any, key: Any) -> Any:
-    """In training with a key. Nothing is differentiated by the running moments."""
-    axes = tuple(range(x.ndim - 1))
-    mean, var = (jax.lax.stop_gradient(params[name]) for name in ("mean", "var"))
-    if key is not None:
-        mean, var = x.mean(axes), x.var(axes)
-    scale = params["scale"] / jnp.sqrt(var + layer.epsilon)
-    return (x - jnp.broadcast_to(mean, x.shape)) * jnp.broadcast_to(scale, x.shape) + jnp.broadcast_to(
-        params["bias"], x.shape
-    )
-
-
-def _dropout(layer: Any, params: Any, x: Any, key: Any) -> Any:
-    if key is None:
-        return x
-    keys = jax.random.split(key, len(x))
-    bits = jax.vmap(lambda k: jax.random.bits(k, x.shape[1:], jnp.uint32))(keys)
-    kept = bits >= jnp.uint32(int(layer.drop_rate * 2**32))
-    return jnp.where(kept, x / (1 - layer.drop_rate), 0)
-
-
 def _activation(
     value: Callable[..., Any], *subjects: Layer, slopes: Iterable[Any] = (), checked: tuple[NetCase, ...] | None = None
 ) -> CaseRow:
@@ -202,7 +128,7 @@ class Gain(Layer):
 
 LAYERS: tuple[CaseRow, ...] = (
     CaseRow(
-        _dense,
+        dense,
         (
             NetCase("dense", layers.Dense(5), (3,)),
             NetCase("dense without bias", layers.Dense(5, use_bias=False), (3,)),
@@ -251,7 +177,41 @@ LAYERS: tuple[CaseRow, ...] = (
         no_gradient="a slope of our choosing stands where the derivative is 0; tests/test_rules.py holds its formulas",
     ),
     CaseRow(
-        _dropout,
+        table,
+        (
+            NetCase("embedding", layers.Embedding(7, 3), (5,), inputs=7),
+            NetCase("embedding of one number", layers.Embedding(5, 3), (), inputs=5),
+            NetCase("embedding at positions of positions", layers.Embedding(11, 2), (3, 5), inputs=11),
+        ),
+        checked=(NetCase("Embedding(7, 3)", layers.Embedding(7, 3), (5,), inputs=7),),
+    ),
+    CaseRow(
+        positions,
+        (
+            NetCase("table of positions", layers.Positions(5), (5, 3)),
+            NetCase("positions, a shorter sequence", layers.Positions(7), (5, 3)),
+        ),
+        checked=_named((layers.Positions(7), (5, 3))),
+    ),
+    CaseRow(
+        lambda layer, params, x, key: jnp.einsum("...d,vd->...v", x, params["weight"]),
+        (
+            NetCase("unembedding", layers.Unembedding(7), (5, 3)),
+            NetCase("unembedding, square, used once", layers.Unembedding(3), (3,)),
+        ),
+        checked=_named((layers.Unembedding(7), (5, 3))),
+    ),
+    CaseRow(
+        attention,
+        (
+            NetCase("attention", layers.Attention(2), (7, 18)),
+            NetCase("attention, full, groups, rotary", layers.Attention(4, 2, causal=False, rotary=True), (5, 16)),
+            NetCase("attention by blocks", layers.Attention(1, causal=False), (STORED + 3, 3)),
+        ),
+        checked=_named((layers.Attention(2), (7, 18)), (layers.Attention(4, 2, rotary=True), (5, 16))),
+    ),
+    CaseRow(
+        dropout,
         (
             NetCase("dropout 0.3", layers.Dropout(0.3), (3, 5)),
             NetCase("dropout 0.9", layers.Dropout(0.9), (7,)),
@@ -260,7 +220,7 @@ LAYERS: tuple[CaseRow, ...] = (
         checked=_named((layers.Dropout(0.3), (3, 5))),
     ),
     CaseRow(
-        _conv,
+        conv,
         (
             NetCase("conv, one dimension", layers.Conv(3, 3), (7, 2)),
             NetCase("conv, a signal of one channel, no bias", layers.Conv(2, 5, use_bias=False), (11, 1)),
@@ -283,7 +243,7 @@ LAYERS: tuple[CaseRow, ...] = (
         ),
     ),
     CaseRow(
-        _max_pool,
+        max_pool,
         (
             NetCase("max pool", layers.MaxPool((2, 3)), (5, 7, 2)),
             NetCase("max pool, overlapping and padded", layers.MaxPool(3, stride=2, padding=((1, 2),)), (7, 2)),
@@ -293,7 +253,7 @@ LAYERS: tuple[CaseRow, ...] = (
         checked=_named((layers.MaxPool((2, 3)), (5, 7, 2)), (layers.MaxPool((3,), 2, "same"), (2, 7, 2))),
     ),
     CaseRow(
-        _avg_pool,
+        avg_pool,
         (
             NetCase("mean pool", layers.AvgPool((2, 3)), (5, 7, 2)),
             NetCase("mean pool, overlapping and padded", layers.AvgPool(3, stride=2, padding=((1, 2),)), (7, 2)),
@@ -310,7 +270,7 @@ LAYERS: tuple[CaseRow, ...] = (
         checked=_named((layers.GlobalPool(), (3, 5, 2))),
     ),
     CaseRow(
-        _norm,
+        norm,
         (
             NetCase("layer norm", layers.LayerNorm(), (3, 5)),
             NetCase("layer norm without scale and bias", layers.LayerNorm(0.3, use_scale=False, use_bias=False), (7,)),
@@ -318,7 +278,7 @@ LAYERS: tuple[CaseRow, ...] = (
         checked=_named((layers.LayerNorm(), (3, 5))),
     ),
     CaseRow(
-        _norm,
+        norm,
         (
             NetCase("rms norm", layers.RMSNorm(0.1), (3, 5)),
             NetCase("rms norm with bias", layers.RMSNorm(use_bias=True), (7,)),
@@ -326,7 +286,7 @@ LAYERS: tuple[CaseRow, ...] = (
         checked=_named((layers.RMSNorm(), (3, 5)), (layers.RMSNorm(use_scale=False), (7,))),
     ),
     CaseRow(
-        _norm,
+        norm,
         (
             NetCase("group norm", layers.GroupNorm(2), (3, 5, 4)),
             NetCase("group norm of one group, no scale", layers.GroupNorm(1, 0.1, use_scale=False), (5, 3)),
@@ -334,7 +294,7 @@ LAYERS: tuple[CaseRow, ...] = (
         checked=_named((layers.GroupNorm(2), (3, 5, 4))),
     ),
     CaseRow(
-        _batch_norm,
+        batch_norm,
         (
             NetCase("batch norm", layers.BatchNorm(), (3, 5)),
             NetCase("batch norm of vectors", layers.BatchNorm(0.7, 0.3), (7,)),

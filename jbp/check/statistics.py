@@ -64,7 +64,10 @@ def statistics(layer: Layer, params: Any, x: Any, seed: Any, level: Level) -> li
         pull = jax.vjp(output, leaves)[1]
         each = lax.map(lambda row: pull(row)[0], _one_by_one(columns))
         each = [g.reshape(COLUMNS, len(x), *g.shape[1:]) for g in each]
-        return [(_ours(found[i], u), each[i], _kronecker(each[i], u)) for i, u in zip(at, probes, strict=True)]
+        return [
+            (_ours(found[i], u), each[i], _kronecker(each[i], u, _turned(shapes[i])))
+            for i, u in zip(at, probes, strict=True)
+        ]
 
     try:
         why_not = [_not_exact(shapes[i]) for i in at]
@@ -98,7 +101,7 @@ def _not_exact(pair: Pair) -> str:
 def _probe(pair: Pair, seed: Any) -> Any:
     """A random u [*l, i, o] for a parameter's factors."""
     factors = jax.eval_shape(stats.kronecker, pair)
-    shape = (*factors.a.shape[:-1], factors.g.shape[-1])
+    shape = (*(factors.a.shape if factors.diagonal else factors.a.shape[:-1]), factors.g.shape[-1])
     return normal(seed, jax.ShapeDtypeStruct(shape, factors.g.dtype))
 
 
@@ -121,15 +124,23 @@ def _ours(pair: Any, u: Any) -> dict[str, Any]:
     if u is not None:
         one = jnp.zeros(first.batch, u.dtype).at[0].set(1)
         factors = factors_over(columns, back, "expand", one)
-        found["kronecker"] = jnp.matmul(jnp.matmul(factors.a, u), factors.g)
+        found["kronecker"] = factors.times(u)
     return found
 
 
-def _kronecker(each: Any, u: Any) -> Any:
+def _turned(pair: Pair) -> bool:
+    """Whether its weight is [o, i]."""
+    factors = jax.eval_shape(stats.kronecker, pair)
+    return isinstance(factors, stats.Factors) and factors.transposed
+
+
+def _kronecker(each: Any, u: Any, turned: bool) -> Any:
     """Σᵥ gᵥ ⟨gᵥ, u⟩ of the first example, and its largest term."""
     if u is None:
         return None
-    g = each[:, 0].astype(u.dtype).reshape(-1, *u.shape)
+    g = each[:, 0].astype(u.dtype)
+    g = jnp.swapaxes(g, -1, -2) if turned else g
+    g = g.reshape(-1, *u.shape)
     along = jnp.einsum("v...io,...io->v...", g, u)
     size = jnp.abs(g).max() * jnp.abs(g * u[None]).sum((-2, -1)).max()
     return jnp.einsum("v...,v...io->...io", along, g), size

@@ -11,8 +11,9 @@ from jbp.cli.parser import Command, argument
 from jbp.texts import SAVED
 
 _RESULTS = (
-    "test_accuracy", "test_r2", "test_rmse", "test_loss", "validation_accuracy", "validation_loss",
-    "epochs", "best_epoch", "stop_reason", "parameters", "seconds", "examples_per_second",
+    "test_accuracy", "test_r2", "test_rmse", "test_bits_per_character", "test_loss",
+    "validation_accuracy", "validation_loss", "epochs", "best_epoch", "stop_reason", "parameters", "seconds",
+    "examples_per_second",
 )  # fmt: skip
 
 

@@ -108,10 +108,10 @@ def _checked(what: str, rows: list[Any], dtypes: list[str]) -> tuple[str, ...]:
 def print_result(folder: Path, summary: dict[str, Any]) -> None:
     """What came out of a run."""
     table = _table("result", str(folder))
-    for name in ("accuracy", "r2", "rmse", "loss"):
+    for name in ("accuracy", "r2", "rmse", "bits_per_character", "perplexity", "loss"):
         for part in ("test", "train", "validation"):
             if f"{part}_{name}" in summary:
-                words = {"r2": "R²", "rmse": "root mean squared error"}.get(name, name)
+                words = _WORDS.get(name, name)
                 table.add_row(f"{_PARTS.get(part, part)} {words}", _figure(f"{part}_{name}", summary[f"{part}_{name}"]))
     for name in summary.get("figures", ()):
         if f"{name}".partition("_")[0] not in ("test", "train", "validation"):
@@ -120,8 +120,11 @@ def print_result(folder: Path, summary: dict[str, Any]) -> None:
         table.add_row("none", "the run was cut short before it could write one")
     if "epochs" in summary:
         stopped, kept = summary["stop_reason"], summary["best_epoch"]
-        table.add_row("epochs", escape(f"{summary['epochs']} ({_STOPS.get(stopped, stopped)})"))
-        table.add_row("parameters kept", "those of the last step" if kept is None else f"those of epoch {kept}")
+        counted = "steps" if "steps" in summary else "epochs"
+        why = _STOPS.get(stopped, str(stopped)).replace("epochs", counted)
+        table.add_row(counted, escape(f"{summary[counted]:,} ({why})"))
+        unit = "evaluation" if counted == "steps" else "epoch"
+        table.add_row("parameters kept", "those of the last step" if kept is None else f"those of {unit} {kept}")
     if summary.get("skipped_steps"):
         table.add_row("steps skipped", f"{summary['skipped_steps']:,}, which ended in a number that is not finite")
     if "examples" in summary:
@@ -143,7 +146,7 @@ def print_spread(folder: Path, summary: dict[str, Any]) -> None:
     table = _table("result", str(folder))
     for name, found in summary["spread"].items():
         part, _, word = name.partition("_")
-        words = {"r2": "R²", "rmse": "root mean squared error"}.get(word, word)
+        words = _WORDS.get(word, word)
         deviation = "" if found["std"] is None else f" ± {found['std']:.2g}"
         table.add_row(
             escape(f"{_PARTS.get(part, part)} {words}"),
@@ -158,6 +161,9 @@ def print_spread(folder: Path, summary: dict[str, Any]) -> None:
     if "seconds" in summary:
         table.add_row("time", f"{_figure('seconds', summary['seconds'])} s")
     Console().print(table)
+
+
+_WORDS = {"r2": "R²", "rmse": "root mean squared error", "bits_per_character": "bits per character"}
 
 
 def _range(counts: list[int]) -> str:
@@ -227,6 +233,83 @@ def print_layers(rows: Iterable[Any]) -> None:
     table.add_row("", "all", "", *(f"{total:,}" for total in totals))
     Console().print(table)
     print("multiply-adds of weights, padding included, for one example on the way forward")
+
+
+def print_plan(options: Any, work: Any, one: Any, found: Any) -> None:
+    """What is predicted of one mesh."""
+    machine, layout = options.machine, found.layout
+    accelerator = machine.accelerator
+    table = _table("prediction", escape(f"{layout.devices:,} × {accelerator.name}, mesh {layout}"))
+    table.add_row("network", escape(f"{shortened(options.net)} ({work.parameters:,} parameters)"))
+    table.add_row("batch", f"{found.batch_size:,} examples, {found.batch_size // layout.data:,} on each device")
+    table.add_row("FLOPs", f"{_amount(found.flops, 'FLOP')} a step and device, of products")
+    for name, size in found.memory.items():
+        table.add_row(f"memory: {name}", _amount(size, "B"))
+    verdict = "fits" if found.fits else "does not fit"
+    table.add_row("memory", f"{_amount(found.bytes, 'B')} of {_amount(accelerator.memory, 'B')}: {verdict}")
+    for one_kind in found.collectives:
+        times = f"{one_kind.count} × " if one_kind.count > 1 else ""
+        what = f"{times}{one_kind.kind} over {one_kind.axis}, {_amount(one_kind.bytes, 'B')}"
+        table.add_row(f"sent: {one_kind.what}", f"{what}, {_time(one_kind.seconds(layout, machine))}")
+    table.add_row(
+        "arithmetic", f"{_time(found.arithmetic)} at {_amount(machine.peak, 'FLOP')}/s, {machine.multiplied_in}"
+    )
+    table.add_row("memory traffic", f"{_time(found.traffic)} for {_amount(found.moved, 'B')}")
+    table.add_row("step", f"{_time(found.seconds)}, {found.examples_per_second:,.0f} examples/s")
+    table.add_row("efficiency", f"{found.efficiency(one):.1%} of one device's, times {layout.devices:,}")
+    Console().print(table)
+    print(PREDICTED)
+
+
+def print_sweep(options: Any, work: Any, one: Any, found: list[Any], notes: list[str]) -> None:
+    """What is predicted for each number of devices."""
+    accelerator = options.machine.accelerator
+    table = _table("devices", "data × model", "FLOPs", "memory", "sent", "step", "per second", "efficiency")
+    for column in table.columns:
+        column.justify = "right"
+    for p in found:
+        table.add_row(
+            f"{p.layout.devices:,}", f"{p.layout.data:,} × {p.layout.model:,}", _amount(p.flops, ""),
+            _amount(p.bytes, "B") + ("" if p.fits else "!"), _amount(sum(c.bytes for c in p.collectives), "B"),
+            _time(p.seconds), _amount(p.examples_per_second, ""), f"{p.efficiency(one):.1%}",
+        )  # fmt: skip
+    first, last = found[0].batch_size, found[-1].batch_size
+    batch = f"{first:,} examples a step" if first == last else f"{first:,} to {last:,} examples a step"
+    print(f"prediction: {shortened(options.net)}, {work.parameters:,} parameters, {batch}, on {accelerator.name}")
+    Console().print(table)
+    if not all(p.fits for p in found):
+        notes = [f"! does not fit into {_amount(accelerator.memory, 'B')}", *notes]
+    for note in notes:
+        print(note)
+    print(PREDICTED)
+
+
+PREDICTED = (
+    "predicted from shapes and published figures, nothing is measured; FLOPs, memory and bytes sent are of one device"
+)
+
+
+def shortened(text: str) -> str:
+    """The beginning of a long line."""
+    text = " ".join(text.split())
+    return text if len(text) <= 48 else f"{text[:45].rstrip()} …"
+
+
+def _amount(value: float, unit: str) -> str:
+    """1.5 GB; three digits."""
+    for factor, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= factor:
+            shown = value / factor
+            return f"{shown:.3g} {prefix}{unit}" if shown < 999.5 else f"{shown:,.0f} {prefix}{unit}"
+    return f"{value:.0f} {unit}"
+
+
+def _time(seconds: float) -> str:
+    """1.5 ms; three digits."""
+    for factor, unit in ((1, "s"), (1e-3, "ms")):
+        if seconds >= factor:
+            return f"{seconds / factor:.3g} {unit}"
+    return f"{seconds / 1e-6:.3g} µs"
 
 
 def print_comparison(names: list[str], settings: dict[str, list[Any]], results: dict[str, list[Any]]) -> None:

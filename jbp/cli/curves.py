@@ -102,6 +102,31 @@ def draw_watched(path: Path, rows: Sequence[dict[str, Any]]) -> str | None:
     return None
 
 
+def draw_efficiency(path: Path, points: Sequence[tuple[int, float, bool]], name: str) -> str | None:
+    """Draw predicted efficiency against the number of devices, hollow where memory is too small; answers as
+    `draw_curves`.
+
+    Raises: OSError if the file cannot be written.
+    """
+    made = _figure(1, f"{name} accelerators")
+    if made is None:
+        return _left_out(path)
+    figure, (ax,) = made
+    counts, shares, fits = zip(*points, strict=True)
+    ax.plot(counts, shares, "-", color="tab:blue", linewidth=1.2)
+    for fitting, fill, label in ((True, "tab:blue", "fits into memory"), (False, "white", "does not fit")):
+        chosen = [(n, share) for n, share, fit in zip(counts, shares, fits, strict=True) if fit is fitting]
+        if chosen:
+            ax.plot(*zip(*chosen, strict=True), "o", color="tab:blue", markerfacecolor=fill, markersize=5, label=label)
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(counts, [f"{n:,}" for n in counts], rotation=45)
+    ax.set_ylim(0, max(1.05, 1.05 * max(shares)))
+    ax.set_ylabel("efficiency, predicted (1: as on one)")
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
+    _write(path, figure)
+    return None
+
+
 def _figure(panels: int, across: str) -> tuple[Any, Any] | None:
     """A figure with so many panels, at most three in a row; None where matplotlib is missing."""
     try:  # here, for matplotlib is optional and slow to load

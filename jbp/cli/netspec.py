@@ -8,7 +8,7 @@ follows from the case table. A number is a dense layer of that width.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -27,10 +27,13 @@ from jbp.layers.images import made_for
 from jbp.layers.initializers import Initializer
 from jbp.sinks import total
 
+Reads = Callable[[str], Layer | None]
+"""Makes a layer of a word, or None of one that it does not know."""
 _KINDS = tuple(row.kind for row in LAYERS)
 _ACTIVATIONS = tuple(kind for kind in _KINDS if issubclass(kind, Activation))
 _COMBINATORS = tuple(kind for row in COMBINATORS if issubclass(kind := row.kind, Combinator) and kind.word)
 _SPATIAL = (layers.Conv, layers.MaxPool, layers.AvgPool, layers.GlobalPool)
+_SEQUENTIAL = (layers.Embedding, layers.Positions, layers.Attention, layers.Unembedding)
 _ARRANGING = (layers.Channel, layers.Flatten, layers.Reshape)
 _WITH_WEIGHTS = (layers.Dense, layers.Conv)
 
@@ -45,12 +48,12 @@ def known() -> str:
     return ", ".join([*words.values(), *(f"{kind.word}( … )" for kind in _COMBINATORS)])
 
 
-def parse(text: str) -> tuple[Layer, ...]:
-    """The layers of a line, in order.
+def parse(text: str, own: Reads = lambda word: None) -> tuple[Layer, ...]:
+    """The layers of a line, in order; of each word `own` is asked first.
 
     Raises: ValueError naming the word that is wrong, with the nearest known one.
     """
-    return _read_to_end(iter(text.replace("(", "( ").replace(")", " ) ").split()), "")
+    return _read_to_end(iter(text.replace("(", "( ").replace(")", " ) ").split()), "", own)
 
 
 def build(
@@ -64,8 +67,9 @@ def build(
     """The net for examples of `shape`: the line's layers, those that its form needs between them, and a dense layer of
     `outputs`.
 
-    Without a layer that takes space, examples of several axes are flattened first. With one, images [h, w] get an axis
-    of one channel, and what is still spread over space is flattened before the first dense layer behind it.
+    Without a layer that takes space or a sequence, examples of several axes are flattened first. With one of space,
+    images [h, w] get an axis of one channel, and what is still spread over space is flattened before the first dense
+    layer behind it.
 
     Raises: ValueError as `parse`; for a layer that its input does not suit, naming it.
     """
@@ -73,7 +77,7 @@ def build(
     if any(isinstance(leaf, _SPATIAL) for leaf in _leaves(hidden)):
         net = _arranged((*hidden, *last), shape)
     else:
-        flat = len(shape) == 1 or layers.Flatten() in hidden
+        flat = len(shape) == 1 or any(isinstance(leaf, (layers.Flatten, *_SEQUENTIAL)) for leaf in _leaves(hidden))
         net = (*(() if flat else (layers.Flatten(),)), *hidden, *last)
     net = (*net, *(() if output_activation is None else (output_activation,)))
     return serial(*(_initialized(layer, weight_init, bias_init) for layer in net))
@@ -144,7 +148,7 @@ def spec(net: Layer) -> str:
     return " ".join(layer.as_word() for layer in (net.layers if isinstance(net, Serial) else (net,)))
 
 
-def _read_to_end(words: Iterator[str], opened: str) -> tuple[Layer, ...]:
+def _read_to_end(words: Iterator[str], opened: str, own: Reads) -> tuple[Layer, ...]:
     """The layers up to the bracket that closes `opened`, or to the end of the line."""
     found = []
     for word in words:
@@ -152,7 +156,10 @@ def _read_to_end(words: Iterator[str], opened: str) -> tuple[Layer, ...]:
             raise ValueError("net: a ) closes nothing, for there is no bracket open in front of it")
         if word == ")":
             return tuple(found)
-        found.append(_around(word[:-1], _read_to_end(words, word)) if word.endswith("(") else _layer(word))
+        if word.endswith("("):
+            found.append(_around(word[:-1], _read_to_end(words, word, own)))
+        else:
+            found.append(own(word) or _layer(word))
     if opened:
         raise ValueError(f"net: {opened!r} is not closed: put ) behind the last of its layers")
     return tuple(found)
@@ -203,7 +210,9 @@ def _arranged(net: tuple[Layer, ...], shape: Shape) -> tuple[Layer, ...]:
     spatial = next(leaf for leaf in _leaves(net) if isinstance(leaf, _SPATIAL))
     before = list(_leaves(net))
     before = before[: before.index(spatial)]
-    has_channels = getattr(spatial, "dims", None) == 1 or any(isinstance(leaf, _ARRANGING) for leaf in before)
+    has_channels = getattr(spatial, "dims", None) == 1 or any(
+        isinstance(leaf, (*_ARRANGING, *_SEQUENTIAL)) for leaf in before
+    )
     found: list[Layer] = []
 
     def put(layer: Layer) -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Self
 
-from jbp import losses, own, rules, runs
+from jbp import hosts, losses, own, rules, runs
 from jbp.arguments import about, as_count, as_seed, check_scalar, did_you_mean
-from jbp.cli import netspec
+from jbp.cli import netspec, text
 from jbp.cli.parser import Command, option
 from jbp.data.augment import Augment
 from jbp.data.builtin import NAMES
@@ -25,6 +25,7 @@ from jbp.durable.saver import EVERY, Every
 from jbp.layers import initializers
 from jbp.private import MOST
 from jbp.texts import CONFIG, SAVED, read_json
+from jbp.train.clocks import Length
 from jbp.train.restore import TIMES
 
 
@@ -67,10 +68,16 @@ VALUES_RATE = 0.01
 """Of Adam, which a regression takes unless it is told otherwise."""
 
 ON_BAD = ("stop", "skip", "restore")
+AXES = ("data", "model")
+EPOCHS = 60
 NOISE, CLIP, DELTA, PATIENCE = 1.1, 1.0, 1e-5, 20
+
+_HOW_IT_GOES = ("save_every", "keep", "mesh", "shard_params")
+"""Options that a run may go on with otherwise than it was begun."""
 
 _DATA, _NET, _STEPS, _RUN, _OUT = "data", "network and loss", "optimiser", "length of the run", "output"
 _PRIVATE, _SAVING = "private training", "runs that survive"
+_DEVICES, _HOSTS = "several devices", "several processes"
 
 
 @dataclass(frozen=True)
@@ -84,12 +91,16 @@ class TrainOptions(Command):
         "digits", "digits, mnist, fashion-mnist, a .npz file (x_train, y_train, optionally x_test, y_test), "
         "a .csv or .tsv file (a line of column names, then rows), or, for data larger than memory, a folder of "
         ".npy files: x_train.npy and y_train.npy, or shards x_train-000.npy, x_train-001.npy, …, optionally x_test, "
-        "y_test", _DATA, metavar="NAME|FILE|FOLDER",
+        "y_test; or a .txt file, a text to learn to write", _DATA, metavar="NAME|FILE|FOLDER",
     )  # fmt: skip
     target: str | None = option(None, "column of the table to predict; the others are the input", _DATA,
                                 metavar="COLUMN")  # fmt: skip
-    task: str | None = option(None, "classification or regression", _DATA, choices=TASKS,
-                              shown="text and whole numbers are classes, other numbers values")  # fmt: skip
+    task: str | None = option(
+        None, "classification, regression, or of a .txt file language: at each character, which comes next", _DATA,
+        choices=(*TASKS, text.TASK), shown="text and whole numbers are classes, other numbers values",
+    )  # fmt: skip
+    context: int | None = option(None, "of a text, how many characters the net sees at once", _DATA, metavar="N",
+                                 shown=f"{text.CONTEXT}")  # fmt: skip
     missing: str | None = option(
         None, "where a table lacks a value: mean takes the mean over the training part, indicator also adds a column "
         "of 0 and 1 that says so", _DATA, choices=MISSING, metavar="NAME", shown="refuse, and count them",
@@ -129,8 +140,8 @@ class TrainOptions(Command):
     net: str = option(
         "512 relu dropout:0.4 256 relu dropout:0.4",
         f"hidden layers: widths of dense layers, and {netspec.known()}, as told below; the output layer follows from "
-        "the data. Or a whole net of yours, FILE.py:NAME: a layer, or a function that makes one", _NET,
-        metavar="LAYERS",
+        f"the data. For a text gpt:LAYERS:HEADS:WIDTH, by default {text.NET}, or layers that begin with embed:WIDTH. "
+        "Or a whole net of yours, FILE.py:NAME: a layer, or a function that makes one", _NET, metavar="LAYERS",
     )  # fmt: skip
     output_activation: str | None = option(None, "activation of the output layer", _NET, metavar="NAME", shown="none")
     loss: str | None = option(
@@ -143,7 +154,7 @@ class TrainOptions(Command):
                             choices=("zeros", "standard_normal"), metavar="NAME")  # fmt: skip
 
     optimizer: str | None = option(None, ", ".join(OPTIMIZERS), _STEPS, choices=OPTIMIZERS, metavar="NAME",
-                                   shown="momentum; adam for a regression")  # fmt: skip
+                                   shown="momentum; adam for a regression; adamw for a text")  # fmt: skip
     learning_rate: float | None = option(
         None, "step size: a step is RATE times the gradient (or the velocity)", _STEPS, metavar="RATE",
         shown="0.05; 0.1 for sgd; of fewer than 32 examples by as much less; 0.001 for adam, adamw, rmsprop; 0.01 for "
@@ -152,6 +163,12 @@ class TrainOptions(Command):
     schedule: str = option(
         "constant", "learning rate over the steps of the run: constant; cosine or linear to 0; exponential to 1 %; "
         "step: a tenth from one half on, a hundredth from three quarters", _STEPS, choices=SCHEDULES, metavar="NAME",
+    )  # fmt: skip
+    warmup: int = option(0, "over the first N steps the learning rate grows from 0 to what it is", _STEPS,
+                         metavar="N")  # fmt: skip
+    clip_gradient: float | None = option(
+        None, "a gradient whose norm, over all parameters, is larger is scaled down to it", _STEPS, metavar="NORM",
+        shown="as it is",
     )  # fmt: skip
     momentum: float | None = option(
         None, "share of the last step's velocity that is kept, in [0, 1)", _STEPS, metavar="SHARE",
@@ -188,7 +205,16 @@ class TrainOptions(Command):
     delta: float | None = option(None, "δ of the account, well below 1 / number of examples", _PRIVATE,
                                  metavar="DELTA", shown=f"{DELTA}")  # fmt: skip
 
-    epochs: int = option(60, "at most this many times through the data", _RUN, metavar="N")
+    epochs: int | None = option(None, "at most this many times through the data", _RUN, metavar="N",
+                                shown=f"{EPOCHS}; of a text see steps")  # fmt: skip
+    steps: int | None = option(
+        None, "at most this many steps, in place of epochs, of a text of crops at random", _RUN, metavar="N",
+        shown=f"of a text {text.STEPS}",
+    )  # fmt: skip
+    evaluate_every: int | None = option(
+        None, "steps after which the validation part is looked at, and a line of figures kept; as an epoch's end is",
+        _RUN, metavar="N", shown=f"all steps; of a text {text.EVERY}",
+    )  # fmt: skip
     patience: int = option(
         PATIENCE, "stop when the validation loss has not improved for this many epochs, and restore the best "
         "parameters; 0: train all epochs and keep the last", _RUN, metavar="EPOCHS",
@@ -219,6 +245,23 @@ class TrainOptions(Command):
         "options are those it was begun with", _SAVING, metavar="FOLDER",
     )  # fmt: skip
 
+    mesh: str | None = option(
+        None, "spread the run over devices: data=4 gives each of four its part of every batch, data=4,model=2 moreover "
+        "cuts the layers in two", _DEVICES, metavar="AXES", shown="one device; several processes: all of them",
+    )  # fmt: skip
+    shard_params: bool = option(
+        False, "spread parameters, and what the optimiser keeps of them, over the data axis too", _DEVICES,
+    )  # fmt: skip
+
+    coordinator: str | None = option(
+        None, "HOST:PORT where process 0 listens, the same for all; auto: JAX finds it, as on hosts of TPUs", _HOSTS,
+        metavar="HOST:PORT", shown="what SLURM, Open MPI or a cloud says",
+    )  # fmt: skip
+    processes: int | None = option(None, "how many processes train this one net; 1: this one alone", _HOSTS,
+                                   metavar="N", shown="what SLURM, Open MPI or a cloud says")  # fmt: skip
+    process: int | None = option(None, "which of them this is, from 0; process 0 writes and speaks for all", _HOSTS,
+                                 metavar="I", shown="what SLURM, Open MPI or a cloud says")  # fmt: skip
+
     out: str | Path | None = option(None, "folder to write, which must not exist", _OUT, metavar="FOLDER",
                              shown="a fresh one, runs/DATA-DATE-NUMBER")  # fmt: skip
     overwrite: bool = option(False, "replace the run that is in FOLDER", _OUT)
@@ -229,13 +272,17 @@ class TrainOptions(Command):
     quiet: bool = option(False, "print nothing but errors", _OUT)
     json: bool = option(False, "print the summary as JSON on standard output, and nothing else there", _OUT)
 
-    not_in_config: ClassVar[tuple[str, ...]] = ("resume", "out", "overwrite", "quiet", "json", "log")
+    not_in_config: ClassVar[tuple[str, ...]] = (
+        "resume", "out", "overwrite", "quiet", "json", "log", "coordinator", "processes", "process",
+    )  # fmt: skip
     """Options that say where a run goes and what is printed; the others make the run what it is."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.seed is None and not self.private:
             object.__setattr__(self, "seed", 0)
+        self._settle_length()
+        self._check_text()
         self._check_private()
         if own.is_named(self.net):
             own.parts(self.net)
@@ -260,7 +307,10 @@ class TrainOptions(Command):
         if self.nesterov and (usual.momentum if beta is None else beta) == 0:
             raise ValueError("nesterov needs momentum in (0, 1), but it is 0: momentum 0.9 is usual")
         Every.of(self.save_every)
-        counts = (("batch_size", 1), ("accumulate", 1), ("epochs", 1), ("patience", 0), ("watch", 1), ("keep", 1))
+        if self.shard_params and self.mesh is None and self.place is None:
+            raise ValueError("shard_params is for several devices, but there is no mesh: add mesh, such as data=4")
+        self.axes  # noqa: B018 (checks it)
+        counts = (("batch_size", 1), ("accumulate", 1), ("patience", 0), ("watch", 1), ("keep", 1))
         for name, low in counts:
             if getattr(self, name) is not None:
                 as_count(getattr(self, name), name, low)
@@ -283,6 +333,8 @@ class TrainOptions(Command):
         if self.seeds is not None:
             self.seed_range  # noqa: B018 (checks it)
 
+        if (self.coordinator, self.processes, self.process) != (None, None, None):
+            self.place  # noqa: B018 (checks it)
         if self.resume is not None and (self.out is not None or self.overwrite):
             raise ValueError("a run that is resumed stays in its folder: leave out and overwrite out")
 
@@ -323,6 +375,78 @@ class TrainOptions(Command):
             if given:
                 raise ValueError(f"private training cannot use {name}: {reason}; leave it out")
 
+    def _settle_length(self) -> None:
+        """How long the run is, where it is not said."""
+        if self.epochs is None and self.steps is None:
+            if self.is_text:
+                every = self.evaluate_every or text.EVERY
+                object.__setattr__(self, "steps", -(-text.STEPS // every) * every)
+            else:
+                object.__setattr__(self, "epochs", EPOCHS)
+        if self.is_text and self.steps is not None and self.evaluate_every is None:
+            every = text.EVERY if self.steps % text.EVERY == 0 else self.steps
+            object.__setattr__(self, "evaluate_every", every)
+        length = Length.of(self.epochs, self.steps, self.evaluate_every, EPOCHS)
+        if self.warmup:
+            as_count(self.warmup, "warmup", 0)
+        if self.steps is not None and self.warmup >= length.epochs * (length.every or 1):
+            raise ValueError(f"warmup must be fewer than the {self.steps} steps, but is {self.warmup}")
+
+    def _check_text(self) -> None:
+        """What a text is trained with, and what it is not."""
+        if (self.is_text and self.task not in (None, text.TASK)) or (self.task == text.TASK and not self.is_text):
+            raise ValueError(
+                f"task {text.TASK} is of a text, a .txt file, and no other is, but got data {str(self.data)!r} and "
+                f"task {self.task!r}"
+            )
+        if self.clip_gradient is not None:
+            wanted = "a finite number above 0"
+            check_scalar("clip_gradient", self.clip_gradient, lambda c: 0 < c < math.inf, wanted, "1 is usual")
+        if self.context is not None:
+            as_count(self.context, "context")
+        if not self.is_text:
+            if self.context is not None:
+                raise ValueError("context is of a text, data in a .txt file: leave it out")
+            return
+        if self.net == TrainOptions.net:
+            object.__setattr__(self, "net", text.NET)
+        if self.steps is not None and self.sampling == "shuffle":
+            object.__setattr__(self, "sampling", "replacement")
+        names = ("target", "missing", "categorical", "delimiter", "decimal", "standardize", "bounds", "weights",
+                 "class_weights", "augment", "output_activation", "init")  # fmt: skip
+        given = [name for name in names if getattr(self, name)]
+        if given:
+            raise ValueError(f"{given[0]} does not go with a text, data in a .txt file: leave it out")
+        if self.loss not in (None, "softmax_cross_entropy"):
+            raise ValueError(f"the loss of a text is softmax_cross_entropy, but got {self.loss!r}: leave it out")
+        if self.private and self.steps is not None:
+            raise ValueError(
+                "private training of a text needs windows that do not overlap: give epochs, which go through those"
+            )
+        if own.is_named(self.net):
+            raise ValueError("a net for a text is a line of layers: train one of your own with jbp.fit")
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the data are a text."""
+        return text.is_text(self.data)
+
+    @property
+    def place(self) -> hosts.Place | None:
+        """Which of several processes this is; None of one.
+
+        Raises: ValueError if it is not told rightly, or something is asked for that one process does.
+        """
+        found = hosts.place_of(self.coordinator, self.processes, self.process)
+        alone = {"seeds": self.seeds is not None, "on_bad restore": self.on_bad == "restore", "watch": self.watch}
+        for name, asked in alone.items():
+            if found is not None and asked:
+                raise ValueError(
+                    f"{name} is for one process, but there are {found.processes or 'several'}: leave it out, or say "
+                    "processes 1"
+                )
+        return found
+
     @property
     def reading(self) -> dict[str, Any]:
         """What `load_dataset` is told of how a table is read."""
@@ -331,6 +455,21 @@ class TrainOptions(Command):
             "missing": self.missing, "categorical": tuple(name.strip() for name in names), "delimiter": self.delimiter,
             "decimal": self.decimal,
         }  # fmt: skip
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """How many devices each axis of `mesh` has; {} without one."""
+        found: dict[str, int] = {}
+        for word in [] if self.mesh is None else self.mesh.split(","):
+            name, _, number = (part.strip() for part in word.partition("="))
+            wanted = f"mesh must be of data=N and model=N, with a comma between, but is {self.mesh!r}"
+            if name not in AXES or name in found:
+                twice = f": {name} stands in it twice" if name in found else did_you_mean(name, AXES)
+                raise ValueError(f"{wanted}{twice}")
+            if not number.isdecimal() or not int(number):
+                raise ValueError(f"{wanted}: N is a whole number of devices, at least 1, as in data=4")
+            found[name] = int(number)
+        return found
 
     @property
     def augmentation(self) -> Augment | None:
@@ -373,7 +512,7 @@ class TrainOptions(Command):
     def config(self) -> dict[str, Any]:
         """The options that make the run what it is, with data and a net's file as absolute paths."""
         options = dataclasses.asdict(self)
-        is_file = Path(self.data).suffix.lower() in (".npz", *SUFFIXES)
+        is_file = self.is_text or Path(self.data).suffix.lower() in (".npz", *SUFFIXES)
         is_file = is_file or (str(self.data) not in NAMES and Path(self.data).is_dir())
         options["data"] = str(Path(self.data).absolute() if is_file else self.data)
         options["bounds"] = None if self.bounds is None else str(Path(self.bounds).absolute())
@@ -415,7 +554,7 @@ class TrainOptions(Command):
         Raises: ValueError if the folder is no run, or was begun with other options.
         """
         folder, config, _ = runs.read(resume)
-        free = {name: given.pop(name) for name in ("save_every", "keep", *cls.not_in_config) if name in given}
+        free = {name: given.pop(name) for name in (*_HOW_IT_GOES, *cls.not_in_config) if name in given}
         stored = cls.from_config(folder, **{name: value for name, value in given.items() if name == "net"})
         wanted = dataclasses.replace(stored, **given).config
         for name, was in stored.config.items():

@@ -70,6 +70,10 @@ example:
         if out is not None:
             check_new(out, self.overwrite)
         run = load_run(self.run, self.layers)
+        if run.vocabulary is not None:
+            raise ValueError(
+                f"{self.run}: the run is of a text, which jbp generate goes on with: jbp generate {self.run}"
+            )
         x = load_features(self.data, run, Dialect(self.delimiter, self.decimal), self.unknown)
         with about(self.data):
             predicted = run.predict(x)

@@ -12,15 +12,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from jbp import checkpoint, own, runs
-from jbp.cli import netspec
+from jbp import checkpoint, runs
 from jbp.cli.options import TrainOptions
 from jbp.cli.parser import Failed
 from jbp.cli.training import (
+    BITS,
     Plan,
     announce,
     fit_options,
     make_plan,
+    net_words,
     new_folder,
     resumed,
     saving,
@@ -30,7 +31,7 @@ from jbp.cli.training import (
 )
 from jbp.train import Fit, InterruptedMany, Many, fit_many
 
-FIGURES = ("accuracy", "r2", "rmse", "loss")
+FIGURES = ("accuracy", "r2", "rmse", BITS, "perplexity", "loss")
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def _summary(plan: Plan, many: Many, test: dict[int, dict[str, Any]]) -> dict[st
         "parameters": checkpoint.count(many.params) // len(many.runs),
         "task": plan.data.dataset.task,
         "data": plan.data.dataset.name,
-        "net": plan.options.net if own.is_named(plan.options.net) else netspec.spec(plan.net),
+        "net": net_words(plan),
         "loss": plan.loss_name,
         "versions": versions(),
     } | ({} if not many.resumed_at else {"resumed_at": list(many.resumed_at)})

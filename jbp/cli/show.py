@@ -129,7 +129,7 @@ def layer_rows(run: Run) -> list[LayerRow]:
 
         return visit
 
-    x = jax.ShapeDtypeStruct((1, *run.input_shape), params_dtype(run.params))
+    x = jax.ShapeDtypeStruct((1, *run.input_shape), run.input_dtype or params_dtype(run.params))
     jax.eval_shape(lambda p, x: inside((), 0, 1)((), run.net, p, x, None)[0], run.params, x)
     return list(rows.values())
 

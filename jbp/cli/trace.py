@@ -74,10 +74,17 @@ class Trace(Command):
         if (self.run is None) == (self.net is None):
             found = "neither" if self.run is None else "both"
             raise ValueError(f"expected the folder of a run or --net with hidden layers, got {found}")
-        subject = self._of_run() if self.run is not None else self._of_net()
+        subject = self.subject()
         found = tracing.trace(*subject, learning_rate=self.learning_rate, momentum=self.momentum)
         console.print_trace(found, form, self.full)
         return found
+
+    def subject(self) -> tuple[Any, ...]:
+        """Net, loss, parameters, example and target: of the run, or of the options.
+
+        Raises: ValueError as the call.
+        """
+        return self._of_run() if self.run is not None else self._of_net()
 
     def _of_run(self) -> tuple[Any, ...]:
         """Net, loss, parameters, example and target of a run."""

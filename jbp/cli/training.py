@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 import time
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,21 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from jax.sharding import AxisType
 
-from jbp import checkpoint, layers, losses, optim, own, runs
+from jbp import checkpoint, hosts, layers, losses, own, runs
 from jbp._version import __version__
 from jbp.arguments import about, check_batch_size, listed
-from jbp.cli import console, examples, netspec
+from jbp.cli import console, examples, netspec, several
 from jbp.cli.curves import draw_curves
 from jbp.cli.declared import declared
 from jbp.cli.examples import Examples
 from jbp.cli.logs import check_log, writers_of
+from jbp.cli.optimizers import make_optimizer
 from jbp.cli.options import BATCH, CLIP, DELTA, DESCENTS, NOISE, OPTIMIZERS, VALUES_RATE, TrainOptions
 from jbp.cli.parser import Failed
+from jbp.cli.text import CONTEXT, TASK, build, check_net_line
+from jbp.cli.textdata import Text, load_text
 from jbp.data import Augment, Bounds, Standardizer, load_dataset
 from jbp.data.builtin import NAMES
 from jbp.data.preparing import blocks_of
@@ -34,15 +37,21 @@ from jbp.durable.checkpoints import NEEDS, has_orbax
 from jbp.durable.saver import Saving, Taken
 from jbp.layer import Layer
 from jbp.layers import initializers
+from jbp.layers.images import made_for
 from jbp.losses import Loss
-from jbp.metrics import accuracy
+from jbp.metrics import accuracy, bits_per_token
 from jbp.private import Private, weak_delta
+from jbp.sharding import Sharding
 from jbp.step import Transform, name_of_transform, transformed
 from jbp.train import BadBatch, Diverged, Fit, Interrupted, Watch, fit
+from jbp.train.checks import on_device
+from jbp.train.loop import BLOCK
+from jbp.train.program import evaluation_program
 from jbp.train.restore import restored, restoring
 
 _ONE_HOT = ("sigmoid_binary_cross_entropy", "squared_error", "l2_loss", "mean_squared_error")
 _FOR_VALUES = ("mean_squared_error", "squared_error", "l2_loss")
+BITS = "bits_per_character"
 CLASSES_RIGHT = accuracy.of(losses.softmax_cross_entropy)
 """Whatever the loss, `jbp predict` says the class of the largest output."""
 
@@ -84,8 +93,17 @@ class Plan:
         if o.epsilon is None:
             return Private(noise, clip, delta)
         n = len(self.data.train[0])
-        steps = o.epochs * -(-n // self.batch_size)
-        return Private.for_epsilon(o.epsilon, delta, clip, steps=steps, batch_size=self.batch_size, n=n)
+        return Private.for_epsilon(o.epsilon, delta, clip, steps=self.steps, batch_size=self.batch_size, n=n)
+
+    @property
+    def steps(self) -> int:
+        """Of the whole run."""
+        return steps_of(self.options, len(self.data.train[0]), self.batch_size)
+
+    @property
+    def language(self) -> bool:
+        """Whether it learns to write."""
+        return isinstance(self.data, Text)
 
     @property
     def batch_size(self) -> int:
@@ -95,9 +113,9 @@ class Plan:
 
     def slower(self, share: float) -> optax.GradientTransformation:
         """The optimiser, at this share of its learning rate."""
-        o, steps = self.options, self.options.epochs * -(-len(self.data.train[0]) // self.batch_size)
+        o = self.options
         rate = OPTIMIZERS[o.optimizer or "momentum"].learning_rate if o.learning_rate is None else o.learning_rate
-        return make_optimizer(dataclasses.replace(o, learning_rate=share * rate), steps)
+        return make_optimizer(dataclasses.replace(o, learning_rate=share * rate), self.steps)
 
     @property
     def loss_name(self) -> str:
@@ -118,14 +136,20 @@ def train(options: TrainOptions) -> Result:
         return Result(folder.path, ended, None)
     plan = make_plan(options)
     announce(plan)
-    folder = folder or new_folder(options)
+    new = folder
+    folder = several.folder_for_all(lambda: new or new_folder(options))
     with folder.told():
         try:
-            fit = _fit(plan, folder)
+            with hosts.lost_in_words():
+                fit = several.with_whole_params(_fit(plan, folder))
         except (BadBatch, Diverged, Interrupted) as error:
             folder.rest(error.result.watched)
-            _keep(plan, folder, error.result, _summary(plan, error.result) | _broken(error))
+            if not (isinstance(error, BadBatch) and hosts.several()):  # the others may not know of it
+                result = several.with_whole_params(error.result)
+                _keep(plan, folder, result, _summary(plan, result) | _broken(error))
             raise
+        if not hosts.is_first():
+            return Result(folder.path, {}, fit)
         figures, test_examples = tested(plan, fit)
         summary = figures | _summary(plan, fit)
         if options.on_bad == "restore" and (gone_back := restored(folder.path)):
@@ -153,7 +177,8 @@ def resumed(options: TrainOptions) -> tuple[runs.RunFolder | None, dict[str, Any
     if options.resume is None:
         runs.check_out(options.out, options.overwrite)
         return None, None
-    folder = runs.RunFolder.again(Path(options.resume))
+    path = Path(options.resume)
+    folder = runs.RunFolder.again(path) if hosts.is_first() else several.Elsewhere(path)
     summary = runs.read(folder.path)[2]
     every = summary.get("runs") or ([summary] if summary else [])
     diverged = [run["diverged_at_step"] for run in every if "diverged_at_step" in run]
@@ -248,18 +273,18 @@ def announce(plan: Plan) -> None:
             print(f"{options.data}: {note}", file=sys.stderr)
     if not options.quiet and isinstance(plan.data.x_scale, Bounds):
         print(_clipped(plan), file=sys.stderr)
-    if not options.quiet and not own.is_named(options.net):
+    if not (options.quiet or own.is_named(options.net) or plan.language):
         for note in netspec.added(options.net, plan.net):
             print(f"net: {note}", file=sys.stderr)
     try:
         private = plan.private
         if private is None:
             return
-        epsilon = private.epsilon(options.epochs * -(-n // plan.batch_size), plan.batch_size, n)
+        epsilon = private.epsilon(plan.steps, plan.batch_size, n)
     except ModuleNotFoundError as error:
         raise Failed(str(error)) from error
     lines = [
-        f"private: ε = {epsilon:.3g} at δ = {private.delta:g} after all {options.epochs} epochs, for adding or "
+        f"private: ε = {epsilon:.3g} at δ = {private.delta:g} after {_length(options)}, for adding or "
         f"removing one of {n:,} examples; it covers the parameters, not the training figures shown or in the folder"
     ]
     if options.epsilon is not None:
@@ -296,13 +321,16 @@ def fit_options(plan: Plan) -> dict[str, Any]:
     """What `fit` and `fit_many` are told alike."""
     options = plan.options
     return {
+        "sharding": sharding_of(options),
         "epochs": options.epochs,
+        "steps": options.steps,
+        "evaluate_every": options.evaluate_every,
         "batch_size": options.batch_size,
         "validation_data": plan.data.validation,
         "sampling": options.sampling,
         "accumulate": options.accumulate,
         "weights": plan.data.weights,
-        "metrics": {"accuracy": CLASSES_RIGHT} if plan.classification else None,
+        "metrics": _metrics(plan),
         "transform": plan.transform,
         "progress": not options.quiet,
         "monitor": None if plan.data.validation is None else "validation_loss",
@@ -310,11 +338,42 @@ def fit_options(plan: Plan) -> dict[str, Any]:
     }
 
 
+def steps_of(options: TrainOptions, n: int, batch_size: int) -> int:
+    """Of a whole run with n training examples."""
+    return options.steps or (options.epochs or 0) * -(-n // batch_size)
+
+
+def _length(options: TrainOptions) -> str:
+    return f"all {options.steps:,} steps" if options.epochs is None else f"all {options.epochs} epochs"
+
+
+def _metrics(plan: Plan) -> dict[str, Any] | None:
+    if plan.language:
+        return {BITS: bits_per_token}
+    return {"accuracy": CLASSES_RIGHT} if plan.classification else None
+
+
+def _text_plan(options: TrainOptions) -> Plan:
+    """That of a text."""
+    check_net_line(options.net)
+    data = load_text(options.data, options.context or CONTEXT, options.steps is not None)
+    if options.private:
+        data = dataclasses.replace(data, validation=None)
+    n = len(data.train[0])
+    options, size = _sized(options, n, TASK)
+    net = build(options.net, data.outputs, data.shape[0])
+    optimizer = make_optimizer(options, steps_of(options, n, size))
+    return Plan(options, data, net, losses.softmax_cross_entropy, optimizer)
+
+
 def make_plan(options: TrainOptions) -> Plan:
     """Load the data and build net, loss and optimiser.
 
     Raises: ValueError if they are wrong or do not fit together.
     """
+    sharding_of(options)  # whether there are so many devices
+    if options.is_text:
+        return _text_plan(options)
     mine = own.net(options.net) if own.is_named(options.net) else None
     if mine is None:
         netspec.parse(options.net)  # before data that may have to be downloaded
@@ -347,8 +406,42 @@ def make_plan(options: TrainOptions) -> Plan:
     if options.augmentation is not None:
         with about(f"augment on {dataset.name}"):
             options.augmentation.check(data.shape)
-    steps = options.epochs * -(-n // size)
-    return Plan(options, data, net, getattr(losses, name), make_optimizer(options, steps), options.augmentation)
+    _check_mesh(options, net, data.shape, size)
+    optimizer = make_optimizer(options, steps_of(options, n, size))
+    return Plan(options, data, net, getattr(losses, name), optimizer, options.augmentation)
+
+
+def sharding_of(options: TrainOptions) -> Sharding | None:
+    """The mesh that the options name, over the first devices there are; of several processes at least the examples are
+    over the devices of all.
+
+    Raises: ValueError if there are not so many.
+    """
+    axes = options.axes or ({"data": jax.device_count()} if hosts.several() else {})
+    if not axes:
+        return None
+    wanted, there = math.prod(axes.values()), jax.device_count()
+    if wanted > there:
+        kind = jax.default_backend()
+        advice = f"; on a CPU XLA_FLAGS=--xla_force_host_platform_device_count={wanted} makes as many of it"
+        raise ValueError(
+            f"mesh {options.mesh} takes {wanted} devices, but there {'is' if there == 1 else 'are'} {there} "
+            f"({kind}){advice if kind == 'cpu' else ''}"
+        )
+    types = (AxisType.Auto,) * len(axes)
+    mesh = jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=types, devices=jax.devices()[:wanted])
+    return Sharding(mesh, shard_params=options.shard_params)
+
+
+def _check_mesh(options: TrainOptions, net: Layer, shape: tuple[int, ...], size: int) -> None:
+    """Refuse a mesh that does not divide the batch, or of which the model axis divides no layer."""
+    sharding = sharding_of(options)
+    if sharding is None:
+        return
+    if options.seeds is None and not options.private:  # private batches are filled up
+        sharding.check_rows(size, "batch_size")
+    with made_for(shape, again=True):
+        sharding.params(net, jax.eval_shape(lambda key: net.init(key, shape)[0], jax.random.key(0)))
 
 
 def _sized(options: TrainOptions, n: int, task: str) -> tuple[TrainOptions, int]:
@@ -360,6 +453,8 @@ def _sized(options: TrainOptions, n: int, task: str) -> tuple[TrainOptions, int]
     """
     size, rate, optimizer = options.batch_size or min(BATCH, n), options.learning_rate, options.optimizer
     check_batch_size(size, n)
+    if optimizer is None and task == TASK:
+        optimizer = "adamw"
     if optimizer is None:
         momentum = task != "regression" or options.momentum is not None or options.nesterov
         optimizer = "momentum" if momentum else "adam"
@@ -367,63 +462,6 @@ def _sized(options: TrainOptions, n: int, task: str) -> tuple[TrainOptions, int]
     if options.batch_size is None and rate is None and optimizer in DESCENTS:
         rate = OPTIMIZERS[optimizer].learning_rate * size / BATCH
     return dataclasses.replace(options, batch_size=size, learning_rate=rate, optimizer=optimizer), size
-
-
-def make_optimizer(options: TrainOptions, steps: int) -> optax.GradientTransformation:
-    """The optimiser of the options, for a run of so many steps; the same object for the same options."""
-    optimizer = options.optimizer or "momentum"
-    usual = OPTIMIZERS[optimizer]
-    rate = usual.learning_rate if options.learning_rate is None else options.learning_rate
-    beta = usual.momentum if options.momentum is None else options.momentum
-    decay = usual.weight_decay if options.weight_decay is None else options.weight_decay
-    steps = 0 if options.schedule == "constant" else steps
-    return _optimizer(optimizer, rate, options.schedule, steps, beta or 0.0, options.nesterov, decay)
-
-
-@lru_cache(maxsize=64)  # the compiled program of training is kept for each optimiser object
-def _optimizer(
-    name: str, rate: float, schedule: str, steps: int, beta: float, looks_ahead: bool, decay: float
-) -> optax.GradientTransformation:
-    rates: dict[str, Callable[[], Any]] = {
-        "constant": lambda: rate,
-        "cosine": lambda: optax.cosine_decay_schedule(rate, steps),
-        "linear": lambda: optax.linear_schedule(rate, 0.0, steps),
-        "exponential": lambda: optax.exponential_decay(rate, steps, 0.01),
-        "step": lambda: optax.piecewise_constant_schedule(rate, {steps // 2: 0.1, steps * 3 // 4: 0.1}),
-    }
-    eta = rates[schedule]()
-    match name:
-        case "sgd" | "momentum" | "heavy_ball":
-            chosen = optim.sgd(eta, beta, looks_ahead)
-        case "nesterov":
-            chosen = optim.nesterov(eta, beta)
-        case "adam":
-            chosen = _mixing(optax.adam(eta, nesterov=looks_ahead))
-        case "adamw":
-            return _mixing(optax.adamw(eta, weight_decay=decay, mask=_weights, nesterov=looks_ahead))
-        case _:
-            chosen = _mixing(optax.rmsprop(eta, momentum=beta or None, nesterov=looks_ahead))
-    return optax.chain(optax.add_decayed_weights(decay, _weights), chosen) if decay else chosen
-
-
-def _mixing(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """An optimiser that mixes types, as Adam does, where JAX is told to be strict about them."""
-
-    def update(updates: Any, state: Any, params: Any = None) -> Any:
-        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            return optimizer.update(updates, state, params)
-
-    return optax.GradientTransformation(optimizer.init, update)
-
-
-def _weights(params: Any) -> Any:
-    """True for weights; False for biases and what normalisation holds, under `repeat` too, where they have two axes."""
-    names = {"bias", "scale", "mean", "var"}
-
-    def is_weight(path: Any, leaf: Any) -> bool:
-        return leaf.ndim > 1 and getattr(path[-1] if path else None, "key", None) not in names
-
-    return jax.tree.map_with_path(is_weight, params)
 
 
 def output_activation(word: str | None, loss: str) -> Layer | None:
@@ -452,6 +490,7 @@ def _about(plan: Plan) -> dict[str, Any]:
         targets=_targets(plan),
         # Augmentation leaves evaluation alone: whoever predicts has nothing to do for it.
         transform=None if isinstance(plan.transform, Augment) else name_of_transform(plan.transform),
+        tokens=plan.data.vocabulary if isinstance(plan.data, Text) else None,
     )
 
 
@@ -465,7 +504,7 @@ def _broken(error: BaseException) -> dict[str, Any]:
 
 def _targets(plan: Plan) -> tuple[str, ...]:
     """Names of what a regression predicts."""
-    if plan.classification:
+    if plan.classification or plan.language:
         return ()
     return runs.default_targets(plan.data.outputs) if plan.options.target is None else (plan.options.target,)
 
@@ -474,12 +513,13 @@ def _summary(plan: Plan, fit: Fit) -> dict[str, Any]:
     """What is known of a run without its test part."""
     dataset, private = plan.data.dataset, plan.private
     parts = {"train": plan.data.train, "validation": plan.data.validation}
-    return runs.fit_figures(fit) | {
+    counted = {} if plan.options.steps is None else {"steps": fit.step_losses.size}
+    return runs.fit_figures(fit) | counted | {
         "seed": plan.options.seed,
         "parameters": checkpoint.count(fit.params),
         "task": dataset.task,
         "data": dataset.name,
-        "net": plan.options.net if own.is_named(plan.options.net) else netspec.spec(plan.net),
+        "net": net_words(plan),
         "loss": plan.loss_name,
         "standardized": isinstance(plan.data.x_scale, Standardizer),
         "bounds": None if plan.options.bounds is None else str(plan.options.bounds),
@@ -487,9 +527,23 @@ def _summary(plan: Plan, fit: Fit) -> dict[str, Any]:
         "classes": list(dataset.classes),
         "versions": versions(),
         "device": jax.devices()[0].device_kind,
+        "mesh": plan.options.mesh,
     } | ({} if not fit.resumed_at else {"resumed_at": list(fit.resumed_at)}) | ({} if private is None else {
         "epsilon": fit.epsilon, "delta": private.delta, "noise": private.noise_multiplier, "clip": private.max_norm,
     })  # fmt: skip
+
+
+def net_words(plan: Plan) -> str:
+    """The net as a line, the output layer included; one for a text as it was given."""
+    given = own.is_named(plan.options.net) or plan.language
+    return plan.options.net if given else netspec.spec(plan.net)
+
+
+def _tested_text(plan: Plan, fit: Fit) -> tuple[dict[str, Any], int]:
+    x, y = on_device("the test part", plan.data.test())
+    loss = float(evaluation_program(plan.net, plan.loss, (), None, BLOCK)(fit.params, x, y)[0])
+    figures = {"test_loss": loss, f"test_{BITS}": loss / math.log(2), "test_perplexity": math.exp(min(loss, 700.0))}
+    return figures, len(x)
 
 
 def tested(plan: Plan, fit: Fit) -> tuple[dict[str, Any], int]:
@@ -497,6 +551,8 @@ def tested(plan: Plan, fit: Fit) -> tuple[dict[str, Any], int]:
 
     Where no rows are held out they are those of the training part, by that name.
     """
+    if plan.language:
+        return _tested_text(plan, fit)
     x, y = plan.data.test()
     part = plan.data.tested
     blocks = (transformed(plan.transform, block, None) for block in blocks_of(x))
@@ -519,6 +575,8 @@ def tested(plan: Plan, fit: Fit) -> tuple[dict[str, Any], int]:
 
 def _keep(plan: Plan, folder: runs.RunFolder, fit: Fit, summary: dict[str, Any]) -> str | None:
     """Write parameters (if they are sound), summary and curves; answers with a remark if there is one."""
+    if not hosts.is_first():
+        return None
     if all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(fit.params)):
         scales = runs.scales(plan.data.x_scale, plan.data.y_scale)
         folder.params({"params": fit.params} | scales, _about(plan))

@@ -97,6 +97,10 @@ class Combinator(Layer):
 
         return among(coupled) and (coupled or among(True))
 
+    def check_input(self, x: Any, counts: Any = None) -> None:
+        """As the layers see to it that are given the net's own input: by default, the first."""
+        self.children[0].check_input(x, counts)
+
     @property
     def couples_batch(self) -> bool | Literal["training"]:  # type: ignore[override]
         """Whether a layer inside couples the examples; "training" if in training only."""

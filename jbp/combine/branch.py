@@ -70,6 +70,11 @@ class Branch(Combinator):
         following = following if self.join == "concat" else None
         return Branch(tuple(layer.before(following) for layer in self.layers), self.join)
 
+    def check_input(self, x: Any, counts: Any = None) -> None:
+        """Every layer is given it."""
+        for layer in self.layers:
+            layer.check_input(x, counts)
+
     def walk_forward(self, visit: Visit, params: Any, x: Any, key: PRNGKeyArray | None) -> tuple[Any, Any]:
         """The sum or the join of what the layers make of x."""
         expect_tuple(self, params)

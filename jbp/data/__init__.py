@@ -8,8 +8,10 @@ from jbp.data.dataset import Dataset
 from jbp.data.folders import from_folder
 from jbp.data.preparing import Standardizer, split
 from jbp.data.sources import load_dataset
+from jbp.data.vocabulary import Vocabulary
 from jbp.data.weights import balanced_weights
 from jbp.rows import Rows, Stream
+from jbp.windows import Windows, windows
 
 __all__ = [
     "Augment",
@@ -19,11 +21,14 @@ __all__ = [
     "Rows",
     "Standardizer",
     "Stream",
+    "Vocabulary",
+    "Windows",
     "balanced_weights",
     "from_folder",
     "load",
     "load_dataset",
     "split",
+    "windows",
 ]
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from jbp.arguments import about, as_number, cannot_read, did_you_mean, existing_file, is_numeric, listed
 from jbp.data.dates import days, looks_like_date
 from jbp.data.preparing import Standardizer, blocks_of
+from jbp.inputs import refuse_source
 from jbp.rows import Rows
 
 _HEADER = ["column", "low", "high"]
@@ -77,6 +78,7 @@ class Bounds:
         return Bounds(self.low.flat[0], self.high.flat[0])
 
     def _fitting(self, x: np.ndarray) -> np.ndarray:
+        refuse_source("x", x)
         x = np.asarray(x)
         if x.ndim == 0 or (self.low.ndim and x.shape[1:] != self.low.shape):
             raise ValueError(f"expected examples of shape {self.low.shape} to scale, got x of shape {x.shape}")

@@ -7,6 +7,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from jbp.inputs import refuse_source
 from jbp.rows import Rows
 
 _BLOCK = 4096  # rows converted to float64 at a time, so that standardising MNIST needs megabytes, not another copy
@@ -55,6 +56,8 @@ def split(
     Raises: ValueError if the lengths differ, the fraction is not between 0 and 1, a part would be empty, or
     there are no labels to stratify by.
     """
+    for name, a in (("x", x), ("y", y)):
+        refuse_source(name, None if isinstance(a, Rows) else a)
     x, y = (a if isinstance(a, Rows) else np.asarray(a) for a in (x, y))
     if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
         raise ValueError(
@@ -111,6 +114,7 @@ class Standardizer:
         """
         if isinstance(x, Rows):
             return cls.of_blocks(x.blocks(), per_feature)
+        refuse_source("x", x)
         x = np.asarray(x)
         if x.size == 0 or x.ndim == 0 or x.dtype.kind not in "biuf":
             raise ValueError(f"expected numbers [n, ...] with n ≥ 1 to fit to, got {x.dtype} of shape {x.shape}")
@@ -159,6 +163,7 @@ class Standardizer:
         """
         if isinstance(x, Rows):
             return x.mapped(self)
+        refuse_source("x", x)
         x = np.asarray(x)
         if x.ndim == 0 or (self.mean.ndim and x.shape[1:] != self.mean.shape):
             raise ValueError(f"expected examples of shape {self.mean.shape} to standardise, got x of shape {x.shape}")

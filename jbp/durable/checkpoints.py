@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jbp import hosts
 from jbp.durable.manifest import MANIFEST, Damaged, seal, verified
 from jbp.paths import shown
 
@@ -84,14 +85,17 @@ class Checkpoints:
 
     def save(self, step: int, tree: Any, about: dict[str, Any], alone: bool = False) -> None:
         """Begin to write a checkpoint of a tree of arrays, after the one before is written. If it stays `alone`, all
-        others go.
+        others go. Of several processes all call this, and the first one writes.
 
         Raises: OSError if that one, or this, could not be written.
         """
         self.wait()
         leaves = [(shown(path), leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]]
         # Copies: on a CPU an array of NumPy's may be the very memory that the next step takes over.
-        arrays = [np.array(_plain(leaf)) for _, leaf in leaves]
+        copies = [_copied(leaf) for _, leaf in leaves]
+        if not hosts.is_first():
+            return
+        arrays = [copy for copy in copies if copy is not None]
         kinds = [_kind(path, leaf) for path, leaf in leaves]
         self.pending = self._worker.submit(self._write, step, arrays, about | {"step": step, "leaves": kinds}, alone)
 
@@ -134,7 +138,7 @@ class Checkpoints:
         template = {str(i): np.zeros(_plain(leaf).shape, _plain(leaf).dtype) for i, (_, leaf) in enumerate(leaves)}
         held = {name: a for name, a in template.items() if a.size}
         ocp = orbax()
-        with _quiet(), ocp.StandardCheckpointer() as reader:
+        with _quiet(), _checkpointer(ocp) as reader:
             found = template | reader.restore(folder / "state", held)
         return jax.tree.unflatten(structure, [_as(leaf, found[str(i)]) for i, (_, leaf) in enumerate(leaves)]), about
 
@@ -162,7 +166,7 @@ class Checkpoints:
             if self.secret:
                 self.folder.chmod(0o700)  # which nobody else gets through, whatever the files say
             folder.mkdir()
-            with _quiet(), ocp.StandardCheckpointer() as writer:
+            with _quiet(), _checkpointer(ocp) as writer:
                 writer.save(folder / "state", {str(i): a for i, a in enumerate(arrays) if a.size})
                 writer.wait_until_finished()
             seal(folder, about)
@@ -189,11 +193,28 @@ def _plain(leaf: Any) -> Any:
     return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
 
 
+def _checkpointer(ocp: Any) -> Any:
+    """orbax's, which of several processes waits for this one only: the others have given it what they hold."""
+    if not hosts.several():
+        return ocp.StandardCheckpointer()
+    alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0}, barrier_sync_key_prefix="jbp")
+    return ocp.StandardCheckpointer(multiprocessing_options=alone)
+
+
+def _copied(leaf: Any) -> np.ndarray | None:
+    """The whole of a leaf, in process 0."""
+    whole = hosts.on_every_host(_plain(leaf))
+    return np.array(whole) if hosts.is_first() else None
+
+
 def _as(like: Any, a: Any) -> Any:
     """Numbers as a leaf such as `like`."""
     if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(jnp.asarray(a), impl=jax.random.key_impl(like))
-    return jnp.asarray(a)
+        found = jax.random.wrap_key_data(jnp.asarray(a), impl=jax.random.key_impl(like))
+    else:
+        found = jnp.asarray(a)
+    where = getattr(like, "sharding", None)
+    return found if where is None or len(where.device_set) == 1 else jax.device_put(found, where)
 
 
 def _kind(path: str, leaf: Any) -> list[Any]:

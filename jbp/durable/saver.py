@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jbp import hosts
 from jbp.arguments import as_count
 from jbp.durable.checkpoints import Checkpoints, check_orbax
 from jbp.durable.lock import Lock
@@ -93,6 +94,9 @@ class Saver:
     else can read what is saved, and the last checkpoint has no key: what follows from it, as a private run's noise,
     could be drawn again.
 
+    Of several processes the first one writes, reads and refuses; what it reads it tells the others, who need not see
+    its disk.
+
     Raises: ValueError for a folder in use, or one that holds another run; ModuleNotFoundError without orbax.
     """
 
@@ -101,9 +105,9 @@ class Saver:
         self.every, keep = Every.of(saving.every), as_count(saving.keep, "keep")
         check_orbax()
         self.folder = Path(saving.folder)
-        self._lock = None if saving.held else Lock(self.folder)
+        self._lock = None if saving.held or not hosts.is_first() else Lock(self.folder)
         self.checkpoints = Checkpoints(self.folder / CHECKPOINTS, keep, secret)
-        if not saving.resume and saving.before_first is None and self.checkpoints.steps():
+        if hosts.is_first() and not saving.resume and saving.before_first is None and self.checkpoints.steps():
             self._free()
             raise ValueError(
                 f"{self.folder}: a run was saved there: go on with it by resume=True, or choose another folder"
@@ -120,10 +124,27 @@ class Saver:
         """
         if not self.saving.resume:
             return None
-        taken = self._newest(state) if self.checkpoints.steps() else None
+        taken = self._told(state) if hosts.several() else self._newest(state) if self.checkpoints.steps() else None
         if self.saving.taken_up is not None:
             self.saving.taken_up(taken)
         return taken
+
+    def _told(self, state: Any) -> Taken | None:
+        """As process 0 reads it, in every process."""
+        taken, words = None, ""
+        here = jax.tree.map(hosts.blank_as, state)  # not spread over devices of others, who do not read
+        if hosts.is_first() and self.checkpoints.steps():
+            taken = self._newest(here)
+            words = json.dumps([taken.progress, taken.best is not None, *taken[3:]])
+        words = hosts.text_from_first(words)
+        if not words:
+            return None
+        progress, has_best, seconds, steps, self.resumed_at, source = json.loads(words)
+        self.saved = steps
+        held = (here, here.params if has_best else None) if taken is None else (taken.state, taken.best)
+        like = state, state.params if has_best else None
+        found, best = jax.tree.map(lambda a, b: hosts.spread_out(a, b.sharding), hosts.from_first(held), like)
+        return Taken(found, progress, best, seconds, steps, self.resumed_at, source)
 
     def _newest(self, state: Any) -> Taken:
         def like(about: dict[str, Any]) -> Any:
@@ -165,16 +186,13 @@ class Saver:
         source: Any = None,
     ) -> None:  # fmt: skip
         """Save, if it is time, or `now`; what is in `progress` as it stands, of the rest copies. `over`: the run is.
+        Of several processes all call this, at the same step, and it is time when they say `now`.
         `source` is where the source of the batches stands after these steps, as JSON.
 
         Raises: OSError if the checkpoint before, or this one, could not be written.
         """
         self.checkpoints.check()
-        at = time.perf_counter(), progress.taken, len(progress.rows)
-        if self._last is None:
-            self._last = (at[0], 0, 0) if not self.resumed_at else at
-        since = [a - b for a, b in zip(at, self._last, strict=True)]
-        if not (now and progress.taken != self.saved) and not self.every.due(since[0], int(since[1]), int(since[2])):
+        if not (now and progress.taken != self.saved) and (hosts.several() or not self.is_due(progress)):
             return
         self.begin()
         if over and self.secret:
@@ -184,11 +202,22 @@ class Saver:
             "progress": progress.to_json(), "resumed_at": self.resumed_at, "source": source,
         }  # fmt: skip
         self.checkpoints.save(progress.taken, (state, () if best is None else best), about, alone=over and self.secret)
-        self._last, self.saved = at, progress.taken
+        self._last, self.saved = self._at(progress), progress.taken
+
+    def is_due(self, progress: Any) -> bool:
+        """Whether it is time."""
+        at = self._at(progress)
+        if self._last is None:
+            self._last = (at[0], 0, 0) if not self.resumed_at else at
+        seconds, steps, epochs = (a - b for a, b in zip(at, self._last, strict=True))
+        return self.every.due(seconds, int(steps), int(epochs))
+
+    def _at(self, progress: Any) -> tuple[float, int, int]:
+        return time.perf_counter(), progress.taken, len(progress.rows)
 
     def begin(self) -> None:
         """The folder is this run's from now on, whatever it held."""
-        if self.saved is None and self.saving.before_first is not None:
+        if hosts.is_first() and self.saved is None and self.saving.before_first is not None:
             self.saving.before_first()
 
     def words(self) -> str:

@@ -23,10 +23,12 @@ from jbp.layers.activations import (
     softplus,
     tanh,
 )
+from jbp.layers.attention import Attention
 from jbp.layers.batchnorm import BatchNorm
 from jbp.layers.conv import Conv
 from jbp.layers.dense import Dense
 from jbp.layers.dropout import Dropout
+from jbp.layers.embedding import Embedding, Positions, Unembedding
 from jbp.layers.flatten import Flatten
 from jbp.layers.norm import GroupNorm, LayerNorm, RMSNorm
 from jbp.layers.pool import AvgPool, GlobalPool, MaxPool
@@ -35,6 +37,7 @@ from jbp.layers.step import Step
 
 __all__ = [
     "Activation",
+    "Attention",
     "AvgPool",
     "BatchNorm",
     "Channel",
@@ -42,6 +45,7 @@ __all__ = [
     "Dense",
     "Dropout",
     "Elu",
+    "Embedding",
     "Flatten",
     "Gelu",
     "GlobalPool",
@@ -50,6 +54,7 @@ __all__ = [
     "LayerNorm",
     "LeakyRelu",
     "MaxPool",
+    "Positions",
     "RMSNorm",
     "Relu",
     "Reshape",
@@ -59,6 +64,7 @@ __all__ = [
     "Softplus",
     "Step",
     "Tanh",
+    "Unembedding",
     "elu",
     "gelu",
     "identity",

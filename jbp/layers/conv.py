@@ -58,6 +58,7 @@ class Conv(Layer):
     bias_init: Initializer = zeros
 
     uses_key = False
+    mixes_positions = True
     piecewise_linear = True
     word = "conv"
 

@@ -168,6 +168,7 @@ class GroupNorm(_Norm):
     epsilon: float = 1e-5
     use_scale: bool = True
     use_bias: bool = True
+    mixes_positions = True
     word = "groupnorm"
 
     def __post_init__(self) -> None:

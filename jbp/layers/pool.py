@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jbp.annotations import Array, Float, Int, PRNGKeyArray
+from jbp.annotations import Array, Bool, Float, Int, PRNGKeyArray
 from jbp.arguments import as_bool, as_shape, at_least_float32, needs_floats, no_params, same_shape
 from jbp.inputs import check_key
 from jbp.layer import Layer, Shape, Static, made
@@ -37,6 +37,7 @@ class _Pool(Layer):
     padding: Any
 
     uses_key = False
+    mixes_positions = True
 
     def __post_init__(self) -> None:
         name = type(self).__name__
@@ -216,10 +217,13 @@ class GlobalPool(Layer):
 
     forward   y = Σₛ h[s] / S
     backward  δ_h[s] = δ / S
+
+    Of a `mask` [*s] the mean is over the real places, and S their number; anything may stand at the others.
     """
 
     kind: str = "mean"
     uses_key = False
+    uses_mask = True
     piecewise_linear = True
     word = "globalpool"
 
@@ -234,19 +238,32 @@ class GlobalPool(Layer):
         return (), (c,)
 
     def forward(
-        self, params: Any, x: Float[Array, "*s c"], key: PRNGKeyArray | None
-    ) -> tuple[Float[Array, " c"], Static]:
-        """The mean; saves only the shape."""
+        self,
+        params: Any,
+        x: Float[Array, "*s c"],
+        key: PRNGKeyArray | None,
+        mask: Bool[Array, "*s"] | None = None,
+    ) -> tuple[Float[Array, " c"], Any]:
+        """The mean; saves the shape and, of a mask, what part of it each place is."""
         no_params(self, params)
         needs_floats(self, x)
         parts_of(self, x.shape)
-        return x.mean(tuple(range(x.ndim - 1))), Static(x.shape)
+        if mask is None:
+            return x.mean(tuple(range(x.ndim - 1))), (Static(x.shape), None)
+        if mask.shape != x.shape[:-1]:
+            raise ValueError(f"the mask has shape {mask.shape}, but the input of {self!r} has places {x.shape[:-1]}")
+        real = jnp.expand_dims(mask, -1)
+        share = mask.astype(x.dtype) / jnp.maximum(mask.sum(dtype=x.dtype), jnp.ones((), x.dtype))
+        kept = jnp.where(real, x, jnp.zeros_like(x)) * jnp.expand_dims(share, -1)
+        return kept.sum(tuple(range(x.ndim - 1))), (Static(x.shape), share)
 
-    def backward(self, params: Any, saved: Static, delta: Float[Array, " c"]) -> tuple[Array, tuple[()]]:
+    def backward(self, params: Any, saved: Any, delta: Float[Array, " c"]) -> tuple[Array, tuple[()]]:
         """δ / S at every place."""
-        shape = saved.value
+        (shape, share) = saved[0].value, saved[1]
         same_shape(self, delta, shape[-1:])
-        return jnp.broadcast_to(delta / math.prod(shape[:-1]), shape), ()
+        if share is None:
+            return jnp.broadcast_to(delta / math.prod(shape[:-1]), shape), ()
+        return jnp.broadcast_to(delta, shape) * jnp.expand_dims(share, -1), ()
 
     def formulas(self) -> tuple[str, str]:
         """The same part of δ to each place."""

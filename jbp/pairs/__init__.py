@@ -14,6 +14,10 @@ from jbp.pairs.contract import check_tree as check_tree
 from jbp.pairs.contract import contract, merge
 from jbp.pairs.coupled import Coupled
 from jbp.pairs.geometry import Geometry
+from jbp.pairs.lookup import Lookup
+from jbp.pairs.lookup import added_to_rows as added_to_rows
+from jbp.pairs.lookup import at_least_32_bits as at_least_32_bits
+from jbp.pairs.lookup import is_row as is_row
 from jbp.pairs.outer import Outer
 from jbp.pairs.pair import Pair, Pairs, Weights, is_pair, silence, weigh
 from jbp.pairs.pair import as_floats as as_floats
@@ -32,6 +36,7 @@ __all__ = [
     "Constant",
     "Coupled",
     "Geometry",
+    "Lookup",
     "Outer",
     "Pair",
     "Pairs",

@@ -15,14 +15,21 @@ from jbp.pairs.pair import PerUse, Weights, last_axis, lengths, weighed_rows, wi
 @register_dataclass
 @dataclass(frozen=True, eq=False)
 class Outer(PerUse):
-    """g = Σₜ h ⊗ δ: the pair of a weight that multiplies. `shape` is the weight's own, of size i·o."""
+    """g = Σₜ h ⊗ δ: the pair of a weight that multiplies. `shape` is the weight's own, of size i·o.
+
+    `transposed`: g = Σₜ δ ⊗ h, of a weight [o, i] whose rows belong to the outputs, as an unembedding's [V, d] that is
+    shared with a table. h is what came in, then too: curvature takes it from one backward pass for every δ.
+    """
 
     h: Float[Array, "*n t i"]
     delta: Float[Array, "*n t o"]
     shape: tuple[int, ...] = field(metadata={"static": True})
+    transposed: bool = field(default=False, metadata={"static": True})
 
     @classmethod
-    def of(cls, h: Float[Array, "*t i"], delta: Float[Array, "*t o"], shape: tuple[int, ...]) -> Outer:
+    def of(
+        cls, h: Float[Array, "*t i"], delta: Float[Array, "*t o"], shape: tuple[int, ...], transposed: bool = False
+    ) -> Outer:
         """From h [*t, i] and δ [*t, o] of one example: the last axes multiply, those in front are uses.
 
         Raises:
@@ -34,10 +41,12 @@ class Outer(PerUse):
                 f"a weight of shape {tuple(shape)} takes h [*t, i] and δ [*t, o], as often used, with i·o = "
                 f"{math.prod(shape)}, but got {h.shape} and {delta.shape}"
             )
-        return cls(last_axis(h), last_axis(delta), tuple(shape))
+        return cls(last_axis(h), last_axis(delta), tuple(shape), transposed)
 
     def widths(self, shape: tuple[int, ...]) -> dict[str, int]:
         """i and o with i·o = the size of `shape`: the axes in front are h's and the rest δ's, where that can be."""
+        if self.transposed:
+            return {"h": math.prod(shape[1:]), "delta": shape[0] if shape else 1}
         size, fronts = math.prod(shape), {math.prod(shape[:k]) for k in range(len(shape) + 1)}
         found = self.h.shape[-1:] if hasattr(self.h, "dtype") else ()
         i = found[0] if found else 0
@@ -50,7 +59,13 @@ class Outer(PerUse):
         # n and t as one axis: with two contracted axes XLA's CPU compiler copies h transposed.
         h = widened(self.h).reshape(-1, self.h.shape[-1])
         delta = weighed_rows(weights, widened(self.delta))
-        return lax.dot_general(h, delta, (((0,), (0,)), ((), ()))).reshape(self.shape).astype(self.dtype)
+        left, right = (delta, h) if self.transposed else (h, delta)
+        return lax.dot_general(left, right, (((0,), (0,)), ((), ()))).reshape(self.shape).astype(self.dtype)
+
+    def matrix(self, v: Array) -> Float[Array, "i o"]:
+        """An array of the weight's shape, as the matrix by which h multiplies."""
+        i, o = self.h.shape[-1], self.delta.shape[-1]
+        return v.reshape(o, i).T if self.transposed else v.reshape(i, o)
 
     def reach(self) -> Float[Array, " n"]:
         """Σₜ ‖hₜ‖‖δₜ‖."""

@@ -25,7 +25,7 @@ import numpy as np
 from jax import lax
 
 from jbp.annotations import Array, Float
-from jbp.meshes import added_up
+from jbp.meshes import added_up, compiler_divides
 
 Shape = tuple[int, ...]
 Geometry = Any
@@ -92,7 +92,8 @@ def route_contract(geometry: Geometry, convolution: Callable[..., Array], h: Arr
 
 
 def _either(faster: Any, given: tuple[Any, ...], convolution: Callable[..., Array], *operands: Array) -> Array:
-    if faster is None or not _on[0] or any(map(jnp.iscomplexobj, operands)):
+    # Over devices XLA divides its convolutions along every axis, and of rows that are one axis with channels, few.
+    if faster is None or not _on[0] or compiler_divides() or any(map(jnp.iscomplexobj, operands)):
         return convolution(*operands)
     return lax.platform_dependent(*operands, cpu=partial(faster, *given), default=convolution)
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jbp.pairs import Outer, Pair, Pairs, Scale, Shift, Stack, Sum, Window
+from jbp.pairs import Lookup, Outer, Pair, Pairs, Scale, Shift, Stack, Sum, Window
 from jbp.stats import windows
 from jbp.stats._rows import in_rows
 from jbp.stats.moments import squares
@@ -69,10 +69,16 @@ def _(pair: Stack) -> tuple[str, str, str]:
 @told.register
 def _(pair: Outer) -> tuple[str, str, str]:
     t, i, o = *pair.h.shape[1:], pair.delta.shape[-1]
-    shown = f"Outer t={t} i={i} o={o}"
+    shown = f"Outer t={t} i={i} o={o}" + " transposed" * pair.transposed
     if t == 1:
         return shown, "‖h‖²‖δ‖²", "h² ⊗ δ²"
     return shown, "T × T Gram matrices" if by_gram(pair) else "one example at a time", "one example at a time"
+
+
+@told.register
+def _(pair: Lookup) -> tuple[str, str, str]:
+    shown = f"Lookup t={pair.uses} of {pair.shape[0]} rows o={pair.shape[1]}"
+    return shown, "‖δ summed by row‖²", "(δ summed by row)²"
 
 
 @told.register(Shift)

@@ -6,10 +6,11 @@ from functools import singledispatch
 from typing import Any, Literal, overload
 
 import jax.numpy as jnp
+from jax import lax
 
 from jbp.annotations import Array, Float
 from jbp.meshes import placed, rows_of_pairs
-from jbp.pairs import Outer, Pair, Pairs, Window
+from jbp.pairs import Lookup, Outer, Pair, Pairs, Window
 from jbp.stats._rows import in_rows
 from jbp.stats.per_example import each
 from jbp.stats.trees import Per, groups_of, leaves, shape_of
@@ -70,7 +71,7 @@ def _(a: Window, b: Pair) -> Array:
 
 @product.register
 def _(a: Outer, b: Pair) -> Array:
-    if not isinstance(b, Outer) or (a.h.shape[-1], a.delta.shape[-1]) != (b.h.shape[-1], b.delta.shape[-1]):
+    if not isinstance(b, Outer) or _form(a) != _form(b):
         return product.dispatch(Pair)(a, b)
     n, m, t, s, i, o = a.batch, b.batch, a.h.shape[1], b.h.shape[1], a.h.shape[-1], a.delta.shape[-1]
     if n * m * t * s * (i + o) > n * m * i * o + (n * t + m * s) * i * o:
@@ -79,3 +80,24 @@ def _(a: Outer, b: Pair) -> Array:
         jnp.einsum("nti,msi->ntms", x, y) for x, y in ((a.h, b.h), (a.delta, b.delta))
     )  # T = 1: two [n, m] matrices
     return (hs * deltas).sum((1, 3))
+
+
+def _form(pair: Outer) -> tuple[int, int, bool]:
+    """How wide its arrays are, and which way round it makes its gradient."""
+    return pair.h.shape[-1], pair.delta.shape[-1], pair.transposed
+
+
+@product.register
+def _(a: Lookup, b: Pair) -> Array:
+    if not isinstance(b, Lookup):
+        return product.dispatch(Pair)(a, b)
+    ours, theirs = a.known, b.distinct()
+
+    def with_one(row: tuple[Array, Array]) -> Float[Array, " n"]:
+        """Every example of a with one of b, whose rows are sorted."""
+        rows, delta = row[0][:, 0], row[1]
+        place = jnp.minimum(jnp.searchsorted(rows, ours.index[..., 0]), len(rows) - 1)
+        met = (rows[place] == ours.index[..., 0])[..., None]
+        return jnp.where(met, ours.delta * delta[place], jnp.zeros_like(ours.delta)).sum((1, 2))
+
+    return lax.map(with_one, (theirs.index, theirs.delta)).T

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial, singledispatch
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from jax.tree_util import register_dataclass
 
 from jbp.annotations import Array, Float
 from jbp.meshes import placed, whole
-from jbp.pairs import Outer, Pair, Pairs, Scale, Shift, Sum, Weights, Window, silence, weigh
+from jbp.pairs import Lookup, Outer, Pair, Pairs, Scale, Shift, Sum, Weights, Window, silence, weigh
 from jbp.stats._rows import in_rows
 from jbp.stats.seen import mean_seen, seen_moment
 from jbp.stats.trees import map_pairs
@@ -28,15 +28,37 @@ class Factors:
 
     Of a kernel i is its places times its input channels. With g groups there is, after l, an axis g: the groups are
     kernels side by side, A [g, i, i] and G [g, o/g, o/g], and the curvature has a block A ⊗ G for each.
+
+    Of a table that is read by index i is its rows, of which one example's use meets one: A is diagonal, and with
+    `diagonal` it is held as that, [i]. `transposed`: the weight is [o, i], and its curvature G ⊗ A.
     """
 
-    a: Float[Array, "*l i i"]
+    a: Float[Array, "*l i i"] | Float[Array, "*l i"]
     g: Float[Array, "*l o o"]
+    diagonal: bool = field(default=False, metadata={"static": True})
+    transposed: bool = field(default=False, metadata={"static": True})
+
+    @property
+    def whole(self) -> Factors:
+        """The same with A as a matrix, if it is held as its diagonal."""
+        if not self.diagonal:
+            return self
+        rows = jnp.arange(self.a.shape[-1])
+        a = jnp.zeros((*self.a.shape, len(rows)), self.a.dtype).at[..., rows, rows].set(self.a)
+        return replace(self, a=a, diagonal=False)
+
+    def times(self, u: Float[Array, "*l i o"]) -> Float[Array, "*l i o"]:
+        """(A ⊗ G) u = A u G, whichever way round the weight is."""
+        left = jnp.expand_dims(self.a, -1) * u if self.diagonal else jnp.matmul(self.a, u)
+        return jnp.matmul(left, self.g)
 
 
 @placed(whole)
 def kronecker(pairs: Pairs | Pair, sharing: Sharing = "expand", weights: Weights = None) -> Any:
     """The `Factors` of every parameter, in the tree of the parameters: A from what came in, G from the δ.
+
+    Of a table read by index A is diagonal and held as its diagonal, 1/(NT) times how often each row was read; under
+    "reduce", where an example reads several rows, it is whole.
 
     A weight used once in an example: A = 1/N Σₙ h hᵀ, G = 1/N Σₙ δ δᵀ. Used T times: "expand" takes each use for an
     example of its own, A = 1/(NT) Σₙₜ h hᵀ, G = 1/N Σₙₜ δ δᵀ; "reduce" takes the uses together, with the mean of h
@@ -75,7 +97,16 @@ def _(pair: Outer, sharing: Sharing, weights: Weights = None) -> Factors:
     h, delta = pair.h, pair.delta
     if sharing == "reduce":
         h, delta = h.mean(1, keepdims=True), delta.sum(1, keepdims=True)
-    return Factors(_moment(h, weights) / h.shape[1], _moment(delta, weights))
+    return Factors(_moment(h, weights) / h.shape[1], _moment(delta, weights), transposed=pair.transposed)
+
+
+@factors.register
+def _(pair: Lookup, sharing: Sharing, weights: Weights = None) -> Factors:
+    if sharing == "reduce" and pair.uses > 1:  # the mean of h over t has as many entries as an example reads rows
+        return factors(in_rows(pair), sharing, weights)
+    once = Lookup(pair.index, jnp.ones((*pair.index.shape[:2], 1), pair.dtype), (pair.shape[0], 1))
+    shares = once.total(weights)[:, 0] / (pair.uses * (pair.batch if weights is None else 1))
+    return Factors(shares, _moment(pair.known.delta, weights), diagonal=True)
 
 
 @factors.register

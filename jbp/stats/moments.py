@@ -6,6 +6,7 @@ Used T times, the examples' gradients are formed and squared one at a time.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial, singledispatch
 from typing import Any
 
@@ -16,7 +17,21 @@ from jax.core import Tracer
 from jbp.annotations import Array
 from jbp.arguments import at_least_float32
 from jbp.meshes import added_up, placed, whole
-from jbp.pairs import Outer, Pair, Pairs, Scale, Shift, Sum, Weights, Window, as_floats, as_shares, of_size_one, weigh
+from jbp.pairs import (
+    Lookup,
+    Outer,
+    Pair,
+    Pairs,
+    Scale,
+    Shift,
+    Sum,
+    Weights,
+    Window,
+    as_floats,
+    as_shares,
+    of_size_one,
+    weigh,
+)
 from jbp.stats._rows import in_rows
 from jbp.stats.per_example import each
 from jbp.stats.trees import batch, checked_leaves, map_pairs
@@ -59,6 +74,7 @@ def squares(pair: Pair, weights: Weights) -> Array:
     return squares(in_rows(pair), weights)
 
 
+@squares.register(Lookup)
 @squares.register(Outer)
 @squares.register(Window)
 def _(pair: Any, weights: Weights) -> Array:
@@ -93,7 +109,7 @@ def _(pair: Pair, weights: Weights) -> Array:
 
 
 @singledispatch
-def squared(pair: Pair) -> Outer | Shift | Scale | None:
+def squared(pair: Pair) -> Lookup | Outer | Shift | Scale | None:
     """The pair of which gₙ² is the gradient, with δ² in its `delta`; None where gₙ is a sum of several terms.
 
     Where each example uses the parameter once, (h ⊗ δ)² = h² ⊗ δ². h is the same for every δ, so of many backward
@@ -105,7 +121,13 @@ def squared(pair: Pair) -> Outer | Shift | Scale | None:
 
 @squared.register
 def _(pair: Outer) -> Outer | None:
-    return Outer(jnp.square(pair.h), jnp.square(pair.delta), pair.shape) if pair.uses == 1 else None
+    return replace(pair, h=jnp.square(pair.h), delta=jnp.square(pair.delta)) if pair.uses == 1 else None
+
+
+@squared.register
+def _(pair: Lookup) -> Lookup:
+    once = pair.distinct()
+    return replace(once, delta=jnp.square(once.delta))
 
 
 @squared.register

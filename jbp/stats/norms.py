@@ -22,7 +22,7 @@ from jax import lax
 
 from jbp.annotations import Array, Float
 from jbp.meshes import placed, rows_of_pairs, rows_somewhere
-from jbp.pairs import Outer, Pair, Pairs, Scale, Shift, Sum, Window, is_pair
+from jbp.pairs import Lookup, Outer, Pair, Pairs, Scale, Shift, Sum, Window, is_pair
 from jbp.stats import windows
 from jbp.stats._rows import in_rows
 from jbp.stats.per_example import each
@@ -146,6 +146,11 @@ def _(pair: Shift) -> tuple[Array, float]:
 @normed.register
 def _(pair: Scale) -> tuple[Array, float]:
     return jnp.square((pair.h * pair.delta).sum(1)).sum(1), 0.0
+
+
+@normed.register
+def _(pair: Lookup) -> tuple[Array, float]:
+    return jnp.square(pair.distinct().delta).sum(2).sum(1), 0.0
 
 
 @normed.register

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jbp.annotations import Array
 from jbp.meshes import placed, rows_of_pairs
-from jbp.pairs import Outer, Pair, Pairs, Scale, Shift, Sum, Window, is_pair, widened
+from jbp.pairs import Lookup, Outer, Pair, Pairs, Scale, Shift, Sum, Window, added_to_rows, is_pair, widened
 from jbp.stats import windows
 from jbp.stats._rows import in_rows
 from jbp.stats.trees import map_pairs
@@ -37,7 +37,17 @@ def each(pair: Pair) -> Array:
 
 @each.register
 def _(pair: Outer) -> Array:
-    return jnp.einsum("nti,nto->nio", pair.h, pair.delta).reshape(-1, *pair.shape)
+    how = "nti,nto->noi" if pair.transposed else "nti,nto->nio"
+    return jnp.einsum(how, pair.h, pair.delta).reshape(-1, *pair.shape)
+
+
+@each.register
+def _(pair: Lookup) -> Array:
+    def one(index: Array, delta: Array) -> Array:
+        return added_to_rows(index[:, 0], delta, pair.shape[0])
+
+    known = pair.known
+    return jax.vmap(one)(known.index, known.delta)
 
 
 @each.register

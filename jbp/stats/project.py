@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jbp.annotations import Array, Float
 from jbp.arguments import check_direction
 from jbp.meshes import placed, rows_of_pairs
-from jbp.pairs import Outer, Pair, Pairs, Scale, Shift, Sum, Window, is_pair, widened
+from jbp.pairs import Lookup, Outer, Pair, Pairs, Scale, Shift, Sum, Window, is_pair, widened
 from jbp.stats._rows import in_rows
 from jbp.stats.trees import Per, checked_leaves, groups_of, leaves, shape_of
 
@@ -53,10 +53,16 @@ def along(pair: Pair, v: Array) -> Float[Array, " n"]:
 @along.register
 def _(pair: Outer, v: Array) -> Array:
     h, delta = pair.h, pair.delta
-    matrix = v.reshape(h.shape[-1], delta.shape[-1])
+    matrix = pair.matrix(v)
     if h.shape[-1] < delta.shape[-1]:  # either side costs as much; the product is of the narrower one's width
         return (h * (delta @ matrix.T)).sum((1, 2))
     return ((h @ matrix) * delta).sum((1, 2))
+
+
+@along.register
+def _(pair: Lookup, v: Array) -> Array:
+    known = pair.known
+    return (jnp.take(v, known.index[..., 0], axis=0, mode="clip") * known.delta).sum((1, 2))
 
 
 @along.register

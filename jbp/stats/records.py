@@ -9,14 +9,14 @@ import jax.numpy as jnp
 
 from jbp.annotations import Array, Float
 from jbp.meshes import placed, whole
-from jbp.pairs import Outer, Pair, Pairs, Scale, Shift, Sum, Weights, Window, silence, weigh
+from jbp.pairs import Lookup, Outer, Pair, Pairs, Scale, Shift, Sum, Weights, Window, silence, weigh
 from jbp.stats._rows import in_rows
 from jbp.stats.moments import proportions
 from jbp.stats.trees import leaves
 
 
 class Record(NamedTuple):
-    """Of one parameter; [l] instead of [] under a `repeat`. NaN where the parameter has no h (a bias)."""
+    """Of one parameter; [l] instead of [] under a `repeat`. NaN where the parameter has no h (a bias, a table)."""
 
     h: Float[Array, "*l"]
     """Root mean square over examples, uses and units of what came in."""
@@ -72,8 +72,9 @@ def _(pair: Window) -> tuple[list[Array], list[Array]]:
     return [h], [delta]
 
 
-@held.register
-def _(pair: Shift) -> tuple[list[Array], list[Array]]:
+@held.register(Lookup)
+@held.register(Shift)
+def _(pair: Any) -> tuple[list[Array], list[Array]]:
     return [], [pair.delta]
 
 

@@ -22,6 +22,7 @@ example at a time, which costs what its second moment does.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import reduce, singledispatch
 from typing import Any, NamedTuple
 
@@ -33,7 +34,7 @@ from jax.core import Tracer
 
 from jbp.annotations import Array, Float
 from jbp.meshes import added_up, placed, whole
-from jbp.pairs import Outer, Pair, Pairs, Scale, Shift, Sum, Weights, Window, silence, weigh
+from jbp.pairs import Lookup, Outer, Pair, Pairs, Scale, Shift, Sum, Weights, Window, silence, weigh
 from jbp.stats._rows import in_rows
 from jbp.stats.moments import alone, proportions, squares
 from jbp.stats.norms import sum_of_squares
@@ -168,7 +169,8 @@ def _(pair: Outer, p: Array) -> Central:
     h_mean, spread = h_mean[:, None], weigh(p, jnp.square(moved)).sum(0)[None]
     found = jnp.square(h_mean) * spread + (2 * h_mean * cross + (square - jnp.square(c)))
     mean = h_mean * delta_mean[None] + c
-    return Central(mean.reshape(pair.shape), _not_below_0(found, p).reshape(pair.shape))
+    mean, found = (a.T if pair.transposed else a for a in (mean, _not_below_0(found, p)))
+    return Central(mean.reshape(pair.shape), found.reshape(pair.shape))
 
 
 @central.register(Sum)
@@ -201,6 +203,20 @@ def _(pair: Pair, p: Array) -> Central:
     return Central(mean, weigh(p, jnp.square(moved)).sum(0))
 
 
+@central.register
+def _(pair: Lookup, p: Array) -> Central:
+    once = pair.distinct()
+    index, n = once.index[..., 0], pair.batch
+    first = jnp.concatenate([jnp.ones((n, 1), bool), index[:, 1:] != index[:, :-1]], 1)[..., None]
+    read = jnp.zeros((n, pair.shape[0]), p.dtype).at[jnp.arange(n)[:, None], index].set(1)
+    unread = weigh(p, 1 - read).sum(0)[:, None]  # each of them has a gradient of 0 there
+    near = once.total(p)
+    moved = silence(p, jnp.where(first, once.delta - near[index], jnp.zeros_like(once.delta)))
+    more = replace(once, delta=moved).total(p) - unread * near
+    found = replace(once, delta=jnp.square(moved)).total(p) + unread * jnp.square(near)
+    return Central(near + more, _not_below_0(found - jnp.square(more), p))
+
+
 @singledispatch
 def scatter(pair: Pair, p: Float[Array, " n"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Σ pₙ ‖gₙ − ḡ‖² and ‖ḡ‖² of a pair that is no stack, the examples in the proportions p."""
@@ -214,7 +230,7 @@ def _(pair: Outer, p: Array) -> tuple[Array, Array]:
         if t > 1 and 4 * t * (i + o) > i * o:
             return _formed(pair, p)
         (h_mean, h), (delta_mean, moved), delta = _centred(pair.h, p), _centred(pair.delta, p), silence(p, pair.delta)
-        c = Outer(h, delta, (i, o)).total(p)
+        c = Outer(h, delta, (i, o)).total(p)  # as a matrix, whichever way round the weight is
         mean = h_mean.T @ delta_mean + c
         h_mean = h_mean[None]
         found = (
@@ -234,6 +250,7 @@ def _(pair: Pair, p: Array) -> tuple[Array, Array]:
         return _formed(pair, p)
 
 
+@scatter.register(Lookup)
 @scatter.register(Shift)
 @scatter.register(Scale)
 def _(pair: Pair, p: Array) -> tuple[Array, Array]:

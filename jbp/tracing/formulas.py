@@ -49,7 +49,8 @@ def of_pair(pair: Pair, name: str) -> str:
         return f"∂e/∂{name} = 0"
     if isinstance(pair, Window):  # summed over its sites, whatever their number
         return f"∂e/∂{name} = h∗δ"
-    for kind, words in ((Outer, "h ⊗ δ"), (Shift, "δ"), (Scale, "h∘δ")):
+    outer = "δ ⊗ h" if isinstance(pair, Outer) and pair.transposed else "h ⊗ δ"
+    for kind, words in ((Outer, outer), (Shift, "δ"), (Scale, "h∘δ")):
         if isinstance(pair, kind):
             return f"∂e/∂{name} = {'' if pair.uses == 1 else 'Σₜ '}{words}"
     return f"∂e/∂{name} from its {type(pair).__name__}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, Literal
 
 import numpy as np
@@ -73,6 +74,8 @@ class Trace:
     """The parameters after the step, where a learning rate was given."""
     velocity: Any = None
     """The velocity after it, where there was momentum."""
+    subject: Any = None
+    """What was traced, for `to_html`: (net, loss, params, x, y), and the step's learning rate, momentum, velocity."""
 
     def __iter__(self) -> Iterator[TraceRow]:
         """Row by row."""
@@ -123,6 +126,19 @@ class Trace:
         names = ("step", "name", "path", "repetition", "layer", "symbol", "formula")
         rows = [{name: getattr(row, name) for name in names} | {"value": row.value.tolist()} for row in self.rows]
         return {"rows": [row | {"path": list(row["path"]), "repetition": list(row["repetition"])} for row in rows]}
+
+    def to_html(self) -> str:
+        """The δ page of this example, one HTML file as text: every number opens its formula, and can be changed.
+
+            Path("page.html").write_text(t.to_html())
+
+        A notebook shows what this returns in a frame. `jbp.inspect` makes pages of whole batches.
+
+        Raises: ValueError if this trace was not made by `jbp.trace`, or its net is too large for a page.
+        """
+        if self.subject is None:
+            raise ValueError("expected a trace that jbp.trace made, found one without its net; trace it again")
+        return import_module("jbp.inspect.page").of_trace(*self.subject)  # a later room: looked for when asked for
 
     def markdown(self, digits: int = 6, full: bool = False) -> str:
         """A Markdown table for each step."""

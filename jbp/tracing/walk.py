@@ -103,10 +103,11 @@ def trace(
         seen.loss(loss, output, target, errors, delta)
         _, grads = _Backward(seen)((), net, params, saved, delta)
     rows = [*seen.rows, *seen.gradients]
+    subject = ((net, loss, params, x[0], target[0]), learning_rate, momentum, velocity)
     if learning_rate is None:
-        return Trace(tuple(rows))
+        return Trace(tuple(rows), subject=subject)
     descent = Descent.of(learning_rate, momentum, params, velocity, grads)
-    return Trace((*rows, *descent.rows(rows)), descent.params, descent.velocity)
+    return Trace((*rows, *descent.rows(rows)), descent.params, descent.velocity, subject)
 
 
 @dataclass

@@ -32,13 +32,37 @@ Sampling = Literal["shuffle", "replacement", "poisson"]
 class Reader(Protocol):
     """How a step's batch is taken out of a chunk. Hashable: programs are cached under it."""
 
-    def prepared(self, chunk: Any, order_key: Array) -> Any:
-        """The chunk with what is made once, before the loop over its steps."""
+    @property
+    def every(self) -> int | None:
+        """Of a run that is counted in steps, how many lie between two evaluations: its *rounds*, which the loop goes
+        through as it does through epochs. None: of one that is counted in epochs."""
+        ...
+
+    def prepared(self, chunk: Any, key: Array, epoch: Array) -> Any:
+        """The chunk with what is made once, before the loop over its steps; `key` is the run's."""
         ...
 
     def batch(self, chunk: Any, order_key: Array, step: Array) -> Batch:
-        """The batch of step `step` of the epoch, with weights 0 or 1 (or the examples' own, of mean 1), not divided."""
+        """The batch of step `step` of the epoch, with weights 0 or 1 (or the examples' own, of mean 1), not divided.
+
+        Keys and step are those of `place`."""
         ...
+
+
+class Draws(NamedTuple):
+    """From what the steps of an epoch draw: the keys of order and noise, and how many steps are counted before."""
+
+    order_key: Array
+    noise_key: Array
+    before: Any
+
+
+def place(reader: Reader, key: Array, epoch: Any) -> Draws:
+    """Of an epoch of the run of this key. What a run that is counted in steps draws follows from the steps it has
+    taken, so that evaluating more often changes nothing: its rounds are one epoch."""
+    if reader.every is None:
+        return Draws(*epoch_keys(key, epoch), 0)
+    return Draws(*epoch_keys(key, 1), (epoch - 1) * reader.every)
 
 
 class Source(Protocol):
@@ -116,13 +140,19 @@ class Resident:
     batch_size: int
     n: int
     capacity: int | None = None
+    every: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "batch_size", as_count(self.batch_size, "batch_size"))
 
-    def prepared(self, chunk: OnDevice, order_key: Array) -> OnDevice:
+    @property
+    def passes(self) -> int:
+        """Steps in which "shuffle" goes once through the data."""
+        return -(-self.n // self.batch_size)
+
+    def prepared(self, chunk: OnDevice, key: Array, epoch: Array) -> OnDevice:
         """The chunk with its order, if it came without."""
-        return chunk if chunk.order is not None else chunk._replace(order=draw_order(order_key, self))
+        return chunk if chunk.order is not None else chunk._replace(order=draw_round(key, epoch, self))
 
     def chosen(self, chunk: OnDevice, order_key: Array, step: Array) -> tuple[Array, Array | None]:
         """Which rows of the data step `step` has; of those drawn by chance, which are real and do not only fill up."""
@@ -131,7 +161,8 @@ class Resident:
             return draw_poisson(jax.random.fold_in(order_key, step), self.batch_size, self.n, self.capacity)
         if self.sampling == "replacement":
             return self.drawn(order_key, step), None
-        return lax.dynamic_slice_in_dim(chunk.order, step * self.batch_size, self.batch_size), None
+        at = step if self.every is None else step % self.every
+        return lax.dynamic_slice_in_dim(chunk.order, at * self.batch_size, self.batch_size), None
 
     def batch(self, chunk: OnDevice, order_key: Array, step: Array) -> Batch:
         """The rows that were chosen, with weight 0 for those that only fill up."""
@@ -145,6 +176,8 @@ class Resident:
 
     def counted(self, step: Array, own: Array | None, real: Array | None = None) -> tuple[Array | None, Any]:
         """Weights of a step's rows and what to divide them by, from the examples' own; `real` are no fillers."""
+        if self.every is not None:
+            step = step % self.passes
         if self.sampling == "shuffle" and self.n % self.batch_size:  # the last is short: what is missing weighs nothing
             real = step * self.batch_size + jnp.arange(self.batch_size) < self.n
         weights = None if real is None else real.astype(jnp.zeros(()).dtype)
@@ -162,11 +195,9 @@ class ResidentSource:
 
     def __init__(self, data: tuple[Array, Array], weights: Array | None, reader: Resident, epochs: int):
         self.data, self.weights, self.reader, self.epochs = data, weights, reader, epochs
-        self.sizes = batch_sizes(
-            reader.n, reader.batch_size, "shuffle" if reader.sampling == "shuffle" else "replacement"
-        )
+        self.sizes = sizes_of(reader)
         self.block = len(self.sizes)
-        self.weighs = weights is not None or reader.sampling == "poisson"
+        self.weighs = weights is not None or reader.sampling == "poisson" or wanders(reader)
         self._order: tuple[int, Any] = (0, None)
         self._begun: dict[int, Callable[[], Any]] = {}
 
@@ -191,9 +222,9 @@ class ResidentSource:
 
     def rows(self, key: Array, epoch: int, step: int) -> np.ndarray:
         """Those that the reader chooses."""
-        order_key, _ = epoch_keys(key, epoch)
-        chunk = self.reader.prepared(self.chunk(key, epoch, step, step + 1), order_key)
-        return np.asarray(self.reader.chosen(chunk, order_key, jnp.asarray(step))[0])
+        order_key, _, before = place(self.reader, key, epoch)
+        chunk = self.reader.prepared(self.chunk(key, epoch, step, step + 1), key, jnp.asarray(epoch))
+        return np.asarray(self.reader.chosen(chunk, order_key, jnp.asarray(before + step))[0])
 
     def _begin_next(self, key: Array, epoch: int) -> None:
         if epoch <= self.epochs:
@@ -235,15 +266,50 @@ def batch_sizes(n: int, batch_size: int, sampling: str) -> np.ndarray:
     return sizes
 
 
+def sizes_of(reader: Resident) -> np.ndarray:
+    """How many examples each step of an epoch draws, or of a round; of one in which a pass ends, as if it did not."""
+    sampling = "shuffle" if reader.sampling == "shuffle" else "replacement"
+    sizes = batch_sizes(reader.n, reader.batch_size, sampling)
+    return sizes if reader.every is None else np.full(reader.every, reader.batch_size)
+
+
+def wanders(reader: Resident) -> bool:
+    """Whether the short batch of a pass lies at another step in each round, so that what a step counts must be noted
+    as it is taken."""
+    return reader.every is not None and reader.sampling == "shuffle" and reader.n % reader.batch_size > 0
+
+
 def order_of(key: Array, epoch: int, reader: Resident) -> Callable[[], Any]:
-    """Begin the order of an epoch; what it answers with ends it: bit for bit the order that the program makes itself,
-    None where each step draws anew.
+    """Begin the order of an epoch, or of a round; what it answers with ends it: bit for bit the order that the program
+    makes itself, None where each step draws anew.
 
     On a CPU it is NumPy that sorts, ten times as fast as XLA there. Programs run one after the other: an order that was
     begun before some steps can be ended while they run.
     """
     if reader.sampling != "shuffle":
         return lambda: None
+    if reader.every is None:
+        return _pass_of(key, epoch, reader)
+    size, (skipped, passes) = reader.batch_size, _passes((epoch - 1) * reader.every, reader)
+    begun, rows = [_pass_of(key, number, reader) for number in passes], reader.every * size
+
+    def ended() -> Any:
+        orders: list[Any] = [order() for order in begun]
+        together = np.concatenate if isinstance(orders[0], np.ndarray) else jnp.concatenate
+        return together(orders)[skipped * size : skipped * size + rows]
+
+    return ended
+
+
+def _passes(before: int, reader: Resident) -> tuple[int, range]:
+    """Of the round after so many steps: how many of its first pass are over, and which passes it has a part of."""
+    assert reader.every is not None
+    first, skipped = divmod(before, reader.passes)
+    return skipped, range(first + 1, (before + reader.every - 1) // reader.passes + 2)
+
+
+def _pass_of(key: Array, epoch: int, reader: Resident) -> Callable[[], Any]:
+    """The order of a pass through the data, which is begun."""
     n = reader.n
     if jax.default_backend() != "cpu" or not n < 1 << 32:
         order = _order_program(reader)(key, epoch)
@@ -291,6 +357,17 @@ def _sort_bits(n: int, rounds: int) -> Callable[[Array, int], Array]:
 @lru_cache(maxsize=64)
 def _order_program(reader: Resident) -> Callable[[Array, int], Array]:
     return jax.jit(lambda key, epoch: draw_order(epoch_keys(key, epoch)[0], reader))
+
+
+def draw_round(key: Array, epoch: Array, reader: Resident) -> Array | None:
+    """What `order_of` begins, all of it in the program."""
+    if reader.every is None or reader.sampling != "shuffle":
+        return draw_order(epoch_keys(key, epoch)[0], reader)
+    before, size = (epoch - 1) * reader.every, reader.batch_size
+    most = (reader.every + 2 * (reader.passes - 1)) // reader.passes  # passes that a round may have a part of
+    first, skipped = before // reader.passes + 1, before % reader.passes
+    orders: list[Any] = [draw_order(epoch_keys(key, first + i)[0], reader) for i in range(most)]
+    return lax.dynamic_slice_in_dim(jnp.concatenate(orders), skipped * size, reader.every * size)
 
 
 def draw_order(key: Array, reader: Resident) -> Array | None:

@@ -23,10 +23,11 @@ from jax.tree_util import SequenceKey, tree_flatten_with_path
 
 from jbp.annotations import Array
 from jbp.answers import error_of
-from jbp.backprop import Batch, backward, backward_leaf, mask_at, scaled, value_output_delta
+from jbp.backprop import Batch, backward, backward_leaf, scaled, value_output_delta
 from jbp.combine import Combinator, Place, Repeat
 from jbp.combine.tied import Uses, unmarked
 from jbp.layer import Layer
+from jbp.masks import mask_at
 from jbp.pairs import Pair, is_pair, widened
 from jbp.paths import paths, shown
 from jbp.sinks import total

@@ -13,20 +13,24 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jbp import rules
+from jbp import hosts, rules
 from jbp.annotations import Array
-from jbp.arguments import as_target_values, check_narrowing, check_one_of, dtype_of, is_narrow
-from jbp.backprop import example_output, forward, refuse_swapped
+from jbp.arguments import as_target_values, came, check_narrowing, check_one_of, dtype_of, is_narrow, listed
+from jbp.backprop import check_input, example_output, forward, refuse_swapped
 from jbp.inputs import as_pair, one_array
 from jbp.layers.images import made_for
+from jbp.losses import Loss
 from jbp.meshes import placed, whole
 from jbp.paths import paths
 from jbp.private import Private
 from jbp.rows import is_streamed
+from jbp.sharding import Sharding
 from jbp.step import Method, Problem, Transform
 from jbp.train.in_place import InPlace
 from jbp.train.loop import BLOCK
 from jbp.train.streams import RowCheck
+from jbp.train.windowed import Gathered, put
+from jbp.windows import Windows
 
 
 def method_of(rule: Any, private: Private | None, in_place: bool, batch_size: int) -> Method:
@@ -64,20 +68,56 @@ def check_on_bad(on_bad: Any, private: bool, in_place: bool) -> None:
         )
 
 
-def on_device(name: str, data: Any) -> tuple[Array, Array]:
-    """(x, y) as arrays on the device, with equally many rows, at least one, and no number lost on the way."""
+def check_processes(sharding: Sharding | None, watch: Any) -> None:
+    """Refuse what one of several processes cannot do."""
+    if not hosts.several():
+        return
+    if sharding is None:
+        raise ValueError(
+            f"this is one of {jax.process_count()} processes, which train one net together: give sharding, such as "
+            "jax.make_mesh((jax.device_count(),), ('data',))"
+        )
+    idle = set(range(jax.process_count())) - {device.process_index for device in sharding.mesh.devices.flat}
+    if idle:
+        raise ValueError(
+            f"the mesh has no device of process {listed(sorted(map(str, idle)))}: take one over the devices of all, "
+            f"which are {jax.device_count()}"
+        )
+    if watch is not None:
+        raise ValueError("watch is for one process, but there are several: leave it out")
+
+
+def on_device(name: str, data: Any, host: bool = False) -> tuple[Any, Any]:
+    """(x, y) as arrays on the device, with equally many rows, at least one, and no number lost on the way; with `host`
+    as NumPy's, of the types that the device would have."""
     refuse_streamed(name, data)
-    values = dict(zip("xy", as_pair(name, data), strict=True))
+    pair = as_pair(name, data)
+    if any(isinstance(a, Windows) for a in pair):
+        return _windows(name, *pair, host)
+    values = dict(zip("xy", pair, strict=True))
     for what, given in values.items():
         values[what] = one_array(f"{what} of {name}", given)
         check_narrowing(f"{what} of {name}", values[what], spread=True)
     as_target_values(f"y of {name}", values["y"])
-    x, y = map(jnp.asarray, values.values())
+    x, y = map(_on_host if host else jnp.asarray, values.values())
     if x.ndim == 0 or y.ndim == 0 or len(x) != len(y) or len(x) == 0:
         raise ValueError(
             f"{name} must hold as many targets as inputs, at least one, but has shapes {x.shape} and {y.shape}"
         )
     return x, y
+
+
+def _on_host(a: Any) -> np.ndarray:
+    a = np.asarray(a)
+    return a.astype(jax.dtypes.canonicalize_dtype(a.dtype), copy=False)
+
+
+def _windows(name: str, x: Any, y: Any, host: bool) -> tuple[Any, Any]:
+    if not all(isinstance(a, Windows) for a in (x, y)) or len(x) != len(y):
+        raise ValueError(
+            f"{name} must be the pair that jbp.data.windows makes, but is {came(x)} and {came(y)}: hand it in as it is"
+        )
+    return (x, y) if host else put(name, x, y)
 
 
 def refuse_streamed(name: str, data: Any) -> None:
@@ -86,6 +126,15 @@ def refuse_streamed(name: str, data: Any) -> None:
         raise ValueError(
             f"{name} is read while it is trained on, which jbp.fit alone can, and not with private: give arrays, as "
             "numpy.asarray(rows) reads them"
+        )
+
+
+def refuse_overlap(data: Any) -> None:
+    """Refuse windows that share tokens where each example is to be private: an account of one says nothing of them."""
+    if isinstance(data, tuple | list) and any(isinstance(a, Windows) and a.overlaps for a in data):
+        raise ValueError(
+            "private training needs windows that do not overlap, for a token in several of them is in as many "
+            "examples: cut them with stride=length, and mind that the account is of one window"
         )
 
 
@@ -158,9 +207,21 @@ def check_data(
     x, y = data
     _check_inputs(name, problem, x)
     output = _output(problem, params, x, y)
+    if isinstance(own[1], Windows):
+        check_stream(name, problem.loss, own[1], output)
+        return
     # Weights of another form are refused where they are divided.
     counts = np.asarray(weights) != 0 if np.shape(weights) == (len(x),) else None
     problem.loss.check_targets(own[1], output, f"y of {name}", counts)
+
+
+def check_stream(name: str, loss: Loss, y: Windows, output: tuple[int, ...]) -> None:
+    """Refuse a token outside the loss's domain, naming its place in the stream."""
+    tokens = y.seen
+    try:
+        loss.check_targets(tokens[None], (len(tokens), output[-1]), f"the tokens of {name}")
+    except ValueError as error:
+        raise ValueError(str(error).replace("row 0 has", "one is").replace(", at [", ", at place [")) from None
 
 
 def batch_checker(problem: Problem, params: Any, data: tuple[Any, Any], usual: int = 0) -> RowCheck:
@@ -183,6 +244,8 @@ def batch_checker(problem: Problem, params: Any, data: tuple[Any, Any], usual: i
 def _check_inputs(name: str | None, problem: Problem, x: Any) -> None:
     """Refuse inputs that are not finite, if need be once they are transformed."""
     said = "x" if name is None else f"x of {name}"
+    if problem.transform is None:
+        check_input(problem.net, x.tokens if isinstance(x, Gathered) else x)
     if problem.transform is not None:
         rows = np.flatnonzero(~np.asarray(_finite_once_transformed(problem.transform, x)))
         if len(rows):

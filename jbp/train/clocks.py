@@ -4,8 +4,39 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 from jbp.arguments import as_count
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a run is: so many epochs; or, with `every`, as many rounds of so many steps, evaluated after each."""
+
+    epochs: int
+    every: int | None = None
+
+    @staticmethod
+    def of(epochs: Any, steps: Any, evaluate_every: Any, usual: int = 10) -> Length:
+        """What `fit` is told.
+
+        Raises: ValueError if it is told both, or rounds that do not fill the steps.
+        """
+        if steps is None:
+            if evaluate_every is not None:
+                raise ValueError("evaluate_every is for a run that is counted in steps: give steps too")
+            return Length(as_count(usual if epochs is None else epochs, "epochs"))
+        if epochs is not None:
+            raise ValueError(f"expected one of epochs and steps, got epochs {epochs} and steps {steps}")
+        steps = as_count(steps, "steps")
+        every = steps if evaluate_every is None else as_count(evaluate_every, "evaluate_every")
+        if steps % every:
+            whole = max(1, steps // every) * every
+            raise ValueError(
+                f"steps must be a whole number of times evaluate_every, {every}, but are {steps}: take {whole}"
+            )
+        return Length(steps // every, every)
 
 
 class Chunks:

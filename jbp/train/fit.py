@@ -9,36 +9,37 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import closing, nullcontext
-from functools import partial
 from typing import Any, Literal
 
 import jax
 import optax
 
+from jbp import hosts, rules
 from jbp import private as privacy
-from jbp import rules
 from jbp.accumulation import check_parts
-from jbp.arguments import as_count
 from jbp.durable.saver import EVERY, Saver, digest
 from jbp.inputs import as_callbacks
 from jbp.layer import Layer
 from jbp.losses import Loss
 from jbp.private import Private
 from jbp.rows import Stream
-from jbp.step import Method, Metric, Problem, Transform, init_state
-from jbp.train.batches import Source, batch_size_of
+from jbp.sharding import Sharding
+from jbp.step import Method, Metric, Problem, State, Transform, init_state, laid_out
+from jbp.train.batches import Source, batch_size_of, batch_sizes
 from jbp.train.checks import (
     batch_checker,
     check_coupling,
     check_data,
     check_on_bad,
+    check_processes,
     method_of,
     on_device,
+    refuse_overlap,
     refuse_streamed,
     unless_swapped,
     warn_of_16_bits,
 )
-from jbp.train.clocks import Chunks
+from jbp.train.clocks import Chunks, Length
 from jbp.train.facts import facts_about, saving_of
 from jbp.train.live import training_line
 from jbp.train.loop import BLOCK, Loop
@@ -46,6 +47,7 @@ from jbp.train.progress import Aim, Progress
 from jbp.train.result import Callback, Fit
 from jbp.train.streams import opened
 from jbp.train.watch import Watch, check_watch
+from jbp.train.windowed import marks
 
 Data = tuple[Any, Any]
 
@@ -56,7 +58,9 @@ def fit(
     optimizer: optax.GradientTransformation,
     train_data: Data | Stream,
     *,
-    epochs: int = 10,
+    epochs: int | None = None,
+    steps: int | None = None,
+    evaluate_every: int | None = None,
     batch_size: int | None = None,
     validation_data: Data | Stream | None = None,
     params: Any = None,
@@ -79,6 +83,7 @@ def fit(
     callbacks: Iterable[Callback] = (),
     progress: bool = False,
     watch: Watch | None = None,
+    sharding: Any = None,
     on_bad: Literal["stop", "skip"] = "stop",
     save_to: Any = None,
     save_every: str = EVERY,
@@ -98,6 +103,11 @@ def fit(
     with its defaults, such as "feedback_alignment", or a `jbp.Method` of your own. The training figures of a row are
     means over the epoch's steps, taken while the parameters moved and with dropout; the validation figures are in
     evaluation, after the epoch.
+
+    A run is `epochs` long, by default 10; or `steps`, and then a row of the history is of `evaluate_every` of them (by
+    default of all), after which the validation data are evaluated: where this says epoch, such a round is meant. How
+    often that is changes nothing of what is drawn. Windows over a text (`jbp.data.windows`), of which there is one for
+    every token, are trained on so.
 
     `weights` [n], one number ≥ 0 for each training example, make it minimise Σ wₙeₙ/Σ wₙ over all of them: a step's
     gradient is Σ wₙgₙ/(B·w̄), with B the examples it draws and w̄ the mean weight of all n, so that weights count alike
@@ -126,9 +136,11 @@ def fit(
     or has reached `target`. The parameters returned are the best epoch's if `restore_best` (by default, when
     `patience` is given), else the last.
 
-    Data and parameters may be spread over a mesh of devices; under one with explicit axes, JAX's default, the compiler
-    sees to how a step is. The numbers are those of one device. Each step draws from all the examples, wherever they
-    lie, so nothing is faster for it; the parameters stay spread as `params` are.
+    With `sharding`, a `jbp.Sharding` or a mesh as `jax.make_mesh` makes it, the work is divided: each device is handed
+    its rows of every batch, a block ahead, and a step adds up over the devices once; of the validation data each has
+    its part. The numbers are those of one device to the order of summation, and what is drawn is the same. The
+    parameters that come out are spread over the mesh. Without it data and parameters may lie on a mesh too, and the
+    numbers are right, but each step draws from all the examples, wherever they lie, so nothing is faster for it.
 
     Everything random (initial parameters, order, dropout, noise) follows from `seed`, by default 0, for a private run
     from the operating system: same arguments, same machine, same bits. `chunk_steps` (by default an epoch, or about a
@@ -163,17 +175,21 @@ def fit(
         Interrupted: on Ctrl-C or SIGTERM, when the chunk ends; a second one does not wait. While the program is still
             being compiled there is nothing to keep, and it is a plain KeyboardInterrupt, once that is done.
     """
-    line, callbacks = training_line(progress, epochs), as_callbacks(callbacks)
+    length, callbacks = Length.of(epochs, steps, evaluate_every), as_callbacks(callbacks)
+    line = training_line(progress and hosts.is_first(), length)
     aims = {"monitor": monitor, "patience": patience, "target": target, "restore_best": restore_best}
     check_on_bad(on_bad, private is not None, in_place)
     if private is not None:
         privacy.check_fit(private, net, sampling=sampling, weights=weights, **aims)
         refuse_streamed("train_data", train_data)
+        refuse_overlap(train_data)
     stream, held_out = opened("train_data", train_data), opened("validation_data", validation_data)
-    data: Any = on_device("train_data", train_data) if stream is None else stream.shapes
+    mesh = Sharding.of(sharding)
+    check_processes(mesh, watch)
+    data: Any = on_device("train_data", train_data, mesh is not None) if stream is None else stream.shapes
     validation: Any = None
     if validation_data is not None:
-        validation = on_device("validation_data", validation_data) if held_out is None else held_out.shapes
+        validation = held_out.shapes if held_out else on_device("validation_data", validation_data, mesh is not None)
     batch_size = batch_size_of(batch_size, len(data[0])) if stream is None else stream.batch_size(batch_size)
     method = method_of(rule, private, in_place, batch_size)
     problem = Problem(net, loss, optimizer, trainable=trainable, method=method, metrics=metrics, transform=transform)
@@ -182,17 +198,25 @@ def fit(
         for name, values in zip(("x of train_data", "y of train_data"), train_data, strict=True):
             privacy.refuse_own_statistics(name, values)
     example = jax.ShapeDtypeStruct(data[0].shape[1:], data[0].dtype)
-    begin = partial(init_state, problem, example, seed=seed, params=params)
+    if mesh is not None and private is None:
+        mesh.check_rows(batch_size, "batch_size")
+
+    def begin() -> State:
+        state = init_state(problem, example, seed=seed, params=params)
+        if private is not None and seed is None:
+            state = hosts.from_first(state)  # the secret of one
+        return state if mesh is None else laid_out(state, problem, mesh)
+
     run = Loop(
-        as_count(epochs, "epochs"), len(data[0]), batch_size, private, accumulate, watch,
-        skips=on_bad == "skip", begin=begin, say=None if line is None else line.say,
+        length, len(data[0]), batch_size, private, accumulate, watch,
+        skips=on_bad == "skip", begin=begin, say=None if line is None else line.say, sharding=mesh,
     )  # fmt: skip
     if stream is None:
         source: Source = run.source(data, sampling, weights)
     else:
-        source = stream.source(batch_size, sampling, weights, run.epochs)
+        source = stream.source(batch_size, sampling, weights, length, mesh)
     names = [name for name, _ in problem.metrics]
-    aim = Aim.over(names, validation is not None, min_delta=min_delta, **aims)
+    aim = Aim.over(problem.metrics, validation is not None, min_delta=min_delta, **aims)
     chunks = Chunks(len(source.sizes), chunk_steps, None if watch is None else watch.every, source.block)
     with unless_swapped(problem, params, data):
         state = begin()
@@ -205,19 +229,30 @@ def fit(
         check_data("validation_data", problem, state.params, validation, validation_data)
     else:
         held_out.check = batch_checker(problem, state.params, validation)
-        evaluated = held_out.evaluation(problem, BLOCK)
-    check_coupling(problem, state.params, data[0], source.sizes)
+        evaluated = held_out.evaluation(problem, BLOCK, mesh)
+    sizes = source.sizes if length.every is None else batch_sizes(len(data[0]), batch_size, sampling)
+    check_coupling(problem, state.params, data[0], sizes)
     warn_of_16_bits(problem, state.params)
     blank = Progress(aim, tuple(names), tuple(source.sizes.tolist()))
-    saver = None
-    if (saving := saving_of(save_to, save_every, keep, resume)) is not None:
+    saver, saving = None, saving_of(save_to, save_every, keep, resume)
+    facts: Any = None
+    if saving is not None or hosts.several():
         facts = facts_about(problem, state, data[0]) | {
             "seed": seed, "sampling": sampling, "batch size": batch_size, "accumulate": run.accumulate,
             "epochs": None if private is None else run.epochs, "aim": repr(aim),
-            "data": digest(data if stream is None else stream.marks()), "weights": digest(weights),
-            "validation data": digest(validation if held_out is None else held_out.marks()), "params": digest(params),
+            "data": digest(marks(data) if stream is None else stream.marks()), "weights": digest(weights),
+            "validation data": digest(marks(validation) if held_out is None else held_out.marks()),
+            "params": digest(params), "evaluate_every": length.every,
         }  # fmt: skip
+        run_as = {
+            "epochs": run.epochs,
+            "chunk_steps": chunk_steps,
+            "sharding": repr(mesh),
+            "saving": saving is not None,
+        }
+        hosts.check_same(facts | run_as)
+    if saving is not None:
         saver = Saver(saving, facts, secret=private is not None and seed is None)
-    with line or nullcontext(), saver or nullcontext(), closing(source):
+    with line or nullcontext(), saver or nullcontext(), closing(source), mesh.set() if mesh else nullcontext():
         callbacks = (*callbacks, *([line] if line else []))
         return run(problem, state, source, blank, chunks, evaluated, callbacks, saver)

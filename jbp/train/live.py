@@ -11,6 +11,7 @@ import time
 from typing import Any, Self, TextIO
 
 from jbp.arguments import as_bool
+from jbp.train.clocks import Length
 
 _FIRST, _APART, _ANEW = 2.0, 10.0, 0.1
 """Seconds: before the first line of a log, between its lines, and between two writings of the line."""
@@ -76,14 +77,14 @@ class Line:
 class TrainingLine:
     """Tells how training goes: a callback, which gets `Event`s. Of a private run every epoch leaves a line, with ε."""
 
-    def __init__(self, epochs: int, runs: int = 1):
-        self._epochs, self._of = epochs, "" if runs == 1 else f"means of {runs} runs:"
+    def __init__(self, length: Length, runs: int = 1):
+        self._length, self._of = length, "" if runs == 1 else f"means of {runs} runs:"
         self._line = Line()
         self._first: Any = None
         self._after_epoch: tuple[str, ...] = ()
 
     def __enter__(self) -> TrainingLine:
-        self._line.show(f"epoch 1/{self._epochs}", "compiling")
+        self._line.show(self._at(1, 0), "compiling")
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -93,7 +94,7 @@ class TrainingLine:
     def __call__(self, event: Any) -> None:
         """Take in a chunk of steps."""
         left = self._left(event)
-        now = (f"epoch {event.epoch}/{self._epochs}", self._of, f"training loss {event.loss:.4g}")
+        now = (self._at(event.epoch, event.step), self._of, f"training loss {event.loss:.4g}")
         if event.row is not None:
             self._after_epoch = _figures(event.row)
             if "epsilon" in event.row:
@@ -105,6 +106,11 @@ class TrainingLine:
         """Leave a line."""
         self._line.leave(text)
 
+    def _at(self, epoch: int, step: int) -> str:
+        """Where the run is, as it is counted."""
+        epochs, every = self._length.epochs, self._length.every
+        return f"epoch {epoch}/{epochs}" if every is None else f"step {step:,}/{epochs * every:,}"
+
     def _left(self, event: Any) -> str:
         """The time that the steps still take if all are needed, from those after the first chunk, which compiles."""
         first = self._first = self._first or event
@@ -115,12 +121,12 @@ class TrainingLine:
         return f"{minutes}:{seconds:02d} left"
 
 
-def training_line(progress: Any, epochs: int, runs: int = 1) -> TrainingLine | None:
+def training_line(progress: Any, length: Length, runs: int = 1) -> TrainingLine | None:
     """What `fit(progress=)` asks for.
 
     Raises: ValueError if `progress` is neither True nor False.
     """
-    return TrainingLine(epochs, runs) if as_bool(progress, "progress") else None
+    return TrainingLine(length, runs) if as_bool(progress, "progress") else None
 
 
 def _figures(row: dict[str, float]) -> tuple[str, ...]:

@@ -13,18 +13,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jbp import hosts
 from jbp.annotations import Array
 from jbp.durable.saver import Saver
 from jbp.private import Private
 from jbp.rows import Unreadable
+from jbp.sharding import Sharding
 from jbp.step import Problem, State
 from jbp.train.batches import Resident, ResidentSource, Sampling, Source, batch_sizes, of_mean_one
-from jbp.train.clocks import Chunks, Stopwatch
-from jbp.train.program import copy, evaluation_program, filled, ledger, steps_program
+from jbp.train.clocks import Chunks, Length, Stopwatch
+from jbp.train.program import copy, evaluation_on_mesh, evaluation_program, filled, ledger, steps_program
 from jbp.train.progress import EpochEnd, Progress, Row, Steps, StopReason, see
 from jbp.train.replay import Replay
 from jbp.train.result import BadBatch, Callback, Diverged, Event, Fit, Interrupted
 from jbp.train.signals import stop_signals
+from jbp.train.streams import OpenedRows, RowSource
 from jbp.train.watch import Watch, Watcher
 
 BLOCK = 1000
@@ -38,7 +41,7 @@ Validation = tuple[Array, Array] | Callable[[Any], Array] | None
 class Loop:
     """The loop, over what was checked."""
 
-    epochs: int
+    length: Length
     n: int
     batch_size: int
     private: Private | None
@@ -50,16 +53,29 @@ class Loop:
     """Makes the state before the first step once more; None: nothing is taken again to see where a number broke."""
     say: Callable[[str], None] | None = None
     """Where a long search says that it is one."""
+    sharding: Sharding | None = None
+    """The mesh; None: one device, or wherever the data lie."""
 
-    def source(self, data: tuple[Array, Array], sampling: Sampling, weights: Any) -> ResidentSource:
-        """The training data, in batches."""
-        steps, capacity = len(batch_sizes(self.n, self.batch_size, sampling)), None
+    @property
+    def epochs(self) -> int:
+        """Or rounds."""
+        return self.length.epochs
+
+    def source(self, data: tuple[Any, Any], sampling: Sampling, weights: Any) -> Source:
+        """The training data in memory, in batches: on the device, or each device's rows read ahead."""
+        steps, capacity = self.length.every or len(batch_sizes(self.n, self.batch_size, sampling)), None
         if self.private is not None:
             self.private.epsilon(self.epochs * steps, self.batch_size, self.n)  # what is missing shows at once
             self.private.warn_of(self.n)
             sampling, capacity = "poisson", self.private.capacity(self.epochs * steps, self.batch_size, self.n)
-        reader = Resident(sampling, self.batch_size, self.n, capacity)
-        return ResidentSource(data, of_mean_one(weights, self.n), reader, self.epochs)
+            capacity += -capacity % (1 if self.sharding is None else self.sharding.d)
+        reader = Resident(sampling, self.batch_size, self.n, capacity, self.length.every)
+        weights = of_mean_one(weights, self.n)
+        if self.sharding is None:
+            return ResidentSource(data, weights, reader, self.epochs)
+        opened = OpenedRows("train_data", data)
+        opened.check = lambda x, y, weights: None  # as a whole, it was looked at before
+        return RowSource(opened, weights, reader, self.epochs, self.sharding)
 
     def __call__(
         self,
@@ -74,13 +90,16 @@ class Loop:
     ) -> Fit:
         """Step, see, stop."""
         steps, book = len(source.sizes), ledger(len(source.sizes), len(problem.metrics), source.weighs)
-        take = steps_program(problem, source.reader, self.accumulate, self.skips)
+        take = steps_program(problem, source.reader, self.accumulate, self.skips, self.sharding)
+        if self.sharding is not None:
+            book = self.sharding.everywhere(book)
         evaluate = self._evaluation(problem, validation)
         taken = None if saver is None else saver.taken_up(state)
         best, seconds = None, 0.0
         if taken is not None:
             state, progress, best, seconds = taken.state, Progress.from_json(taken.progress), taken.best, taken.seconds
             book = filled(book, progress)
+            book = book if self.sharding is None else self.sharding.everywhere(book)
             source.go_on(taken.source)
         watch = Stopwatch(seconds, progress.rows[-1]["seconds"] if progress.rows else 0.0)
         look = Watcher(self.watch, problem, source.reader, self.accumulate, steps)
@@ -97,6 +116,7 @@ class Loop:
                 warn_of_skipped(progress)
             restored = best is not None and reason not in ("interrupted", "bad batch")
             kept, epoch = (best, progress.best_epoch) if restored else (state.params, None)
+            kept = kept if self.sharding is None else self.sharding.as_given(kept)
             return Fit(
                 kept,
                 state,
@@ -115,6 +135,17 @@ class Loop:
             if saver is not None:
                 saver.after(state, progress, best, watch.seconds, now=now, over=over, source=source.position)
 
+        def chunk_of(epoch: int, first: int, last: int) -> Any:
+            try:
+                chunk, wrong = source.chunk(state.key, epoch, first, last), None
+            except Unreadable as error:
+                chunk, wrong = None, error
+            # Where one of several processes cannot go on, all stop here, and what was reached is kept.
+            if (wrong := anywhere(wrong)) is not None:
+                save(now=progress.taken > 0)
+                raise wrong
+            return chunk
+
         with stop_signals() as interrupt, bad_batches(result, saver):
             if progress.stop_reason is not None:
                 return result(progress.stop_reason)
@@ -124,11 +155,7 @@ class Loop:
                 interrupt.check_begun()
             for epoch in range(progress.epoch, self.epochs + 1):
                 for first, last in chunks.after(progress.step, (epoch - 1) * steps):
-                    try:
-                        chunk = source.chunk(state.key, epoch, first, last)
-                    except Unreadable:
-                        save(now=progress.taken > 0)
-                        raise
+                    chunk = chunk_of(epoch, first, last)
                     watched, began = look(state, chunk, epoch, first), time.perf_counter()
                     state, book = take(state, book, chunk, epoch, first, last)
                     interrupt.begun = True
@@ -136,7 +163,7 @@ class Loop:
                         source.ahead(state.key, epoch)  # while they run
                     jax.block_until_ready(book.losses)
                     interrupt.check_begun()
-                    chunks.took(last - first, time.perf_counter() - began)
+                    seconds = time.perf_counter() - began
                     rows, figures = len(progress.rows), book.first(last)
                     progress = seen(Steps(epoch, *figures, self._sound(state), self.skips))
                     if (bad := progress.diverged_at) is not None:
@@ -152,13 +179,17 @@ class Loop:
                     row = progress.rows[-1] if len(progress.rows) > rows else None
                     at = epoch, progress.taken, self.epochs * steps
                     event = Event(*at, progress.loss, watch.seconds, row, state, watched)
-                    wanted = [callback(event) for callback in callbacks]
+                    wanted = sum(bool(callback(event)) for callback in callbacks) > 0  # each is called
+                    due = saver is not None and saver.is_due(progress)
+                    asked, wanted, due, took = hosts.agreed([interrupt.asked_by, wanted, due, milliseconds(seconds)])
+                    chunks.took(last - first, took / 1000 if hosts.several() else seconds)
                     done = progress.stop_reason is not None or (last == steps and epoch == self.epochs)
-                    save(interrupt.asked or any(wanted) or done, done)
-                    if interrupt.asked:
+                    save(bool(asked or wanted or done or due), done)
+                    if asked:
+                        interrupt.signal = asked
                         saved = "" if saver is None else saver.words()
                         raise Interrupted(result("interrupted"), interrupt.signal, saved)
-                    if any(wanted):
+                    if wanted:
                         return result("callback")
                 if progress.stop_reason is not None:
                     return result(progress.stop_reason)
@@ -171,6 +202,9 @@ class Loop:
         names, functions = ("loss", *(name for name, _ in problem.metrics)), tuple(f for _, f in problem.metrics)
         if callable(validation):
             return lambda params: validation_row(names, validation(params))
+        if self.sharding is not None:
+            means = evaluation_on_mesh(problem, validation, BLOCK, self.sharding)
+            return lambda params: validation_row(names, means(params))
         evaluate = evaluation_program(problem.net, problem.loss, functions, problem.transform, BLOCK)
         return lambda params: validation_row(names, evaluate(params, *validation))
 
@@ -180,8 +214,8 @@ class Loop:
     def _replay(
         self, problem: Problem, source: Source, chunks: Chunks, take: Callable[..., Any], saver: Saver | None
     ) -> Replay | None:
-        """Nothing of a private run: where it broke would tell of an example."""
-        if self.private is not None or self.begin is None:
+        """Nothing of a private run: where it broke would tell of an example; nor of one of several processes."""
+        if self.private is not None or self.begin is None or hosts.several():
             return None
         return Replay(problem, source, chunks, take, self.begin, saver, self.accumulate, self.say)
 
@@ -190,6 +224,21 @@ class Loop:
         if self.private is None:
             return None
         return all(bool(jnp.isfinite(p).all()) for p in jax.tree.leaves(state.params))
+
+
+def milliseconds(seconds: float) -> int:
+    """At least one, as a number that processes can tell each other."""
+    return max(1, min(round(1000 * seconds), 1 << 30))
+
+
+def anywhere(wrong: Unreadable | None) -> Unreadable | None:
+    """What is wrong with the batches of this process, or else of another."""
+    if not hosts.several() or not any(hosts.agreed([wrong is not None])):
+        return wrong
+    said = hosts.texts("" if wrong is None else f"{wrong.batch}:{str(wrong).partition(': ')[2]}")
+    process = next(i for i, text in enumerate(said) if text)
+    batch, _, words = said[process].partition(":")
+    return Unreadable(int(batch), f"process {process}", words) if wrong is None else wrong
 
 
 @contextmanager

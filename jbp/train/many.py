@@ -27,15 +27,16 @@ from jax import lax
 from jbp import rules
 from jbp.accumulation import check_parts
 from jbp.annotations import Array, Bool
-from jbp.arguments import as_count, as_number, as_seed, came
+from jbp.arguments import as_number, as_seed, came
 from jbp.durable.saver import EVERY, Saver, digest
 from jbp.inputs import as_callbacks, check_optimizer, check_params, is_optimizer
 from jbp.layer import Layer
 from jbp.layers.images import made_for
 from jbp.losses import Loss
 from jbp.meshes import placed, whole
+from jbp.sharding import Sharding
 from jbp.step import Method, Metric, Problem, State, Transform, started
-from jbp.train.batches import OnDevice, Resident, batch_size_of, batch_sizes, of_mean_one
+from jbp.train.batches import OnDevice, Resident, batch_size_of, batch_sizes, of_mean_one, sizes_of, wanders
 from jbp.train.checks import (
     check_coupling,
     check_data,
@@ -44,7 +45,7 @@ from jbp.train.checks import (
     unless_swapped,
     warn_of_16_bits,
 )
-from jbp.train.clocks import Chunks, Stopwatch
+from jbp.train.clocks import Chunks, Length, Stopwatch
 from jbp.train.facts import facts_about, saving_of
 from jbp.train.fit import Data
 from jbp.train.live import training_line
@@ -54,6 +55,7 @@ from jbp.train.program import Ledger, copy, evaluation_program, filled, ledger, 
 from jbp.train.progress import Aim, EpochEnd, Progress, Row, Steps, StopReason, see
 from jbp.train.result import Callback, Event
 from jbp.train.signals import stop_signals
+from jbp.train.windowed import marks
 
 Optimizer = optax.GradientTransformation | Callable[[Any], optax.GradientTransformation]
 _LATER = optax.identity()
@@ -68,7 +70,9 @@ def fit_many(
     *,
     seeds: Iterable[int],
     learning_rates: Sequence[float] | None = None,
-    epochs: int = 10,
+    epochs: int | None = None,
+    steps: int | None = None,
+    evaluate_every: int | None = None,
     batch_size: int | None = None,
     validation_data: Data | None = None,
     params: Any = None,
@@ -79,6 +83,7 @@ def fit_many(
     transform: Transform | None = None,
     rule: rules.Rule | Method | str | None = None,
     accumulate: int = 1,
+    sharding: Any = None,
     monitor: str | None = None,
     patience: int | None = None,
     min_delta: float = 0.0,
@@ -98,6 +103,9 @@ def fit_many(
     end by patience or target. Without `learning_rates`, `optimizer` is as in `fit`; with, it is a function from a
     learning rate (a traced 0-d array) to one, such as `lambda rate: jbp.optim.sgd(rate, momentum=0.9)`. Keep hold of
     one function: compiled programs are cached under it.
+
+    With `sharding`, a `jbp.Sharding` or a mesh, each device trains its part of the runs on all of the data, and the
+    devices have nothing to say to one another: the number of runs must be a multiple of that of the devices.
 
     `save_to` and what belongs to it are as in `fit`: all runs are saved together. All else is as in `fit`, and the
     same for every run; `params` [...] is one start for all. A run whose loss is no longer finite does not stop the
@@ -125,16 +133,17 @@ def fit_many(
     data, validation = on_device("train_data", train_data), None
     if validation_data is not None:
         validation = on_device("validation_data", validation_data)
-    x, epochs = data[0], as_count(epochs, "epochs")
+    x, length = data[0], Length.of(epochs, steps, evaluate_every)
     example = problem.seen(jax.ShapeDtypeStruct(x.shape[1:], x.dtype))
     sizes = batch_sizes(len(x), batch_size_of(batch_size, len(x)), sampling)
     accumulate = check_parts(problem, accumulate, int(sizes[0]))
     names = [name for name, _ in problem.metrics]
     aim = Aim.over(
-        names, validation is not None, monitor=monitor, patience=patience, min_delta=min_delta, target=target,
+        problem.metrics, validation is not None, monitor=monitor, patience=patience, min_delta=min_delta, target=target,
         restore_best=restore_best,
     )  # fmt: skip
-    chunks = Chunks(len(sizes), chunk_steps)
+    resident = Resident(sampling, int(sizes[0]), len(x), every=length.every)
+    chunks = Chunks(len(sizes_of(resident)), chunk_steps)
     check_params(params)
     with unless_swapped(problem, params, data):
         shapes = params
@@ -144,12 +153,14 @@ def fit_many(
     check_data("validation_data", problem, shapes, validation, validation_data)
     check_coupling(problem, shapes, x, sizes)
     warn_of_16_bits(problem, shapes)
-    blank = Progress(aim, tuple(names), tuple(sizes.tolist()))
+    blank = Progress(aim, tuple(names), tuple(sizes_of(resident).tolist()))
     runs = [_Going(seed, rate, blank) for seed, rate in itertools.product(every_seed, rates)]
+    mesh = _check_mesh(Sharding.of(sharding), len(runs))
+    if mesh is not None:
+        data, validation = mesh.everywhere((data, validation))
     compiled = _programs(
-        problem, optimizer if swept else None, Resident(sampling, int(sizes[0]), len(x)),
-        example, params is None, max(100, BLOCK // len(runs)), weights is not None,
-        accumulate,
+        problem, optimizer if swept else None, resident, example, params is None,
+        _How(max(100, BLOCK // len(runs)), weights is not None or wanders(resident), accumulate, mesh),
     )  # fmt: skip
     saver = None
     if (saving := saving_of(save_to, save_every, keep, resume)) is not None:
@@ -157,17 +168,19 @@ def fit_many(
         state = jax.eval_shape(lambda key: started(one.optimizer, _zeros(shapes), (), key), jax.random.key(0))
         saver = Saver(saving, facts_about(one, state, x) | {
             "seeds": every_seed, "learning rates": rates if swept else None, "sampling": sampling,
-            "batch size": int(sizes[0]), "accumulate": accumulate, "aim": repr(aim), "data": digest(data),
-            "weights": digest(weights), "validation data": digest(validation), "params": digest(params),
+            "batch size": int(sizes[0]), "accumulate": accumulate, "aim": repr(aim), "data": digest(marks(data)),
+            "weights": digest(weights), "validation data": digest(marks(validation)), "params": digest(params),
+            "evaluate_every": length.every,
         })  # fmt: skip
-    together = _Together(compiled, runs, aim.restores, every_seed, rates if swept else None, saver)
-    line = training_line(progress, epochs, len(runs))
-    with line or nullcontext(), saver or nullcontext():
+    together = _Together(compiled, runs, aim.restores, every_seed, rates if swept else None, saver, mesh)
+    line = training_line(progress, length, len(runs))
+    own_weights = of_mean_one(weights, len(x))
+    with line or nullcontext(), saver or nullcontext(), mesh.set() if mesh else nullcontext():
         return together(
             params,
-            (*data, of_mean_one(weights, len(x))),
+            (*data, own_weights if mesh is None else mesh.everywhere(own_weights)),
             validation,
-            epochs,
+            length.epochs,
             chunks,
             (*callbacks, *([line] if line else [])),
         )
@@ -183,6 +196,7 @@ class _Together:
     seeds: tuple[int, ...]
     rates: tuple[Any, ...] | None
     saver: Saver | None = None
+    mesh: Sharding | None = None
     state: Any = None
     kept: Any = None
     """The parameters of the runs as they are to be kept, as far as known."""
@@ -201,6 +215,8 @@ class _Together:
         keys = jnp.stack([jax.random.key(run.seed) for run in runs])
         etas = jnp.asarray([run.rate or 0.0 for run in runs])
         state, book = self.compiled.start(keys, etas, params)
+        if self.mesh is not None:
+            state, book, etas = self.mesh.rows((state, book, etas))
         self.state, self.kept = state, copy(state.params)
         at, taken = _At(1, 0), None if self.saver is None else self.saver.taken_up(state)
         if taken is not None:
@@ -209,6 +225,7 @@ class _Together:
             for run, found in zip(runs, taken.progress["runs"], strict=True):
                 run.progress = Progress.from_json(found)
             book = _filled(book, runs)
+            book = book if self.mesh is None else self.mesh.rows(book)
         watch = Stopwatch(
             seconds, max((run.progress.rows[-1]["seconds"] for run in runs if run.progress.rows), default=0.0)
         )
@@ -358,10 +375,18 @@ class _Programs(NamedTuple):
     evaluate: Callable[..., Array]
 
 
+class _How(NamedTuple):
+    """How the runs are gone through: examples evaluated at once, whether batches are weighed, parts, devices."""
+
+    block: int
+    weighs: bool
+    accumulate: int
+    mesh: Sharding | None
+
+
 @lru_cache(maxsize=64)
 def _programs(
-    problem: Problem, maker: Any, reader: Resident, example: jax.ShapeDtypeStruct, makes_params: bool, block: int,
-    weighs: bool, accumulate: int,
+    problem: Problem, maker: Any, reader: Resident, example: jax.ShapeDtypeStruct, makes_params: bool, how: _How,
 ) -> _Programs:  # fmt: skip
     """The compiled programs of r runs. With `maker` each optimiser is made of its run's learning rate."""
     functions = tuple(f for _, f in problem.metrics)
@@ -379,19 +404,35 @@ def _programs(
             own = at(rate)
             method_state = own.method.init(jax.random.fold_in(run_key, 0), own, params, example)
             state = started(own.optimizer, params, method_state, run_key)
-            return state, ledger(-(-reader.n // reader.batch_size), len(functions), weighs)
+            return state, ledger(reader.every or reader.passes, len(functions), how.weighs)
 
         return jax.vmap(one, (0, 0, 0 if makes_params else None))(run_keys, rates, params)
 
     def take(state: State, book: Ledger, rate: Array, *bounds: Any) -> tuple[State, Ledger]:
-        return steps_function(at(rate), reader, accumulate)(state, book, *bounds)
+        return steps_function(at(rate), reader, how.accumulate)(state, book, *bounds)
 
-    evaluate = evaluation_program(problem.net, problem.loss, functions, problem.transform, block)
+    evaluate = evaluation_program(problem.net, problem.loss, functions, problem.transform, how.block)
+    takes, evaluates = jax.vmap(take, (0, 0, 0, None, None, None, None)), jax.vmap(evaluate, (0, None, None))
+    if how.mesh is not None:
+        takes, evaluates = how.mesh.side_by_side(takes, 3), how.mesh.side_by_side(evaluates, 1)
     return _Programs(
         jax.jit(start),
-        jax.jit(on_meshes(jax.vmap(take, (0, 0, 0, None, None, None, None))), donate_argnums=(0, 1)),
-        jax.jit(placed(whole)(jax.vmap(evaluate, (0, None, None)))),
+        jax.jit(on_meshes(takes), donate_argnums=(0, 1)),
+        jax.jit(placed(whole)(evaluates)),
     )
+
+
+def _check_mesh(mesh: Sharding | None, runs: int) -> Sharding | None:
+    """The mesh, if it can have so many runs side by side."""
+    if mesh is None:
+        return None
+    if mesh.m > 1 or mesh.shard_params:
+        raise ValueError(
+            "fit_many spreads its runs over the data axis, each whole on a device: leave the model axis and "
+            "shard_params out"
+        )
+    mesh.check_rows(runs, "the number of runs")
+    return mesh
 
 
 def _made(maker: Any, rate: Array) -> optax.GradientTransformation:

@@ -18,10 +18,13 @@ from jbp.backprop import forward
 from jbp.layer import Layer
 from jbp.losses import Loss
 from jbp.meshes import as_is, placed, whole
-from jbp.step import Batch, Metric, Problem, State, Transform, epoch_keys, step_function, step_key, transformed
-from jbp.train.batches import Reader
+from jbp.sharding import Sharding
+from jbp.step import Batch, Metric, Problem, State, Transform, step_function, step_key, transformed
+from jbp.train.batches import Reader, place
 from jbp.train.blame import lost_any
 from jbp.train.progress import Progress
+from jbp.train.windowed import at_once
+from jbp.train.windowed import block as rows_of
 
 
 class Ledger(NamedTuple):
@@ -60,10 +63,10 @@ def copy(tree: Any) -> Any:
 
 @lru_cache(maxsize=64)
 def steps_program(
-    problem: Problem, reader: Reader, accumulate: int = 1, skips: bool = False
+    problem: Problem, reader: Reader, accumulate: int = 1, skips: bool = False, sharding: Sharding | None = None
 ) -> Callable[..., tuple[State, Ledger]]:
     """`steps_function` of these arguments, compiled, with state and ledger updated in place."""
-    return jax.jit(on_meshes(steps_function(problem, reader, accumulate, skips)), donate_argnums=(0, 1))
+    return jax.jit(on_meshes(steps_function(problem, reader, accumulate, skips, sharding)), donate_argnums=(0, 1))
 
 
 def on_meshes(steps: Callable[..., tuple[State, Ledger]]) -> Callable[..., tuple[State, Ledger]]:
@@ -75,7 +78,7 @@ def on_meshes(steps: Callable[..., tuple[State, Ledger]]) -> Callable[..., tuple
 
 
 def steps_function(
-    problem: Problem, reader: Reader, accumulate: int = 1, skips: bool = False
+    problem: Problem, reader: Reader, accumulate: int = 1, skips: bool = False, sharding: Sharding | None = None
 ) -> Callable[..., tuple[State, Ledger]]:
     """The function (state, ledger, chunk, epoch, first, last) that takes the steps first…last−1 of an epoch.
 
@@ -86,17 +89,17 @@ def steps_function(
     With `skips` a step that ends in a number that is not finite is as if it had not been taken, and its loss NaN: the
     state before it is kept until that is known, and read once more.
     """
-    take = step_function(problem, accumulate)
+    take = step_function(problem, accumulate, sharding)
 
     def run(state: State, ledger: Ledger, chunk: Any, epoch: Array, first: Array, last: Array) -> tuple[State, Ledger]:
-        order_key, noise_key = epoch_keys(state.key, epoch)
-        chunk = reader.prepared(chunk, order_key)
+        order_key, noise_key, counted = place(reader, state.key, epoch)
+        chunk = reader.prepared(chunk, state.key, epoch)
 
         def step(t: Array, carried: tuple[Any, ...]) -> tuple[Any, ...]:
             params, opt_state, book, method_state = carried
             before = State(params, opt_state, method_state, state.key, epoch, t)
-            batch = reader.batch(chunk, order_key, t)
-            after, (loss, values) = take(before, batch, step_key(noise_key, t))
+            batch = reader.batch(chunk, order_key, counted + t)
+            after, (loss, values) = take(before, batch, step_key(noise_key, counted + t))
             if skips:
                 after, loss = unless_broken(before, after, loss)
             return after.params, after.opt_state, noted(book, t, loss, values, batch), after.method_state
@@ -152,31 +155,86 @@ def evaluation_program(
     @jax.jit
     @placed(whole)
     def evaluate(params: Any, x: Array, y: Array) -> Array:
-        n, size = len(x), min(block, len(x))
-
-        def step(i: Array, total: Array) -> Array:
-            # The last block starts early enough to be whole; what it shares with the one before is left out.
-            begin = jnp.minimum(i * size, n - size)
-            xs, ys = (lax.dynamic_slice_in_dim(a, begin, size) for a in (x, y))
-            fresh = begin + jnp.arange(size) >= i * size
-            return total + jnp.where(fresh, figures(params, xs, ys), 0.0).sum(1)
-
-        return lax.fori_loop(0, -(-n // size), step, jnp.zeros(1 + len(metrics))) / n
+        return _in_blocks(figures, params, (x, y), block, 1 + len(metrics)) / len(x)
 
     return evaluate
 
 
+def _in_blocks(figures: Callable[..., Array], params: Any, rows: tuple[Array, ...], block: int, m: int) -> Array:
+    """Σ over the rows (x, y) of the figures [m, n], a block at a time; with a third array over those where it holds."""
+    x, y, *real = rows
+    n, size = len(x), min(at_once(x, block), len(x))
+
+    def step(i: Array, total: Array) -> Array:
+        # The last block starts early enough to be whole; what it shares with the one before is left out.
+        begin = jnp.minimum(i * size, n - size)
+        xs, ys, *counts = (rows_of(a, begin, size) for a in (x, y, *real))
+        fresh = begin + jnp.arange(size) >= i * size
+        fresh = fresh & counts[0] if counts else fresh
+        return total + jnp.where(fresh, figures(params, xs, ys), 0.0).sum(1)
+
+    return lax.fori_loop(0, -(-n // size), step, jnp.zeros(m))
+
+
+@lru_cache(maxsize=64)
+def rows_program(
+    net: Layer, loss: Loss, metrics: tuple[Metric, ...], transform: Transform | None, block: int, sharding: Sharding
+) -> Callable[..., Float[Array, " m"]]:
+    """The program (params, x, y, real) -> the sums of loss and metrics over the real rows, each device's own."""
+    figures = figures_of(net, loss, metrics, transform)
+
+    def own(rows: tuple[Array, ...], params: Any) -> Array:
+        return _in_blocks(figures, params, rows, block, 1 + len(metrics))
+
+    return jax.jit(lambda params, *rows: sharding.added_up(own, rows, params))
+
+
+def evaluation_on_mesh(
+    problem: Problem, data: tuple[Any, Any], block: int, sharding: Sharding
+) -> Callable[[Any], Float[Array, " m"]]:
+    """Parameters -> means of the loss and of each metric over the data, which are laid out here, once.
+
+    A net that couples the examples of an evaluation is evaluated whole on every device, in the blocks of one device.
+    """
+    x, y = map(np.asarray, data)
+    n, metrics = len(x), tuple(f for _, f in problem.metrics)
+    if problem.net.couples_batch is True:
+        whole_data = sharding.everywhere((x, y))
+        evaluate = evaluation_program(problem.net, problem.loss, metrics, problem.transform, block)
+        return lambda params: evaluate(sharding.everywhere(params), *whole_data)
+    padded = n + -n % sharding.d
+    own = sharding.own_rows(padded)
+    chosen = np.arange(padded)[own]
+    rows = sharding.rows((x[chosen % n], y[chosen % n], chosen < n))
+    add = rows_program(problem.net, problem.loss, metrics, problem.transform, block, sharding)
+
+    def evaluate_rows(params: Any) -> Array:
+        with sharding.set():
+            return mean_of(add(params, *rows), n)
+
+    return evaluate_rows
+
+
 @lru_cache(maxsize=64)
 def block_program(
-    net: Layer, loss: Loss, metrics: tuple[Metric, ...], transform: Transform | None
+    net: Layer,
+    loss: Loss,
+    metrics: tuple[Metric, ...],
+    transform: Transform | None,
+    sharding: Sharding | None = None,
 ) -> Callable[[Any, Array, Array, Array, Array], Float[Array, " m"]]:
     """The program (params, total, x, y, fresh) -> the total with the loss and the metrics of a block, where fresh."""
     figures = figures_of(net, loss, metrics, transform)
 
+    def added(rows: tuple[Array, ...], params: Any) -> Array:
+        x, y, fresh = rows
+        return jnp.where(fresh, figures(params, x, y), 0.0).sum(1)
+
     @jax.jit
     @placed(whole)
     def add(params: Any, total: Array, x: Array, y: Array, fresh: Array) -> Array:
-        return total + jnp.where(fresh, figures(params, x, y), 0.0).sum(1)
+        rows = x, y, fresh
+        return total + (added(rows, params) if sharding is None else sharding.added_up(added, rows, params))
 
     return add
 

@@ -29,15 +29,17 @@ class Aim:
     min_delta: float
     target: float | None
     restores: bool
+    lower: bool = field(default=False, repr=False)
+    """Whether it is a metric that is better where it is lower."""
 
     @property
     def sign(self) -> int:
-        """1 where lower is better, of a loss; −1 of a metric."""
-        return 1 if self.monitor.endswith("_loss") else -1
+        """1 where lower is better, of a loss; −1 of a metric, unless it says otherwise."""
+        return 1 if self.lower or self.monitor.endswith("_loss") else -1
 
     @staticmethod
     def over(
-        metrics: Iterable[str],
+        metrics: Iterable[tuple[str, Any]],
         validates: bool,
         *,
         monitor: str | None,
@@ -52,7 +54,8 @@ class Aim:
             ValueError: for a figure that there will not be, or numbers out of range.
         """
         parts = ("train", "validation") if validates else ("train",)
-        known = [f"{part}_{name}" for part in parts for name in ("loss", *metrics)]
+        named = dict(metrics)
+        known = [f"{part}_{name}" for part in parts for name in ("loss", *named)]
         monitor = f"{parts[-1]}_loss" if monitor is None else monitor
         if monitor not in known:
             hint = "" if validates else " (without validation_data there are no validation figures)"
@@ -64,6 +67,7 @@ class Aim:
             as_number(min_delta, "min_delta", 0.0),
             None if target is None else as_number(target, "target"),
             patience is not None if restore_best is None else restore_best,
+            getattr(named.get(monitor.partition("_")[2]), "lower", False),
         )
 
 

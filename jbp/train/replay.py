@@ -21,8 +21,8 @@ import numpy as np
 from jbp.backprop import Batch
 from jbp.durable.saver import Saver
 from jbp.files import write_atomically
-from jbp.step import Problem, State, epoch_keys, step_key
-from jbp.train.batches import Source
+from jbp.step import Problem, State, step_key
+from jbp.train.batches import Source, place
 from jbp.train.blame import BadNumber, first_bad, lost
 from jbp.train.clocks import Chunks
 from jbp.train.program import Ledger, copy, ledger
@@ -147,10 +147,11 @@ class Replay:
 
     def _batch(self, key: Any, epoch: int, t: int) -> tuple[Batch, Any, np.ndarray | None]:
         """The batch of step t of an epoch, the step's key, and the rows of the data."""
-        order_key, noise_key = epoch_keys(key, epoch)
-        chunk = self.source.reader.prepared(self.source.chunk(key, epoch, t, t + 1), order_key)
-        batch = self.source.reader.batch(chunk, order_key, jnp.asarray(t))
-        return batch, step_key(noise_key, t), self.source.rows(key, epoch, t)
+        reader = self.source.reader
+        order_key, noise_key, counted = place(reader, key, epoch)
+        chunk = reader.prepared(self.source.chunk(key, epoch, t, t + 1), key, jnp.asarray(epoch))
+        batch = reader.batch(chunk, order_key, jnp.asarray(counted + t))
+        return batch, step_key(noise_key, counted + t), self.source.rows(key, epoch, t)
 
 
 def _watched(state: State) -> Any:

@@ -24,10 +24,23 @@ from jax import lax
 from jbp.annotations import Array
 from jbp.inputs import as_pair, one_array
 from jbp.rows import Batches, Rows, Stream, Unreadable, is_streamed
-from jbp.step import Batch, Problem, epoch_keys
+from jbp.sharding import Sharding
+from jbp.step import Batch, Problem
 from jbp.train.ahead import Ahead
-from jbp.train.batches import Resident, Sampling, batch_size_of, batch_sizes, of_mean_one, order_of
+from jbp.train.batches import (
+    OnDevice,
+    Resident,
+    Sampling,
+    batch_size_of,
+    of_mean_one,
+    order_of,
+    place,
+    sizes_of,
+    wanders,
+)  # fmt: skip
+from jbp.train.clocks import Length
 from jbp.train.program import block_program, mean_of
+from jbp.train.windowed import at_once
 
 BLOCK_BYTES = 16 << 20
 
@@ -44,7 +57,7 @@ class Block(NamedTuple):
     weights: Array | None
     """[c, B]: of the examples' own, or of a stream 0 where a row fills up."""
     first: Array
-    """The step of the first of them."""
+    """The step of the first of them, as it is counted."""
 
 
 class Read(NamedTuple):
@@ -64,8 +77,9 @@ class Stacked:
 
     resident: Resident | None
     """How data in memory would be read; None of a stream, whose weights are with it."""
+    every: int | None = None
 
-    def prepared(self, chunk: Block, order_key: Array) -> Block:
+    def prepared(self, chunk: Block, key: Array, epoch: Array) -> Block:
         """The block as it is."""
         return chunk
 
@@ -89,8 +103,10 @@ class Streamed:
     epochs: int
     position: Any = None
 
-    def __init__(self, batch_bytes: int, batch_size: int):
-        self.batch_size = batch_size
+    def __init__(self, batch_bytes: int, batch_size: int, sharding: Sharding | None = None):
+        self.batch_size, self.sharding = batch_size, sharding
+        self.own = slice(0, batch_size) if sharding is None else sharding.own_rows(batch_size)
+        """Which rows of a batch this process reads: all, unless others have devices of the mesh."""
         self.block = max(1, min(len(self.sizes), BLOCK_BYTES // max(1, batch_bytes)))
         """Steps in a block: those of a chunk lie in one."""
         self._reading: Ahead[Read] | None = None
@@ -112,7 +128,7 @@ class Streamed:
         elif now is None or now.epoch != epoch or not now.first <= first < now.last:
             self.close(wait=True)
             # The key is copied, for the state that it is in is given away with every chunk.
-            self._reading = Ahead(Blocks(self, jnp.copy(key), epoch, first, self._from))
+            self._reading = Ahead(Blocks(self, self._copied(key), epoch, first, self._from))
             self._from = None
             now = self._next()
         if now.positions:
@@ -156,12 +172,23 @@ class Streamed:
         """
         raise NotImplementedError
 
+    def _copied(self, key: Array) -> Array:
+        """The key in a buffer of its own, on one device."""
+        if self.sharding is None:
+            return jnp.copy(key)
+        bits = np.asarray(jax.random.key_data(key))
+        return jax.random.wrap_key_data(jnp.asarray(bits), impl=jax.random.key_impl(key))
+
+    def counted(self, epoch: int, step: int) -> Array:
+        """A step of an epoch as the reader counts it."""
+        return jnp.int32(step if self.reader.every is None else (epoch - 1) * self.reader.every + step)
+
     def _put(self, a: np.ndarray) -> Array:
-        """[k, B, ...] on the device, filled up to a whole block."""
+        """[k, B, ...] on the device, or its rows over a mesh, filled up to a whole block."""
         a = a.astype(jax.dtypes.canonicalize_dtype(a.dtype), copy=False)
         if len(a) < self.block:
             a = np.concatenate([a, np.zeros((self.block - len(a), *a.shape[1:]), a.dtype)])
-        return jax.device_put(a)
+        return jax.device_put(a) if self.sharding is None else self.sharding.rows(a, 1)
 
 
 class Blocks:
@@ -200,15 +227,24 @@ class Blocks:
 class RowSource(Streamed):
     """Rows by their numbers, as `Resident` would draw them from data in memory."""
 
-    def __init__(self, data: OpenedRows, weights: Array | None, resident: Resident, epochs: int):
+    def __init__(
+        self,
+        data: OpenedRows,
+        weights: Array | None,
+        resident: Resident,
+        epochs: int,
+        sharding: Sharding | None = None,
+    ):
         self.data, self.epochs, self.resident = data, epochs, resident
         self.x, self.y = x, y = data.x, data.y
         self.weights = None if weights is None else np.asarray(weights)
-        self.sizes = batch_sizes(resident.n, resident.batch_size, resident.sampling)
-        self.reader, self.weighs = Stacked(resident), weights is not None
+        chance = resident.sampling == "poisson"
+        self.sizes = sizes_of(resident)
+        self.reader = Stacked(None if chance else resident, resident.every)
+        self.weighs = chance or weights is not None or wanders(resident)
         self._order: tuple[int, Any] = (0, None)
-        size = resident.batch_size
-        super().__init__(size * sum(np.asarray(a[:1]).nbytes for a in (x, y)), size)
+        size = resident.capacity or resident.batch_size
+        super().__init__(size * sum(np.asarray(a[:1]).nbytes for a in (x, y)), size, sharding)
 
     def _numbers(self, key: Array, epoch: int, first: int, last: int) -> np.ndarray:
         size = self.batch_size
@@ -218,7 +254,10 @@ class RowSource(Streamed):
                 self._order = order = epoch, np.asarray(order_of(key, epoch, self.resident)())
             return order[1][first * size : last * size]
         steps = np.minimum(np.arange(first, first + self.block), last - 1)
-        return np.asarray(_drawn(self.resident)(key, epoch, steps))[: last - first].reshape(-1)
+        numbers, real = _drawn(self.resident)(key, epoch, steps)
+        if real is not None:
+            self._real = np.asarray(real)[: last - first].astype(jax.dtypes.canonicalize_dtype(float))
+        return np.asarray(numbers)[: last - first].reshape(-1)
 
     def rows(self, key: Array, epoch: int, step: int) -> np.ndarray:
         """Those of the order, or drawn."""
@@ -226,22 +265,26 @@ class RowSource(Streamed):
 
     def read(self, key: Array, epoch: int, first: int, last: int) -> Read:
         """The rows of the order, or drawn."""
-        numbers = self._numbers(key, epoch, first, last)
+        numbers = self._own(self._numbers(key, epoch, first, last))
         number = (epoch - 1) * len(self.sizes) + first + 1
         try:
             x, y = self.x[numbers], self.y[numbers]
         except Exception as error:
             raise self._blamed(numbers, number, error) from error
         weights = None if self.weights is None else self.weights[numbers]
+        if self.resident.sampling == "poisson":
+            weights = self._own(self._real)
         self._check(x, y, weights, numbers, number)
-        x, y, weights = jax.tree.map(
-            lambda a: self._put(a.reshape(last - first, self.batch_size, *a.shape[1:])), (x, y, weights)
-        )
-        return Read(epoch, first, last, Block(x, y, weights, jnp.int32(first)), ())
+        x, y, weights = jax.tree.map(lambda a: self._put(a.reshape(last - first, -1, *a.shape[1:])), (x, y, weights))
+        return Read(epoch, first, last, Block(x, y, weights, self.counted(epoch, first)), ())
+
+    def _own(self, of_rows: np.ndarray) -> np.ndarray:
+        """Of what there is for each row of some batches that of the rows that this process reads, flat."""
+        return of_rows.reshape(-1, self.batch_size)[:, self.own].reshape(-1)
 
     def _blamed(self, numbers: np.ndarray, number: int, error: Exception) -> Unreadable:
         """Which of the batches cannot be read."""
-        for k, rows in enumerate(numbers.reshape(-1, self.batch_size)):
+        for k, rows in enumerate(numbers.reshape(-1, self.own.stop - self.own.start)):
             try:
                 _ = self.x[rows], self.y[rows]
             except Exception as found:
@@ -258,7 +301,7 @@ class RowSource(Streamed):
                 return error
             return None
 
-        size = self.batch_size
+        size = self.own.stop - self.own.start
         whole = wrong(slice(None))
         if whole is None:
             return
@@ -275,11 +318,11 @@ class BatchSource(Streamed):
 
     weighs = True
 
-    def __init__(self, data: OpenedStream, batches: Batches):
-        self.data, self.batches, self.epochs = data, batches, batches.epochs
-        self.reader = Stacked(None)
-        self.sizes = np.full(batches.stream.steps, data.usual)
-        super().__init__(sum(a.size * a.dtype.itemsize for a in data.shapes), data.usual)
+    def __init__(self, data: OpenedStream, batches: Batches, length: Length, sharding: Sharding | None = None):
+        self.data, self.batches, self.epochs = data, batches, length.epochs
+        self.reader = Stacked(None, length.every)
+        self.sizes = np.full(length.every or batches.stream.steps, data.usual)
+        super().__init__(sum(a.size * a.dtype.itemsize for a in data.shapes), data.usual, sharding)
 
     def where(self) -> Any:
         """As the stream says."""
@@ -306,21 +349,23 @@ class BatchSource(Streamed):
             positions.append(self.batches.get_state())
             real = np.arange(size) < len(x)
             rows = np.where(real, np.arange(size), 0)
-            found.append((x[rows], y[rows], real) if len(x) < size else (x, y, real))
+            batch = (x[rows], y[rows], real) if len(x) < size else (x, y, real)
+            found.append(tuple(a[self.own] for a in batch))
         x, y, real = (np.stack(a) for a in zip(*found, strict=True))
         weights = real.astype(jax.dtypes.canonicalize_dtype(float))
-        block = Block(self._put(x), self._put(y), self._put(weights), jnp.int32(first))
+        block = Block(self._put(x), self._put(y), self._put(weights), self.counted(epoch, first))
         return Read(epoch, first, last, block, tuple(positions))
 
 
 @lru_cache(maxsize=64)
-def _drawn(resident: Resident) -> Callable[[Array, int, np.ndarray], Array]:
-    """(key, epoch, steps) -> the numbers [c, B] that each step draws with replacement."""
+def _drawn(resident: Resident) -> Callable[[Array, int, np.ndarray], tuple[Array, Array | None]]:
+    """(key, epoch, steps) -> the numbers [c, B] that each step draws, and of those drawn by chance which are real."""
 
     @jax.jit
-    def numbers(key: Array, epoch: Array, steps: Array) -> Array:
-        order_key, _ = epoch_keys(key, epoch)
-        return lax.map(lambda step: resident.drawn(order_key, step), steps)
+    def numbers(key: Array, epoch: Array, steps: Array) -> tuple[Array, Array | None]:
+        order_key, _, before = place(resident, key, epoch)
+        chunk: Any = OnDevice(None, None, None, None)  # type: ignore[arg-type]  (nothing is ordered here)
+        return lax.map(lambda step: resident.chosen(chunk, order_key, before + step), steps)
 
     return numbers
 
@@ -347,11 +392,13 @@ class Opened:
         """Examples in a batch."""
         raise NotImplementedError
 
-    def source(self, batch_size: int, sampling: Sampling, weights: Any, epochs: int) -> Streamed:
+    def source(
+        self, batch_size: int, sampling: Sampling, weights: Any, length: Length, sharding: Sharding | None = None
+    ) -> Streamed:
         """To train on."""
         raise NotImplementedError
 
-    def evaluation(self, problem: Problem, block: int) -> Callable[[Any], Array]:
+    def evaluation(self, problem: Problem, block: int, sharding: Sharding | None = None) -> Callable[[Any], Array]:
         """Parameters -> means of the loss and of each metric."""
         raise NotImplementedError
 
@@ -378,15 +425,18 @@ class OpenedRows(Opened):
         """As of data in memory."""
         return batch_size_of(given, len(self.x))
 
-    def source(self, batch_size: int, sampling: Sampling, weights: Any, epochs: int) -> Streamed:
+    def source(
+        self, batch_size: int, sampling: Sampling, weights: Any, length: Length, sharding: Sharding | None = None
+    ) -> Streamed:
         """In the order of data in memory."""
         n = len(self.x)
-        return RowSource(self, of_mean_one(weights, n), Resident(sampling, batch_size, n), epochs)
+        resident = Resident(sampling, batch_size, n, every=length.every)
+        return RowSource(self, of_mean_one(weights, n), resident, length.epochs, sharding)
 
-    def evaluation(self, problem: Problem, block: int) -> Callable[[Any], Array]:
+    def evaluation(self, problem: Problem, block: int, sharding: Sharding | None = None) -> Callable[[Any], Array]:
         """Of blocks as `evaluation_program` cuts data in memory, to the same bits."""
-        n, size = len(self.x), min(block, len(self.x))
-        add = _adding(problem)
+        n, size = len(self.x), min(at_once(self.x, block), len(self.x))
+        add, put = _adding(problem, sharding), _putting(sharding)
 
         def read() -> Iterator[Any]:
             for i in range(-(-n // size)):
@@ -400,7 +450,7 @@ class OpenedRows(Opened):
                     self.check(x, y, None)
                 except ValueError as error:
                     raise Unreadable(i + 1, self.name, f"{error} (its first row is {begin} of the data)") from error
-                yield (*map(jnp.asarray, (x, y)), jnp.asarray(begin + np.arange(size) >= i * size))
+                yield put((x, y, begin + np.arange(size) >= i * size))
 
         def means(params: Any) -> Array:
             total = jnp.zeros(1 + len(problem.metrics))
@@ -435,18 +485,20 @@ class OpenedStream(Opened):
             raise ValueError(f"the batches of a stream come with {size} rows, but batch_size is {given}: leave it out")
         return size
 
-    def source(self, batch_size: int, sampling: Sampling, weights: Any, epochs: int) -> Streamed:
+    def source(
+        self, batch_size: int, sampling: Sampling, weights: Any, length: Length, sharding: Sharding | None = None
+    ) -> Streamed:
         """As it comes."""
         if sampling != "shuffle":
             raise ValueError("a stream is trained on as it comes, and cannot be sampled: leave sampling out")
         if weights is not None:
             raise ValueError("the rows of a stream have no numbers that weights could go by: leave weights out")
-        self._first.epochs = epochs
-        return BatchSource(self, self._first)
+        self._first.epochs = -(-length.epochs * (length.every or self.stream.steps) // self.stream.steps)
+        return BatchSource(self, self._first, length, sharding)
 
-    def evaluation(self, problem: Problem, block: int) -> Callable[[Any], Array]:
+    def evaluation(self, problem: Problem, block: int, sharding: Sharding | None = None) -> Callable[[Any], Array]:
         """Of one epoch of it, gone through anew each time."""
-        add, size = _adding(problem), self.usual
+        add, put, size = _adding(problem, sharding), _putting(sharding), self.usual
 
         def read() -> Iterator[Any]:
             batches = Batches(self.stream, 1, self.name) if self._first.taken else self._first
@@ -457,7 +509,7 @@ class OpenedStream(Opened):
                     raise Unreadable(k + 1, self.name, str(error)) from error
                 real = np.arange(size) < len(x)
                 rows = np.where(real, np.arange(size), 0)
-                yield len(x), (*(jnp.asarray(a[rows]) for a in (x, y)), jnp.asarray(real))
+                yield len(x), put((x[rows], y[rows], real))
 
         def means(params: Any) -> Array:
             total, n = jnp.zeros(1 + len(problem.metrics)), 0
@@ -486,8 +538,33 @@ def _ahead(items: Iterator[Any]) -> Iterator[Any]:
         reading.close()
 
 
-def _adding(problem: Problem) -> Callable[..., Array]:
-    return block_program(problem.net, problem.loss, tuple(f for _, f in problem.metrics), problem.transform)
+def _adding(problem: Problem, sharding: Sharding | None) -> Callable[..., Array]:
+    """`block_program`, called on the mesh."""
+    metrics = tuple(f for _, f in problem.metrics)
+    add = block_program(problem.net, problem.loss, metrics, problem.transform, sharding)
+    if sharding is None:
+        return add
+
+    def added(*arguments: Any) -> Array:
+        with sharding.set():
+            return add(*arguments)
+
+    return added
+
+
+def _putting(sharding: Sharding | None) -> Callable[[tuple[np.ndarray, ...]], tuple[Array, ...]]:
+    """Puts the rows (x, y, fresh) of a block on the device, or over a mesh, where they are filled up to a multiple."""
+    if sharding is None:
+        return lambda rows: tuple(map(jnp.asarray, rows))
+
+    def put(rows: tuple[np.ndarray, ...]) -> tuple[Array, ...]:
+        n = len(rows[0])
+        chosen = np.arange(n + -n % sharding.d)[sharding.own_rows(n + -n % sharding.d)]
+        x, y = (a[np.minimum(chosen, n - 1)] for a in rows[:2])
+        x, y = (a.astype(jax.dtypes.canonicalize_dtype(a.dtype), copy=False) for a in (x, y))
+        return sharding.rows((x, y, rows[2][np.minimum(chosen, n - 1)] & (chosen < n)))
+
+    return put
 
 
 def _rows(name: str, a: Any) -> Any:

@@ -29,8 +29,9 @@ from jbp.pairs import Coupled, Weights, as_shares, is_pair, silence, weigh, wide
 from jbp.paths import dotted, layer_of
 from jbp.stats import noise_and_signal, records
 from jbp.stats.spread import noise_over_signal
-from jbp.step import Batch, Problem, State, epoch_keys, step_function, step_key, transformed_batch
+from jbp.step import Batch, Problem, State, step_function, step_key, transformed_batch
 from jbp.texts import WATCH
+from jbp.train.batches import place
 
 FLAT = 0.05
 """Of the largest θ′ of an activation: below it a unit is saturated."""
@@ -151,9 +152,9 @@ def look_program(problem: Problem, reader: Any, accumulate: int = 1) -> Callable
     @jax.jit
     @placed(whole)
     def look(state: State, chunk: Any, epoch: Array, step: Array) -> Looked:
-        order_key, noise_key = epoch_keys(state.key, epoch)
-        chunk, key = reader.prepared(chunk, order_key), step_key(noise_key, step)
-        batch = reader.batch(chunk, order_key, step)
+        order_key, noise_key, counted = place(reader, state.key, epoch)
+        chunk, key = reader.prepared(chunk, state.key, epoch), step_key(noise_key, counted + step)
+        batch = reader.batch(chunk, order_key, counted + step)
         before = dataclasses.replace(state, epoch=jnp.asarray(epoch, jnp.int32), step=jnp.asarray(step, jnp.int32))
         after, _ = take(before, batch, key)
         n = -(-len(jax.tree.leaves(batch.y)[0]) // accumulate)

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 from mutant_tools import Gain, Mutant, with_pair, with_total, wrong
+from mutants_sequences import CHECKS as OF_SEQUENCES
+from mutants_sequences import MUTANTS as SEQUENCES
 from mutants_space import CHECKS as IN_SPACE
 from mutants_space import MUTANTS as SPACE
 
@@ -75,6 +77,7 @@ UNEQUAL = [[0.5, 1.0, 0.25], [0.0, 2.0, 1.0], [0.3, 0.1, 0.2]]
 """Targets whose rows do not add up to 1."""
 CHECKS: dict[str, Callable[[Any], jbp.check.Report]] = {
     **IN_SPACE,
+    **OF_SEQUENCES,
     "layer (5,)": _layer((5,)),
     "layer (3,)": _layer((3,)),
     "layer (2, 3)": _layer((2, 3)),
@@ -384,4 +387,4 @@ OPTIMISERS = tuple(
     )
 )
 # fmt: on
-MUTANTS = (*LAYERS, *SPACE, *PAIRS, *COMBINATORS, *SPINE, *LOSSES, *OPTIMISERS)
+MUTANTS = (*LAYERS, *SPACE, *SEQUENCES, *PAIRS, *COMBINATORS, *SPINE, *LOSSES, *OPTIMISERS)

@@ -1,0 +1,129 @@
+"""The GPT of `measurements/gpt.py` as others would write it: plain JAX for autodiff, with and without checkpoints, and
+PyTorch. Parameters are those of `jbp.gpt(…, bias=False, tied=True)`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+EPSILON = 1e-5
+
+
+class Block(NamedTuple):
+    """The weights of one block, or of a stack [l, …]."""
+
+    norm1: Any
+    qkv: Any
+    out: Any
+    norm2: Any
+    up: Any
+    down: Any
+
+
+def unpacked(params: Any) -> tuple[Any, Any, Block, Any]:
+    """Embedding [V, d], positions [T, d], the stack of blocks and the last gain, of jbp's parameters."""
+    embedding, positions, blocks, norm, _ = params
+    attends, thinks = blocks
+    block = Block(
+        attends[0]["scale"], attends[1]["weight"], attends[3]["weight"],
+        thinks[0]["scale"], thinks[1]["weight"], thinks[3]["weight"],
+    )  # fmt: skip
+    return embedding["weight"], positions["weight"], block, norm["scale"]
+
+
+def normed(x: jax.Array, gain: jax.Array) -> jax.Array:
+    """Layer normalisation without a bias."""
+    x = x - x.mean(-1, keepdims=True)
+    return x / jnp.sqrt((x * x).mean(-1, keepdims=True) + EPSILON) * gain
+
+
+def attention(x: jax.Array, heads: int) -> jax.Array:
+    """[n, t, 3d] to [n, t, d], with the table of scores written out."""
+    n, t, width = x.shape
+    q, k, v = (a.reshape(n, t, heads, -1).transpose(0, 2, 1, 3) for a in jnp.split(x, 3, -1))
+    scores = q @ k.transpose(0, 1, 3, 2) / math.sqrt(q.shape[-1])
+    scores = jnp.where(jnp.tril(jnp.ones((t, t), bool)), scores, -jnp.inf)
+    return (jax.nn.softmax(scores, -1) @ v).transpose(0, 2, 1, 3).reshape(n, t, width // 3)
+
+
+def attention_of_jax(x: jax.Array, heads: int) -> jax.Array:
+    """The same by `jax.nn.dot_product_attention`."""
+    n, t, width = x.shape
+    q, k, v = (a.reshape(n, t, heads, -1) for a in jnp.split(x, 3, -1))
+    return jax.nn.dot_product_attention(q, k, v, is_causal=True).reshape(n, t, width // 3)
+
+
+def loss_of(heads: int, checkpoint: bool = False, attend: Callable[..., Any] = attention) -> Callable[..., jax.Array]:
+    """(params, x, y) -> the mean cross-entropy, the blocks in a `lax.scan`; with `checkpoint` each made anew on the way
+    back."""
+
+    def loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+        embedding, positions, blocks, gain = unpacked(params)
+        h = embedding[x] + positions[: x.shape[1]]
+
+        def block(h: jax.Array, w: Block) -> tuple[jax.Array, None]:
+            h = h + attend(normed(h, w.norm1) @ w.qkv, heads) @ w.out
+            return h + jax.nn.gelu(normed(h, w.norm2) @ w.up) @ w.down, None
+
+        h, _ = jax.lax.scan(jax.checkpoint(block) if checkpoint else block, h, blocks)
+        scores = normed(h, gain) @ embedding.T
+        picked = jnp.take_along_axis(jax.nn.log_softmax(scores), y[..., None], -1)
+        return -picked.mean()
+
+    return loss
+
+
+def torch_step(params: Any, heads: int, x: Any, y: Any, fused: bool = True) -> Callable[[], float]:
+    """A call that makes the gradient of the batch in PyTorch, from jbp's parameters, and answers with the loss.
+
+    `fused` takes `scaled_dot_product_attention`, else the scores are written out as nanoGPT does without it.
+
+    Raises: ModuleNotFoundError without torch.
+    """
+    import torch  # type: ignore[import-not-found]
+    from torch.nn import functional  # type: ignore[import-not-found]
+
+    torch.set_num_threads(max(1, len(_cores())))
+    embedding, positions, blocks, gain = jax.tree.map(
+        lambda a: torch.tensor(np.array(a), requires_grad=True), unpacked(params)
+    )
+    tokens, targets = (torch.tensor(np.array(a), dtype=torch.long) for a in (x, y))
+    leaves = [embedding, positions, *blocks, gain]
+
+    def attended(a: Any) -> Any:
+        n, t, width = a.shape
+        q, k, v = (part.view(n, t, heads, -1).transpose(1, 2) for part in a.split(width // 3, -1))
+        if fused:
+            found = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
+            scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
+            seen = torch.tril(torch.ones(t, t, dtype=torch.bool))
+            found = scores.masked_fill(~seen, -math.inf).softmax(-1) @ v
+        return found.transpose(1, 2).reshape(n, t, width // 3)
+
+    def step() -> float:
+        for leaf in leaves:
+            leaf.grad = None
+        h, size = embedding[tokens] + positions[: tokens.shape[1]], (embedding.shape[1],)
+        for i in range(len(blocks.qkv)):
+            w = Block(*(part[i] for part in blocks))
+            h = h + attended(functional.layer_norm(h, size, w.norm1, eps=EPSILON) @ w.qkv) @ w.out
+            mlp = functional.layer_norm(h, size, w.norm2, eps=EPSILON) @ w.up
+            h = h + functional.gelu(mlp, approximate="tanh") @ w.down
+        scores = functional.layer_norm(h, size, gain, eps=EPSILON) @ embedding.T
+        loss = functional.cross_entropy(scores.flatten(0, 1), targets.flatten())
+        loss.backward()
+        return float(loss.detach())
+
+    return step
+
+
+def _cores() -> set[int]:
+    import os
+
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))

@@ -1,0 +1,31 @@
+/** An array as grids of numbers side by side. */
+import { size } from "./data";
+import type { Arr } from "./types";
+
+export interface Plane {
+  label: string;
+  rows: number;
+  cols: number;
+  index: (r: number, c: number) => number;
+}
+const MOST = 32;
+
+export function planes(a: Arr, image?: [number, number]): { planes: Plane[]; left: number } {
+  const s = a.folded ?? a.shape;
+  const plain = (rows: number, cols: number): { planes: Plane[]; left: number } => ({ planes: [{ label: "", rows, cols, index: (r, c) => r * cols + c }], left: 0 });
+  if (a.folded) return plain(s[0]!, s[1]!);
+  if (image && s.length === 2) {
+    const [h, w] = image, o = s[1]!, n = Math.min(o, MOST);
+    return { planes: Array.from({ length: n }, (_, k) => ({ label: String(k), rows: h, cols: w, index: (r, c) => (r * w + c) * o + k })), left: o - n };
+  }
+  if (s.length <= 1) return plain(1, size(s));
+  if (s.length === 2) return plain(s[0]!, s[1]!);
+  const [h, w] = s as [number, number], rest = size(s.slice(2)), n = Math.min(rest, MOST);
+  return { planes: Array.from({ length: n }, (_, k) => ({ label: rest > 1 ? String(k) : "", rows: h, cols: w, index: (r, c) => (r * w + c) * rest + k })), left: rest - n };
+}
+
+/** The height and width of an image of one channel. */
+export function imageOf(shape: number[]): [number, number] | undefined {
+  const s = shape.filter((k, i) => i < 2 || k !== 1);
+  return s.length === 2 && s[0]! > 3 && s[1]! > 3 && s[0]! * s[1]! <= 4096 ? [s[0]!, s[1]!] : undefined;
+}
