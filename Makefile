@@ -7,7 +7,7 @@ CASES ?= 2000
 BIN := $(VENV)/bin
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 
-.PHONY: help train test soak test-all test-accelerator fuzz mutants peers lint types format page docs experiments measurements bench bench-full build clean
+.PHONY: help train test soak test-all test-accelerator fuzz mutants peers lint types format page page-browser docs experiments measurements bench bench-full build clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 22
@@ -43,11 +43,12 @@ lint: $(VENV)/.installed-dev  ## check style and formatting
 types: $(VENV)/.installed-dev  ## check types
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-page: inspector/node_modules/.installed  ## build the δ page and test it (Node 20; with chromium in a browser too)
+page: inspector/node_modules/.installed  ## build the δ page and compare its engine with jbp (Node 20)
 	cd inspector && npm run build && npm test
-	@if command -v chromium >/dev/null; then PYTHONPATH=. $(BIN)/python inspector/pages.py inspector/dist/pages && \
-	  cd inspector && PAGES=dist/pages CHROMIUM=$$(command -v chromium) npm run browser; \
-	else echo "no chromium here: the page was not tried in a browser"; fi
+
+page-browser: page  ## drive the δ page in chromium too, some minutes
+	PYTHONPATH=. $(BIN)/python inspector/pages.py inspector/dist/pages
+	cd inspector && PAGES=dist/pages CHROMIUM=$$(command -v chromium) npm run browser
 
 inspector/node_modules/.installed: inspector/package-lock.json
 	cd inspector && PLAYWRIGHT_SKIP_BROWSER_DOWNLOAD=1 npm ci --no-audit --no-fund

@@ -216,7 +216,7 @@ class SoftmaxCrossEntropy(_OfClasses):
     def value(self, output: Array, target: Target, mask: Mask = None) -> Array:
         """Σt · logsumexp(s − m) + ⟨t, m − s⟩, m the largest of s: nothing large is added that is then taken away."""
         axis = output.ndim - 1
-        largest = lax.reduce_max(output, (axis,))
+        largest = lax.stop_gradient(lax.reduce_max(output, (axis,)))  # whatever it is, the value is the same
         below = output - jnp.expand_dims(largest, axis)
         lse = lax.log(lax.reduce_sum(lax.exp(below), (axis,)))
         if _is_index(self, output, target):

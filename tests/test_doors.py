@@ -224,6 +224,13 @@ DOORS: dict[str, Callable[..., Any]] = {
     "jbp.stats.project": lambda pairs: stats.project(pairs, PARAMS),
     "jbp.stats.clip_weights": lambda pairs, number: stats.clip_weights(pairs, number),
     "jbp.stats.clipped": lambda pairs, number, weights: stats.clipped(pairs, number, weights=weights),
+    "jbp.inspect.Update": lambda number, optimizer: jbp.inspect.Update(0.1, number, optimizer=optimizer) and None,
+    "jbp.inspect.scene": lambda net, loss, params, x, y, seed: jbp.inspect.scene(
+        net, loss, params, x, y, seed=seed
+    )["norms"]["f64"],
+    "jbp.inspect.scene, a bound": lambda number: jbp.inspect.scene(
+        NET, losses.l2_loss, PARAMS, X, Y, max_norm=number
+    )["max_norm"],
     "jbp.stats.sensitivity": lambda number: stats.sensitivity(number),
     "jbp.data.Stream": lambda count: repr(jbp.data.Stream([], steps=count)) and None,
 }  # fmt: skip
@@ -319,7 +326,7 @@ def test_every_public_function_that_takes_an_ingredient_has_a_door():
     names = {name for name, _ in public()}
     assert {name for name in DOORS if name.startswith("jbp.") and "," not in name} <= names
     assert HOLD | NOT_HERE.keys() <= names
-    inits = {type(layer) for layer in [*LAYERS, *IN_SPACE]}
+    inits = {type(layer) for layer in [*LAYERS, *IN_SPACE, *OTHERS]}
     owns = {c for _, c in public() if isinstance(c, type) and issubclass(c, jbp.Layer) and "init" in vars(c)}
     assert owns - {jbp.Layer} <= inits | {layers.Activation}
 

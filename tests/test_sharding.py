@@ -113,7 +113,8 @@ def test_spread_parameters_are_gathered_once_and_their_gradients_reduced_in_part
     ):
         assert ours["bytes"] <= theirs["bytes"]
         assert ours["flops"] == theirs["flops"] == formula["flops"]
-    assert set(found("collectives")["shard_params"][0]["collectives"]) == {"all-gather", "reduce-scatter", "all-reduce"}
+    # What stays whole, the loss too, is little here and goes along in the one reduce-scatter.
+    assert found("collectives")["shard_params"][0]["collectives"] == {"all-gather": 8, "reduce-scatter": 1}
     data_only = found("collectives")["shard_params, formula"][0]
     assert found("collectives")["shard_params"][0]["bytes"] == data_only["bytes"]
 

@@ -175,6 +175,10 @@ def formed(pair: Any) -> np.ndarray:
             g = np.einsum("nti,nto->noi", h, delta)
         case jbp.Outer(h, delta):
             g = np.einsum("nti,nto->nio", h, delta)
+        case jbp.Lookup(index, delta, shape):
+            g = np.zeros((len(delta), *shape))
+            for rows, at, d in zip(g, index[..., 0].astype(int), delta, strict=True):
+                np.add.at(rows, at, d)
         case jbp.Shift(delta):
             g = delta.sum(1)
         case jbp.Scale(h, delta):

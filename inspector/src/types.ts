@@ -74,6 +74,8 @@ export interface Scene {
     velocity: Arr[];
   };
   rules: Record<string, Rule>;
+  /** By the number of a node: what more jbp saved of it, as P of attention. */
+  maps?: Record<string, (Arr & { label: string })[]>;
   reports: Record<string, { title: string; code: string; text: string }>;
 }
 

@@ -15,10 +15,11 @@ import numpy as np
 
 from jbp import optim, stats
 from jbp.answers import error_of
+from jbp.arguments import as_seed, check_max_norm
 from jbp.backprop import apply, example_output, value_and_pairs
-from jbp.inputs import as_arrays, check_loss, check_net, check_params
+from jbp.inputs import as_arrays, check_loss, check_net, check_optimizer, check_params
 from jbp.inspect.graph import Graph
-from jbp.inspect.seen import Arrays, Backward, Forward, feedback_of
+from jbp.inspect.seen import Arrays, Backward, Forward, attention_maps, feedback_of
 from jbp.layer import Layer
 from jbp.losses import (
     CrossEntropy,
@@ -67,6 +68,11 @@ class Update:
     """Another optimiser, of which the page shows what it makes of the mean gradient in its first step."""
     words: str = ""
 
+    def __post_init__(self) -> None:
+        optim.sgd(0.0 if self.rate is None else self.rate, self.momentum)  # refuses what is no rate or momentum
+        if self.optimizer is not None:
+            check_optimizer(self.optimizer)
+
     def apply(self, params: Any, grads: Any) -> tuple[Any, Any]:
         """The parameters after the step, and the velocity before it; None without."""
         if self.optimizer is not None:
@@ -114,7 +120,9 @@ def scene(
     check_loss(loss, Loss)
     check_params(params)
     refuse_large(sum(np.size(leaf) for leaf in jax.tree.leaves(params)))
-    update = update or Update(rate=0.1)
+    update, seed = update or Update(rate=0.1), as_seed(seed)
+    if max_norm is not None:
+        check_max_norm(max_norm)
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         params, x, y = _wide(params), _wide(as_arrays("x", x)), _wide(as_arrays("y", y))
         if not 0 <= example < len(x):
@@ -229,7 +237,24 @@ class _Found:
                 "words": update.words, "new": list(map(array, self.by_param(after))), "velocity": moved,
             },
             "rules": self._rules(seed),
-        }  # fmt: skip
+        } | ({"maps": maps} if (maps := self._maps(alone)) else {})  # fmt: skip
+
+    def _maps(self, way: Backward) -> dict[str, Any]:
+        """By the number of a node of attention: P and δ_P [t, s] of each head of the example, with their words."""
+        found: dict[str, Any] = {}
+        at = self.example if len(way.output_delta) > 1 else 0
+        for node in self.graph.nodes:
+            if node.id not in way.kept:
+                continue
+            (layer, saved), delta = way.kept[node.id], way.deltas[node.id]
+            assert delta is not None
+            p, d = attention_maps(layer, jax.tree.map(lambda a: a[at], saved), jnp.asarray(delta[at]))
+            words = ["P, who looks at whom", "δ of P"]
+            found[str(node.id)] = [
+                {"label": word if len(p) == 1 else f"{word}, head {head + 1}"} | array(value[head])
+                for head in range(len(p)) for word, value in zip(words, (p, d), strict=True)
+            ]  # fmt: skip
+        return found
 
     def _rules(self, seed: int) -> dict[str, Any]:
         """Of each rule δ, the weights that it goes back through, and the angle of its update to the gradient."""

@@ -15,6 +15,7 @@ from jbp.combine import Combinator, located
 from jbp.combine.tied import Uses
 from jbp.inspect.graph import Graph, Node
 from jbp.layer import Layer
+from jbp.layers import Attention
 from jbp.losses import Loss
 from jbp.pairs import is_pair
 from jbp.paths import dotted
@@ -71,6 +72,8 @@ class Backward:
         seen: dict[int, Any] = {}
         came: dict[int, Any] = {}
         self._pairs: dict[int, Any] = {}
+        self.kept: dict[int, tuple[Attention, Any]] = {}
+        """By node: layers of attention that kept their P, and what they saved [n, ...]."""
         order, visits = graph.order(), Counter[tuple[int, ...]]()
         times = Counter(path for path, _ in order)
 
@@ -86,6 +89,8 @@ class Backward:
                 visits[here] += 1
                 node = order[here, times[here] - visits[here]]
                 seen[node.id], came[node.id], self._pairs[node.id] = delta, delta_x, pairs
+                if type(layer) is Attention and saved.saved[-1] is not None:
+                    self.kept[node.id] = layer, saved.saved
                 return delta_x, total(pairs)
 
             return visit
@@ -135,6 +140,16 @@ def fed(error: np.ndarray, feedback: np.ndarray, shape: tuple[int, ...]) -> np.n
     return (error.reshape(len(error), -1) @ feedback).reshape(shape)
 
 
+def attention_maps(layer: Attention, saved: Any, delta: Any) -> tuple[np.ndarray, np.ndarray]:
+    """P and δ_P[t, s] = ⟨δ[t], v[s]⟩ [heads, t, s] of what attention saved of one example; δ_P is 0 where P is,
+    for what is not seen has no way back."""
+    x, _, p = saved
+    t, (_, v) = len(x), layer._seen(x)
+    d = jnp.einsum("grte,gse->grts", layer._heads(delta), v)
+    d = jnp.where(p > 0, d, jnp.zeros_like(d))
+    return tuple(np.asarray(a).reshape(layer.heads, t, t) for a in (p, d))  # type: ignore[return-value]
+
+
 def _everywhere(
     graph: Graph, seen: dict[int, Any], came: dict[int, Any], output: np.ndarray
 ) -> list[np.ndarray | None]:
@@ -165,4 +180,4 @@ def _width(graph: Graph, i: int, seen: dict[int, Any], sums: dict[int, Any]) -> 
     return sum(widths) if node.op == "concat" else widths[0]
 
 
-__all__ = ["Arrays", "Backward", "Forward", "fed", "feedback_of"]
+__all__ = ["Arrays", "Backward", "Forward", "attention_maps", "fed", "feedback_of"]

@@ -208,7 +208,10 @@ class Softmax(Activation):
         if s.ndim == 0:
             raise ValueError("softmax needs an input with at least one axis, but got a scalar")
         axis = s.ndim - 1
-        e = lax.exp(s - jnp.expand_dims(lax.reduce_max(s, (axis,)), axis))
+        # Whatever is taken away, y is the same. Its tangent would be that of where s is the largest, and NaN where s is
+        # worked out twice and differs in the last bit.
+        largest = lax.stop_gradient(lax.reduce_max(s, (axis,)))
+        e = lax.exp(s - jnp.expand_dims(largest, axis))
         return e / jnp.expand_dims(lax.reduce_sum(e, (axis,)), axis)
 
     def pull(self, saved: Array, delta: Array) -> Array:

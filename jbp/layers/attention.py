@@ -217,7 +217,7 @@ class Attention(Layer):
             allowed = mask[None] if allowed is None else allowed & mask[None]
         if allowed is not None:
             s = jnp.where(allowed.reshape(1, 1, *allowed.shape), s, jnp.full_like(s, -jnp.inf))
-        most = s.max(-1, keepdims=True)
+        most = lax.stop_gradient(s.max(-1, keepdims=True))  # y is the same whatever it is
         if mask is not None:
             most = jnp.where(most == -jnp.inf, jnp.zeros_like(most), most)
         p = jnp.exp(s - most)

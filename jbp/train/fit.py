@@ -17,6 +17,7 @@ import optax
 from jbp import hosts, rules
 from jbp import private as privacy
 from jbp.accumulation import check_parts
+from jbp.arguments import as_bool
 from jbp.durable.saver import EVERY, Saver, digest
 from jbp.inputs import as_callbacks
 from jbp.layer import Layer
@@ -176,7 +177,7 @@ def fit(
             being compiled there is nothing to keep, and it is a plain KeyboardInterrupt, once that is done.
     """
     length, callbacks = Length.of(epochs, steps, evaluate_every), as_callbacks(callbacks)
-    line = training_line(progress and hosts.is_first(), length)
+    line = training_line(as_bool(progress, "progress") and hosts.is_first(), length)
     aims = {"monitor": monitor, "patience": patience, "target": target, "restore_best": restore_best}
     check_on_bad(on_bad, private is not None, in_place)
     if private is not None:
