@@ -205,7 +205,7 @@ def test_a_mesh_that_does_not_fit_is_refused(what):
 
 
 CLI = {
-    "mesh data=4,modle=2": "mesh must be of data=N and model=N, with a comma between, but is 'data=4,modle=2': did you",
+    "mesh data=4,modle=2": "mesh must be of data=N and model=N, with a comma between, but is 'data=4,modle=2'; did you",
     "mesh data=2,data=2": "mesh must be of data=N and model=N, with a comma between, but is 'data=2,data=2': data",
     "mesh data": "mesh must be of data=N and model=N, with a comma between, but is 'data': N is a whole number",
     "mesh data=0": "mesh must be of data=N and model=N, with a comma between, but is 'data=0': N is a whole number",
