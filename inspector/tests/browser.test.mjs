@@ -34,7 +34,6 @@ after(() => browser?.close());
 /** A page that is open; what goes wrong in it, and what it would load, fails the test. */
 async function opened(name, { link = "", width = 1280, height = 900, scheme = "light", motion = "no-preference" } = {}) {
   const context = await browser.newContext({ viewport: { width, height }, colorScheme: scheme, reducedMotion: motion });
-  context.setDefaultTimeout(300_000);  // of a stuck page: nothing here depends on how fast the machine is
   const page = await context.newPage();
   page.wrong = [];
   page.on("pageerror", (error) => page.wrong.push(String(error)));
@@ -103,8 +102,7 @@ for (const name of shown)
       await t.test(`axe finds nothing serious, ${colorScheme}`, async () => {
         await page.emulateMedia({ colorScheme });
         await page.waitForFunction((scheme) => document.documentElement.dataset.theme === scheme, colorScheme);
-        const only = colorScheme === "dark" ? { runOnly: ["color-contrast"] } : {};  // the rest is the same in the dark
-        const { violations } = await page.evaluate((only) => axe.run(document, { resultTypes: ["violations"], ...only }), only);
+        const { violations } = await page.evaluate(() => axe.run(document, { resultTypes: ["violations"] }));
         const serious = violations.filter((v) => ["serious", "critical"].includes(v.impact));
         assert.deepEqual(serious.map((v) => `${v.id}: ${v.nodes.length}, ${v.nodes[0].target} ${v.nodes[0].failureSummary}`), []);
       });
@@ -202,15 +200,11 @@ test("space plays, digits go to phases, brackets to layers", async () => {
   assert.match(page.url(), /at=backward\.1/);
   await page.keyboard.press("[");
   assert.match(page.url(), /at=backward\.2/);
-  const moved = async (press) => {
-    const was = await page.evaluate(() => location.hash);
-    await press();
-    await page.waitForFunction((was) => location.hash !== was, was);
-  };
-  await moved(() => page.keyboard.press("Space"));
   await page.keyboard.press("Space");
-  await page.keyboard.press("3");
-  await moved(() => page.getByTestId("play").click());
+  await page.waitForFunction(() => location.hash.includes("at=backward.1.tanh"));
+  await page.keyboard.press("Space");
+  await page.getByTestId("play").click();
+  await page.waitForFunction(() => !location.hash.includes("at=backward.1.tanh"));
   await page.done();
 });
 
@@ -376,7 +370,7 @@ test("without motion nothing moves", async () => {
   await page.done();
 });
 
-test("how long an interaction blocks is reported", async (t) => {
+test("no interaction blocks for long", async (t) => {
   const page = await opened("digits_mlp", { link: "at=forward.1" });
   await page.evaluate(() => {
     window.longest = 0;
@@ -385,9 +379,10 @@ test("how long an interaction blocks is reported", async (t) => {
   for (let k = 0; k < 10; k++) await page.keyboard.press("ArrowRight");
   await page.locator('[data-bar="2"]').click();
   await page.getByLabel("feedback alignment", { exact: true }).check();
-  await page.waitForFunction(() => location.hash.includes("rule=feedback_alignment"));
+  await page.waitForTimeout(400);
   const longest = await page.evaluate(() => window.longest);
   t.diagnostic(`the longest task took ${longest.toFixed(0)} ms (goal 100)`);
+  assert.ok(longest < 1000, `${longest} ms`);
   await page.done();
 });
 
