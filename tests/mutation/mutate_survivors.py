@@ -21,7 +21,7 @@ _TEXT = "return lax.select(kept, values * (1 / (1 - self.drop_rate)), lax.full_l
 _SCALE_PAIR = 'return jnp.einsum("nto,nto->o", h, weigh(weights, delta)).reshape(self.shape).astype(self.dtype)'
 _ANSWERED = "delta_x, pairs = backward_answer(layer, params, layer.backward(params, saved, delta), 1)"
 _SIXTEEN = "tests/test_sixteen_bits.py::"
-_OUTER_TOTAL = "lax.dot_general(h, delta, (((0,), (0,)), ((), ()))).reshape(self.shape).astype(self.dtype)"
+_OUTER_TOTAL = "lax.dot_general(left, right, (((0,), (0,)), ((), ()))).reshape(self.shape).astype(self.dtype)"
 _SHIFT_TOTAL = "weighed_rows(weights, widened(self.delta)).sum(0).reshape(self.shape).astype(self.dtype)"
 _CONTRACTED = "(wide.total() / pair.batch if weights is None else wide.total(weights)).astype(pair.dtype)"
 _SCALE = "1 / (1 - self.drop_rate)"
