@@ -16,13 +16,13 @@ import pytest
 
 import jbp
 from jbp import cli, losses, planning
+from jbp.cli.axes import read_mesh
 from jbp.combine import Combinator
 from jbp.optim import sgd
 from jbp.planning import ACCELERATORS, Layout, Machine, Work
 from jbp.planning.accelerators import PRECISIONS
 from jbp.planning.costs import Collective
 from jbp.planning.counting import flops
-from jbp.planning.layout import read_mesh
 from jbp.planning.walk import walked
 
 CROSS = losses.softmax_cross_entropy
@@ -363,10 +363,10 @@ WRONG = [
     ("--net 8 --shape 5,x", "shape must be whole numbers such as 784 or 224x224x3", "'5,x'"),
     ("--net 8 --shape 0", "shape must be whole numbers", "'0'"),
     ("--net rleu --shape 5", "unknown layer 'rleu'", "relu"),
-    ("--net 8 --shape 5 --mesh data=2,modell=4", "got 'modell'", "did you mean 'model'?"),
-    ("--net 8 --shape 5 --mesh data", "mesh must be axes and sizes such as data=64,model=8", "'data'"),
-    ("--net 8 --shape 5 --mesh data=0", "mesh must be axes and sizes", "'data=0'"),
-    ("--net 8 --shape 5 --mesh data=2,data=4", "axis data twice", ""),
+    ("--net 8 --shape 5 --mesh data=2,modell=4", "is 'data=2,modell=4'", "did you mean 'model'?"),
+    ("--net 8 --shape 5 --mesh data", "mesh must be of data=N and model=N", "is 'data': N is a whole"),
+    ("--net 8 --shape 5 --mesh data=0", "mesh must be of data=N and model=N", "is 'data=0': N is a whole"),
+    ("--net 8 --shape 5 --mesh data=2,data=4", "data stands in it twice", ""),
     ("--net 8 --shape 5 --mesh data=2 --sweep data", "one of mesh and sweep", ""),
     ("--net 8 --shape 5 --mesh data=3", "1024, which the 3 devices", "1023 or 1026"),
     ("--net 7 --shape 5 --outputs 3 --mesh model=2", "divide the width of no dense", ""),

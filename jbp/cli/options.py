@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Self
 from jbp import hosts, losses, own, rules, runs
 from jbp.arguments import about, as_count, as_seed, check_scalar, did_you_mean
 from jbp.cli import netspec, text
+from jbp.cli.axes import read_mesh
 from jbp.cli.parser import Command, option
 from jbp.data.augment import Augment
 from jbp.data.builtin import NAMES
@@ -68,7 +69,6 @@ VALUES_RATE = 0.01
 """Of Adam, which a regression takes unless it is told otherwise."""
 
 ON_BAD = ("stop", "skip", "restore")
-AXES = ("data", "model")
 EPOCHS = 60
 NOISE, CLIP, DELTA, PATIENCE = 1.1, 1.0, 1e-5, 20
 
@@ -459,17 +459,7 @@ class TrainOptions(Command):
     @property
     def axes(self) -> dict[str, int]:
         """How many devices each axis of `mesh` has; {} without one."""
-        found: dict[str, int] = {}
-        for word in [] if self.mesh is None else self.mesh.split(","):
-            name, _, number = (part.strip() for part in word.partition("="))
-            wanted = f"mesh must be of data=N and model=N, with a comma between, but is {self.mesh!r}"
-            if name not in AXES or name in found:
-                twice = f": {name} stands in it twice" if name in found else did_you_mean(name, AXES)
-                raise ValueError(f"{wanted}{twice}")
-            if not number.isdecimal() or not int(number):
-                raise ValueError(f"{wanted}: N is a whole number of devices, at least 1, as in data=4")
-            found[name] = int(number)
-        return found
+        return {} if self.mesh is None else read_mesh(self.mesh)
 
     @property
     def augmentation(self) -> Augment | None:

@@ -11,13 +11,13 @@ from typing import Any, ClassVar
 from jbp import losses, own, planning
 from jbp.arguments import as_count, listed
 from jbp.cli import console, netspec
+from jbp.cli.axes import read_mesh
 from jbp.cli.curves import draw_efficiency
 from jbp.cli.options import LOSSES, OPTIMIZERS, TrainOptions
 from jbp.cli.parser import Command, option
 from jbp.cli.training import make_optimizer
 from jbp.planning import ACCELERATORS, Layout, Machine, Prediction, Work
 from jbp.planning.accelerators import PRECISIONS
-from jbp.planning.layout import read_mesh
 from jbp.planning.plan import COUNTS
 from jbp.runs import to_json
 

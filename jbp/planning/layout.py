@@ -12,15 +12,14 @@ from typing import Any
 
 import jax
 
-from jbp.arguments import as_bool, as_count, did_you_mean
+from jbp.arguments import as_bool, as_count
 from jbp.combine import Branch, Place, Repeat, Residual, Serial, Tied
 from jbp.layer import Layer
 from jbp.layers import Conv, Dense
 from jbp.layers.activations import Softmax
 from jbp.paths import dotted
-from jbp.sharding.derived import _AS_THEY_COME, over_model
+from jbp.sharding.derived import AS_THEY_COME, over_model
 
-AXES = ("data", "model")
 Splits = tuple[bool, bool]
 """Whether input and output of a layer are split along the model axis."""
 
@@ -37,7 +36,7 @@ class Layout:
     shard_params: bool = False
 
     def __post_init__(self) -> None:
-        for name in AXES:
+        for name in ("data", "model"):
             object.__setattr__(self, name, as_count(getattr(self, name), f"the mesh's axis {name}"))
         object.__setattr__(self, "shard_params", as_bool(self.shard_params, "shard_params"))
 
@@ -103,7 +102,7 @@ def _splits(net: Layer, place: Place, ways: dict[str, str], split: bool) -> Iter
                 if split and way != "row":
                     _refuse(net, place)
                 yield way, (split, way == "column")
-            elif split and (not isinstance(net, _AS_THEY_COME) or isinstance(net, Softmax)):
+            elif split and (not isinstance(net, AS_THEY_COME) or isinstance(net, Softmax)):
                 _refuse(net, place)
             else:
                 yield None, (split, split)
@@ -148,21 +147,3 @@ def share(spec: Any, layout: Layout) -> int:
 def specs_in(specs: Any) -> list[Any]:
     """The specs in order."""
     return jax.tree.leaves(specs, is_leaf=lambda node: isinstance(node, jax.sharding.PartitionSpec))
-
-
-def read_mesh(text: str) -> dict[str, int]:
-    """The axes in "data=64,model=8", in the order in which they stand.
-
-    Raises: ValueError for what is no axis, a size that is no whole number, or an axis that stands twice.
-    """
-    found: dict[str, int] = {}
-    for word in text.replace(" ", "").split(","):
-        name, equals, size = word.partition("=")
-        if not equals or not size.isdecimal() or int(size) < 1:
-            raise ValueError(f"mesh must be axes and sizes such as data=64,model=8, but has {word!r}")
-        if name not in AXES:
-            raise ValueError(f"mesh has the axes data and model, but got {name!r}{did_you_mean(name, AXES)}")
-        if name in found:
-            raise ValueError(f"mesh has the axis {name} twice, in {text!r}")
-        found[name] = int(size)
-    return found

@@ -40,7 +40,7 @@ from jbp.paths import dotted
 
 WAYS = ("column", "row", "whole")
 """How a layer may lie along the model axis."""
-_AS_THEY_COME = (Activation, Dropout, MaxPool, AvgPool, GlobalPool)
+AS_THEY_COME = (Activation, Dropout, MaxPool, AvgPool, GlobalPool)
 """What has no parameters and leaves the last axis as it is split."""
 _BY_CHANNEL = (BatchNorm, LayerNorm, RMSNorm, GroupNorm)
 """What has a number for each entry of the last axis."""
@@ -94,7 +94,7 @@ class _Walk:
                 return self._multiplies(layer, params, dotted(place), depth, split)
         if isinstance(layer, _BY_CHANNEL) and split:
             return jax.tree.map(lambda a: self._spec(a, -1) if self._divides(a, -1) else PartitionSpec(), params), True
-        return _whole(params), split and isinstance(layer, _AS_THEY_COME + _BY_CHANNEL)
+        return _whole(params), split and isinstance(layer, AS_THEY_COME + _BY_CHANNEL)
 
     def _multiplies(self, layer: Dense | Conv, params: Any, path: str, depth: int, split: bool) -> tuple[Any, bool]:
         """The specs of a weight and its bias."""
