@@ -22,7 +22,8 @@ LeNet sees images of 32×32; ours pads 28×28 to that in the first convolution.
     python experiments/measurements/conv_accuracy.py --plot           draws the saved result again and checks it
     python experiments/measurements/conv_accuracy.py --quick          on enlarged digits, half a minute, nothing written
     needs both sets, in $JBP_DATA_DIR for example; writes experiments/results/conv_accuracy.json (--out: elsewhere),
-    after every run, so that a run that is stopped leaves what it reached, and the picture beside it
+    after every run, and the picture beside it: a run that is stopped leaves what it reached, the next one goes on
+    from there, and with --again everything is trained once more
 
 Each row says on which device it was run and for how many epochs.
 """
@@ -34,7 +35,7 @@ import datetime
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -221,38 +222,62 @@ def fitting(config: Config, task: Task, data: Any, seconds: float | None) -> int
     return max(1, min(planned, int(left / (runs * row["seconds_per_epoch"] + 1e-9))))
 
 
+def ran(
+    config: Config,
+    task: Task,
+    data: Any,
+    have: Sequence[dict[str, Any]],
+    kind: str,
+    rate: float,
+    seed: int,
+    epochs: int,
+) -> dict[str, Any]:  # fmt: skip
+    """The row of a run: one of those there are, or a new one; only a result looks at the test images."""
+    wanted = {"kind": kind} | asdict(task) | {"learning_rate": rate, "seed": seed, "epochs": epochs}
+    for row in have:
+        if row.items() >= wanted.items():
+            return row
+    row, params = train(config, task, data, rate, seed, epochs)
+    tested = {"test_accuracy": accuracy(task.net(config), params, data[2])} if kind == "result" else {}
+    return {"kind": kind} | row | tested
+
+
 def run(
-    config: Config, sections: tuple[str, ...], minutes: float | None, keep: Callable[[dict[str, Any]], None]
+    config: Config,
+    sections: tuple[str, ...],
+    minutes: float | None,
+    keep: Callable[[dict[str, Any]], None],
+    have: Sequence[dict[str, Any]] = (),
 ) -> list[dict[str, Any]]:
     """Every task: a rate chosen on the images held out, then every seed; `keep` gets each row as it is found.
 
-    Each task may take its share of the time that is left.
+    Each task may take its share of the time that is left. What is among the rows `have` is not trained again.
     """
     began, rows = time.perf_counter(), []
     todo = tasks(config, sections)
     weights = [6.0 if task.section != "rules" else 1.0 for task in todo]
     sets = lru_cache(partial(load, config))
     for i, task in enumerate(todo):
-        net, data = task.net(config), sets(task.data)
+        data = sets(task.data)
         share = None
         if minutes is not None:
             share = (60 * minutes - (time.perf_counter() - began)) * weights[i] / sum(weights[i:])
         epochs, choices = fitting(config, task, data, share), {}
 
-        def told(row: dict[str, Any]) -> None:
+        def told(row: dict[str, Any]) -> dict[str, Any]:
             rows.append(row)
             keep(row)
             print(line(row), f"({time.perf_counter() - began:.0f} s)", flush=True)
+            return row
 
+        one = partial(ran, config, task, data, have)
         rates = task.rates(config)
         for rate in rates if len(rates) > 1 else ():
-            row, _ = train(config, task, data, rate, config.rate_seed, min(config.choice_epochs, epochs))
+            row = told(one("choice", rate, config.rate_seed, min(config.choice_epochs, epochs)))
             choices[rate] = row["validation_accuracy"]
-            told({"kind": "choice"} | row)
         rate = max(rates, key=lambda rate: choices.get(rate, 0.0))
         for seed in config.seeds:
-            row, params = train(config, task, data, rate, seed, epochs)
-            told({"kind": "result"} | row | {"test_accuracy": accuracy(net, params, data[2])})
+            told(one("result", rate, seed, epochs))
     return rows
 
 
@@ -326,6 +351,7 @@ def main() -> None:
     parser.add_argument("--plot", action="store_true", help="draw and check the saved result again")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="these parts only")
     parser.add_argument("--minutes", type=float, help="take fewer epochs than planned, so that it ends in time")
+    parser.add_argument("--again", action="store_true", help="train what is saved already once more")
     parser.add_argument("--out", type=Path, default=RESULT, help="the file for the result, the picture beside it")
     options = parser.parse_args()
     if options.quick:
@@ -340,9 +366,12 @@ def main() -> None:
         except (ValueError, OSError) as problem:
             print(f"MNIST or Fashion-MNIST is not here, so nothing was run: {problem}", file=sys.stderr)
             sys.exit(2)
-        began, kept = time.perf_counter(), []
+        began, kept, have = time.perf_counter(), [], []
         if options.out.exists():
-            kept = [r for r in json.loads(options.out.read_text())["rows"] if r["section"] not in options.only]
+            saved = json.loads(options.out.read_text())
+            kept = [row for row in saved["rows"] if row["section"] not in options.only]
+            if not options.again and saved["config"] == json.loads(json.dumps(asdict(Config()))):
+                have = [row for row in saved["rows"] if row["section"] in options.only]
 
         def keep(row: dict[str, Any]) -> None:
             kept.append(row)
@@ -352,7 +381,7 @@ def main() -> None:
             nets = {section: repr(Task(section, "").net(Config())) for section in SECTIONS}
             common.write(options.out, facts | {"nets": nets, "published_errors": PUBLISHED, "rows": order})
 
-        run(Config(), tuple(options.only), options.minutes, keep)
+        run(Config(), tuple(options.only), options.minutes, keep, have)
     result = json.loads(options.out.read_text())
     plot(result, options.out.with_suffix(".png"))
     for task in tasks(Config(), SECTIONS):
