@@ -1,8 +1,9 @@
 """Second order with the same recursion: Gauss-Newton, Fisher, Hessian. All of the mean error 1/N Σₙ eₙ.
 
 With `weights` [n] they are of Σₙ wₙ eₙ, with the weights as given, not renormalised: wₙ stands for 1/N. A row of
-weight 0 takes no part, whatever its x and y hold. Of nets of 16 bits everything here is float32: what goes
-back is of 16 bits, what is made of it is squared, added up and divided in 32.
+weight 0 takes no part, whatever its x and y hold. With a `mask` [n, t], True where a position is real, each example is
+as if it were cut to its real positions, whatever x and y hold at the others. Of nets of 16 bits everything here is
+float32: what goes back is of 16 bits, what is made of it is squared, added up and divided in 32.
 
 The backward pass is linear in δ. Run over the columns s of a square root of the loss's Hessian instead of the loss's
 δ, it gives Gauss-Newton quantities: Jᵀ(Σᵥ sᵥsᵥᵀ)J = Σᵥ (Jᵀsᵥ)(Jᵀsᵥ)ᵀ. Products take forward tangents through the
@@ -26,13 +27,14 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import register_dataclass
 
-from jbp.annotations import Array, Float
+from jbp.annotations import Array, Bool, Float
 from jbp.answers import columns_of, delta_of
 from jbp.arguments import as_count, check_direction, check_function, check_one_of
 from jbp.backprop import Batch, backward, check_call, fold, forward, scaled
 from jbp.inputs import check_key, check_params
-from jbp.layer import Layer
+from jbp.layer import ArrayLike, Layer
 from jbp.losses import Loss
+from jbp.masks import mask_at
 from jbp.meshes import added_up, as_is, placed, rows, whole
 from jbp.pairs import Pair, Weights, as_shares, is_pair, silence, weigh, widened
 from jbp.sinks import total
@@ -64,6 +66,7 @@ def __dir__() -> list[str]:
 
 Delta = Literal["exact", "sampled", "true"]
 Product = Callable[[Any], Any]
+Mask = Bool[ArrayLike, "n t"] | None
 
 
 def _as_params(answer: Any, net: Layer, loss: Loss, params: Any, x: Any, *_: Any, **named: Any) -> Any:
@@ -84,6 +87,7 @@ def gauss_newton_diagonal(
     samples: int = 1,
     per_example: bool = False,
     weights: Weights = None,
+    mask: Mask = None,
 ) -> Any:
     """The diagonal of 1/N Σₙ Jₙᵀ Hₙ Jₙ, in the tree of the parameters, where Hₙ = ∂²eₙ/∂output².
 
@@ -99,7 +103,7 @@ def gauss_newton_diagonal(
         ValueError: for another `delta`, a missing key, an empty batch, or shapes or weights that do not fit.
         NotImplementedError: if the loss has no `sqrt_hessian`, or below a layer that couples examples.
     """
-    columns, back, weights = _columns(net, loss, params, x, y, _Sent.of(delta, key, samples), weights)
+    columns, back, weights = _columns(net, loss, params, Batch(x, y, weights, mask), _Sent.of(delta, key, samples))
     found = diagonal_over(columns, back, weights, per_example)
     if per_example:
         return jax.tree.map(lambda leaf: weigh(weights, leaf), found)
@@ -134,6 +138,7 @@ def kronecker_factors(
     samples: int = 1,
     sharing: Sharing = "expand",
     weights: Weights = None,
+    mask: Mask = None,
 ) -> Any:
     """K-FAC: the `jbp.stats.Factors` A = E[hhᵀ], G = E[δδᵀ] of every parameter; A ⊗ G approximates its Gauss-Newton
     block (of the mean error), or with `delta="true"` its empirical Fisher. Arguments as in `gauss_newton_diagonal`;
@@ -145,22 +150,26 @@ def kronecker_factors(
     Raises:
         ValueError, NotImplementedError: as `gauss_newton_diagonal`, and for a parameter with uses of several kinds.
     """
-    columns, back, weights = _columns(net, loss, params, x, y, _Sent.of(delta, key, samples), weights)
-    return factors_over(columns, back, sharing, weights)
+    columns, back, weights = _columns(net, loss, params, Batch(x, y, weights, mask), _Sent.of(delta, key, samples))
+    return factors_over(columns, back, sharing, weights, mask)
 
 
-def factors_over(columns: Array, back: Callable[[Array], Any], sharing: Sharing, weights: Weights) -> Any:
+def factors_over(
+    columns: Array, back: Callable[[Array], Any], sharing: Sharing, weights: Weights, mask: Mask = None
+) -> Any:
     """The factors of the pairs `back(column)`: G summed over the columns, A of any one, as h is the same for all."""
 
     def g(column: Array) -> Any:
-        return jax.tree.map(lambda f: f.g, kronecker(back(column), sharing, weights), is_leaf=_is_factors)
+        return jax.tree.map(lambda f: f.g, kronecker(back(column), sharing, weights, mask), is_leaf=_is_factors)
 
     sums = added_up(g, columns)
-    once = kronecker(back(columns[0]), sharing, None if weights is None else as_shares(weights))
+    once = kronecker(back(columns[0]), sharing, None if weights is None else as_shares(weights), mask)
     return jax.tree.map(lambda f, g: replace(f, g=g), once, sums, is_leaf=_is_factors)
 
 
-def gauss_newton_product(net: Layer, loss: Loss, params: Any, x: Any, y: Any, *, weights: Weights = None) -> Product:
+def gauss_newton_product(
+    net: Layer, loss: Loss, params: Any, x: Any, y: Any, *, weights: Weights = None, mask: Mask = None
+) -> Product:
     """The function v ↦ (1/N Σₙ Jₙᵀ Hₙ Jₙ) v on trees like `params`: forward tangent Jv, then Hₙ from a tangent of
     the loss's δ, then the backward pass. Compiled once for a net, a loss and shapes. In evaluation.
 
@@ -170,8 +179,8 @@ def gauss_newton_product(net: Layer, loss: Loss, params: Any, x: Any, y: Any, *,
         ValueError: for an empty batch, or shapes or weights that do not fit; at the call, if v is not a tree like the
             parameters.
     """
-    x, y, weights = _silenced(net, loss, params, Batch(x, y, weights))
-    return lambda v: _gauss_newton_product(net, loss, params, x, y, _like_params(params, v), weights)
+    x, y, weights, mask = _silenced(net, loss, params, Batch(x, y, weights, mask))
+    return lambda v: _gauss_newton_product(net, loss, params, x, y, _like_params(params, v), weights, mask)
 
 
 def fisher_product(
@@ -185,6 +194,7 @@ def fisher_product(
     key: Array | None = None,
     samples: int = 1,
     weights: Weights = None,
+    mask: Mask = None,
 ) -> Product:
     """The function v ↦ 1/N Σₙ Σₛ (Jₙᵀs)⟨Jₙᵀs, v⟩ with the columns s of `gauss_newton_diagonal`: of the loss of a
     likelihood the Fisher information, exact or sampled, or with `delta="true"` the empirical Fisher 1/N Σₙ gₙ⟨gₙ, v⟩.
@@ -196,11 +206,13 @@ def fisher_product(
             call, if v is not a tree like the parameters.
     """
     sent = _Sent.of(delta, key, samples)
-    x, y, weights = _silenced(net, loss, params, Batch(x, y, weights))
-    return lambda v: _fisher_product(net, loss, params, x, y, _like_params(params, v), sent, weights)
+    x, y, weights, mask = _silenced(net, loss, params, Batch(x, y, weights, mask))
+    return lambda v: _fisher_product(net, loss, params, x, y, _like_params(params, v), sent, weights, mask)
 
 
-def hessian_product(net: Layer, loss: Loss, params: Any, x: Any, y: Any, *, weights: Weights = None) -> Product:
+def hessian_product(
+    net: Layer, loss: Loss, params: Any, x: Any, y: Any, *, weights: Weights = None, mask: Mask = None
+) -> Product:
     """The function v ↦ (∂²/∂θ² 1/N Σₙ eₙ) v on trees like `params`: a forward tangent of the hand-written gradient.
 
     With `weights` [n] it is (∂²/∂θ² Σₙ wₙ eₙ) v, not renormalised. At kinks (relu at 0) it has the convention of the
@@ -211,8 +223,8 @@ def hessian_product(net: Layer, loss: Loss, params: Any, x: Any, y: Any, *, weig
             parameters.
     Source: Pearlmutter 1994, "Fast exact multiplication by the Hessian".
     """
-    x, y, weights = _silenced(net, loss, params, Batch(x, y, weights))
-    return lambda v: _hessian_product(net, loss, params, x, y, _like_params(params, v), weights)
+    x, y, weights, mask = _silenced(net, loss, params, Batch(x, y, weights, mask))
+    return lambda v: _hessian_product(net, loss, params, x, y, _like_params(params, v), weights, mask)
 
 
 class Diagonal(NamedTuple):
@@ -235,6 +247,7 @@ def hessian_diagonal(
     key: Array | None = None,
     samples: int = 32,
     weights: Weights = None,
+    mask: Mask = None,
 ) -> Diagonal:
     """The diagonal of the Hessian of the mean error; with `weights` [n] of Σₙ wₙ eₙ, not renormalised.
 
@@ -249,9 +262,9 @@ def hessian_diagonal(
     """
     check_key(key)
     samples = as_count(samples, "samples")
-    x, y, weights = _silenced(net, loss, params, Batch(x, y, weights))
+    x, y, weights, mask = _silenced(net, loss, params, Batch(x, y, weights, mask))
     if net.piecewise_linear and not net.couples_batch and _has_root(loss):
-        value = gauss_newton_diagonal(net, loss, params, x, y, weights=weights)
+        value = gauss_newton_diagonal(net, loss, params, x, y, weights=weights, mask=mask)
         return Diagonal(value, jax.tree.map(jnp.zeros_like, value), True)
     if key is None:
         raise ValueError(
@@ -264,7 +277,7 @@ def hessian_diagonal(
 
     def draw(k: Array) -> Array:
         z = jax.random.rademacher(k, flat.shape, flat.dtype)
-        return widened(z) * ravel_pytree(_hessian_product(net, loss, params, x, y, unravel(z), weights))[0]
+        return widened(z) * ravel_pytree(_hessian_product(net, loss, params, x, y, unravel(z), weights, mask))[0]
 
     draws = lax.map(draw, jax.random.split(key, samples))
     spread = draws.std(0, ddof=1) if samples > 1 else jnp.full_like(draws[0], jnp.nan)
@@ -310,17 +323,22 @@ class _Sent:
 
 @partial(jax.jit, static_argnums=(0, 1))
 @placed(_as_params)
-def _gauss_newton_product(net: Layer, loss: Loss, params: Any, x: Any, y: Any, v: Any, weights: Weights) -> Any:
-    output, tangent, saved = _tangent(net, params, x, v, weights)
-    _, delta = jax.jvp(lambda o: jax.vmap(delta_of(loss))(o, y), (output,), (tangent,))
+def _gauss_newton_product(
+    net: Layer, loss: Loss, params: Any, x: Any, y: Any, v: Any, weights: Weights, mask: Mask
+) -> Any:
+    output, tangent, saved = _tangent(net, params, x, v, weights, mask)
+    told = mask_at(net, output, mask)
+    _, delta = jax.jvp(lambda o: jax.vmap(delta_of(loss))(o, y, *told), (output,), (tangent,))
     return _total_back(net, params, saved, delta, weights)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 @placed(_as_params)
-def _fisher_product(net: Layer, loss: Loss, params: Any, x: Any, y: Any, v: Any, sent: _Sent, weights: Weights) -> Any:
-    output, tangent, saved = _tangent(net, params, x, v, weights)
-    columns = _columns_at(loss, output, y, sent)
+def _fisher_product(
+    net: Layer, loss: Loss, params: Any, x: Any, y: Any, v: Any, sent: _Sent, weights: Weights, mask: Mask
+) -> Any:
+    output, tangent, saved = _tangent(net, params, x, v, weights, mask)
+    columns = _columns_at(loss, (output, y, *mask_at(net, output, mask)), sent)
     columns, tangent = widened((columns, tangent))
     along = jnp.einsum("vn...,n...->vn", columns, tangent)
     back = jnp.einsum("vn,vn...->n...", along, columns).astype(output.dtype)
@@ -329,19 +347,19 @@ def _fisher_product(net: Layer, loss: Loss, params: Any, x: Any, y: Any, v: Any,
 
 @partial(jax.jit, static_argnums=(0, 1))
 @placed(_as_params)
-def _hessian_product(net: Layer, loss: Loss, params: Any, x: Any, y: Any, v: Any, weights: Weights) -> Any:
+def _hessian_product(net: Layer, loss: Loss, params: Any, x: Any, y: Any, v: Any, weights: Weights, mask: Mask) -> Any:
     def gradient(p: Any) -> Any:
-        output, saved = forward(net, p, x, None, weights)
-        delta = jax.vmap(delta_of(loss))(output, y)
+        output, saved = forward(net, p, x, None, weights, mask=mask)
+        delta = jax.vmap(delta_of(loss))(output, y, *mask_at(net, output, mask))
         return _total_back(net, p, saved, delta, weights)
 
     return jax.jvp(gradient, (params,), (_trained(net, params, x, v),))[1]
 
 
-def _tangent(net: Layer, params: Any, x: Any, v: Any, weights: Weights) -> tuple[Any, Any, Any]:
+def _tangent(net: Layer, params: Any, x: Any, v: Any, weights: Weights, mask: Mask) -> tuple[Any, Any, Any]:
     """The outputs, their forward tangent Jv, and what was saved."""
     v = _trained(net, params, x, v)
-    return jax.jvp(lambda p: forward(net, p, x, None, weights), (params,), (v,), has_aux=True)
+    return jax.jvp(lambda p: forward(net, p, x, None, weights, mask=mask), (params,), (v,), has_aux=True)
 
 
 def _trained(net: Layer, params: Any, x: Any, v: Any) -> Any:
@@ -365,19 +383,20 @@ def _total_back(net: Layer, params: Any, saved: Any, delta: Any, weights: Weight
 
 
 def _columns(
-    net: Layer, loss: Loss, params: Any, x: Any, y: Any, sent: _Sent, weights: Weights
+    net: Layer, loss: Loss, params: Any, batch: Batch, sent: _Sent
 ) -> tuple[Float[Array, "v n ..."], Callable[[Array], Any], Weights]:
     """What goes back, unweighted; the function that takes a column back and answers with its pairs; the weights."""
-    x, y, weights = _silenced(net, loss, params, Batch(x, y, weights))
-    output, saved = forward(net, params, x, None, weights)
-    columns = lax.optimization_barrier(_columns_at(loss, output, y, sent))
+    x, y, weights, mask = _silenced(net, loss, params, batch)
+    output, saved = forward(net, params, x, None, weights, mask=mask)
+    columns = lax.optimization_barrier(_columns_at(loss, (output, y, *mask_at(net, output, mask)), sent))
     return columns, lambda column: backward(net, params, saved, column)[1], weights
 
 
-def _columns_at(loss: Loss, output: Array, y: Any, sent: _Sent) -> Float[Array, "v n ..."]:
+def _columns_at(loss: Loss, targets: tuple[Any, ...], sent: _Sent) -> Float[Array, "v n ..."]:
+    """Of (output, y), and the mask if the loss is told of one."""
     if sent.delta == "true":
-        return jax.vmap(delta_of(loss))(output, y)[None]
-    columns = jnp.moveaxis(jax.vmap(columns_of(loss))(output, y), 1, 0)
+        return jax.vmap(delta_of(loss))(*targets)[None]
+    columns = jnp.moveaxis(jax.vmap(columns_of(loss))(*targets), 1, 0)
     if sent.delta == "exact":
         return columns
     wide = widened(columns)
@@ -385,10 +404,11 @@ def _columns_at(loss: Loss, output: Array, y: Any, sent: _Sent) -> Float[Array, 
     return (jnp.einsum("svn,vn...->sn...", signs, wide) / sent.samples**0.5).astype(columns.dtype)
 
 
-def _silenced(net: Layer, loss: Loss, params: Any, batch: Batch) -> tuple[Any, Any, Weights]:
-    """x with zeros in the rows of weight 0, which may hold anything; y; weights. The whole call has been looked at."""
-    x, y, weights, *_ = check_call(net, loss, params, batch)
-    return x if weights is None else jax.tree.map(partial(silence, weights), x), y, weights
+def _silenced(net: Layer, loss: Loss, params: Any, batch: Batch) -> tuple[Any, Any, Weights, Mask]:
+    """x with zeros in the rows of weight 0, which may hold anything; y; weights; the mask. The whole call has been
+    looked at."""
+    x, y, weights, mask, *_ = check_call(net, loss, params, batch)
+    return (x if weights is None else jax.tree.map(partial(silence, weights), x)), y, weights, mask
 
 
 def _has_root(loss: Loss) -> bool:

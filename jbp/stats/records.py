@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jbp.annotations import Array, Float
 from jbp.meshes import placed, whole
 from jbp.pairs import Lookup, Outer, Pair, Pairs, Scale, Shift, Sum, Weights, Window, silence, weigh
+from jbp.stats._real import Real, check_real, real_uses
 from jbp.stats._rows import in_rows
 from jbp.stats.moments import proportions
 from jbp.stats.trees import leaves
@@ -29,29 +30,58 @@ class Record(NamedTuple):
 
 
 @placed(whole)
-def records(pairs: Pairs | Pair, weights: Weights = None) -> dict[str, Record]:
+def records(pairs: Pairs | Pair, weights: Weights = None, mask: Real = None) -> dict[str, Record]:
     """A `Record` for each parameter, by dotted path. A weight's h is the output of the layer below, where units live.
 
     Of a kernel each pixel of its images counts once, however often it is seen, and padding does not; its units are the
     channels.
 
     Of a parameter whose uses differ in kind, what came in and δ are those of all uses together. Of `weights` [n], of
-    any sum, the proportions wₙ/Σw take the place of 1/N. A row of weight 0 takes no part whatever it holds.
+    any sum, the proportions wₙ/Σw take the place of 1/N. A row of weight 0 takes no part whatever it holds. Of pairs that
+    were made with a `mask` [n, t] hand the same mask in: an example's figures are then those over its real positions.
+    Without it padding counts.
 
     Raises:
-        ValueError: if these are not the pairs of one backward pass, the batch is empty, or weights do not fit.
-        NotImplementedError: below a layer that couples examples.
+        ValueError: if these are not the pairs of one backward pass, the batch is empty, or weights or mask do not fit.
+        NotImplementedError: below a layer that couples examples; with a mask, of a parameter whose uses may be
+            positions or not.
     """
     p, _ = proportions(pairs, weights)
-    return {path: pair.over_stack(lambda pair: _record(pair, p)) for path, pair in leaves(pairs).items()}
+    mask = check_real(pairs, mask)
+    return {path: pair.over_stack(lambda pair: _record(pair, p, mask)) for path, pair in leaves(pairs).items()}
 
 
-def _record(pair: Pair, p: Float[Array, " n"]) -> Record:
-    hs, deltas = held(pair)
+def _record(pair: Pair, p: Float[Array, " n"], mask: Any) -> Record:
+    (hs, deltas), shares = held(pair), _shares(pair, mask)
+    if shares is not None:
+        return _masked_record(hs, deltas, p, shares)
     dead = [(silence(p, h) == 0).all((0, 1), keepdims=True).astype(h.dtype) for h in hs]
     saturated = [(jnp.abs(h) >= 0.99).astype(h.dtype) for h in hs]
     one = jnp.ones(1, p.dtype)
     return Record(_rms(hs, p), _rms(deltas, p), _mean(dead, one), _mean(saturated, p))
+
+
+def _shares(pair: Pair, mask: Any) -> Float[Array, "n t"] | None:
+    """As `real_uses`, of a `Sum` those of its members, which must be alike."""
+    if not isinstance(pair, Sum):
+        return real_uses(pair, mask)
+    found = [_shares(member, mask) for member in pair.pairs]
+    if mask is not None and any((one is None) != (found[0] is None) for one in found):
+        raise NotImplementedError(
+            "a parameter is used at positions, and elsewhere too: its records with a mask are not defined; cut each "
+            "example to its length"
+        )
+    return found[0]
+
+
+def _masked_record(hs: list[Array], deltas: list[Array], p: Float[Array, " n"], shares: Float[Array, "n t"]) -> Record:
+    """Over the real uses: each an example of its own, that counts as its share of its example."""
+    counted = weigh(p, shares).reshape(-1)
+    hs, deltas = ([silence(counted, a.reshape(-1, 1, a.shape[-1])) for a in arrays] for arrays in (hs, deltas))
+    dead = [(h == 0).all((0, 1), keepdims=True).astype(h.dtype) for h in hs]
+    saturated = [(jnp.abs(h) >= 0.99).astype(h.dtype) for h in hs]
+    one = jnp.ones(1, p.dtype)
+    return Record(_rms(hs, counted), _rms(deltas, counted), _mean(dead, one), _mean(saturated, counted))
 
 
 @singledispatch

@@ -1,0 +1,58 @@
+"""Which uses of a parameter are real, of pairs that were made with a mask: for what is read from h, which has no 0 there
+as δ has."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jbp.annotations import Array, Bool, Float
+from jbp.pairs import Pair, Window
+from jbp.stats.trees import batch
+
+Real = Bool[Array | np.ndarray, "n t"] | None
+
+
+def check_real(pairs: Any, mask: Any) -> Any:
+    """The mask of these pairs' examples, as an array.
+
+    Raises:
+        ValueError: if it is not of bools [n, t].
+    """
+    if mask is None:
+        return None
+    n, mask = batch(pairs), jnp.asarray(mask)
+    if mask.dtype != bool or mask.ndim < 2 or len(mask) != n:
+        raise ValueError(
+            f"mask must be bools [{n}, t], True where a position is real, but is {mask.dtype} of shape {mask.shape}"
+        )
+    return mask
+
+
+def real_uses(pair: Pair, mask: Any) -> Float[Array, "n t"] | None:
+    """What share of its example's real uses each use of a pair [n, t, …] is, 0 of padding; None without a mask, and of a
+    parameter that an example uses once, behind the layer that pools over the positions.
+
+    Raises:
+        NotImplementedError: if it has other uses than there are positions, of which nobody knows which are real.
+    """
+    if mask is None:
+        return None
+    positions = mask.shape[1:]
+    if isinstance(pair, Window):
+        shape = pair.h.shape[1:-1]
+        once = positions not in (shape[i : i + len(positions)] for i in range(len(shape)))
+    else:
+        if pair.uses == math.prod(positions) > 1:
+            real = mask.reshape(len(mask), -1).astype(pair.dtype)
+            return real / jnp.maximum(real.sum(1, keepdims=True), jnp.ones((), real.dtype))
+        once = pair.uses == 1
+    if not once:
+        raise NotImplementedError(
+            f"a parameter with a {type(pair).__name__} is used {pair.uses} times in an example: which of them are real a "
+            f"mask of {list(positions)} positions does not say; cut each example to its length"
+        )
+    return None
