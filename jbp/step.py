@@ -226,18 +226,27 @@ def measured(problem: Problem, output: Array, batch: Batch) -> tuple[Array, ...]
     """Σₙ wₙ mₙ of each metric; without weights the mean."""
 
     def one(name: str, metric: Metric) -> Array:
-        mask = mask_at(problem.net, output, batch.mask)
-        if mask and "mask" not in inspect.signature(metric).parameters:
-            raise ValueError(f"the batch has a mask, but the metric {name!r} takes none: give it an argument mask")
-        masked = (lambda o, t, m: metric(o, t, mask=m)) if mask else metric
-        values = jax.vmap(one_number(masked, f"the metric {name!r}"))(output, batch.y, *mask).astype(
-            jnp.zeros(()).dtype
-        )
+        mask, what = mask_at(problem.net, output, batch.mask), f"the metric {name!r}"
+        values = jax.vmap(one_number(told_of(metric, what, mask), what))(output, batch.y, *mask)
+        values = values.astype(jnp.zeros(()).dtype)
         if batch.weights is None:
             return values.mean()
         return jnp.where(batch.weights == 0, 0.0, values * batch.weights).sum()
 
     return tuple(one(*pair) for pair in problem.metrics)
+
+
+def told_of(metric: Metric, what: str, mask: tuple[Any, ...]) -> Metric:
+    """The metric as a function of (output, target), and of the mask if there is one.
+
+    Raises:
+        ValueError: if there is one and the metric takes none.
+    """
+    if not mask:
+        return metric
+    if "mask" not in inspect.signature(metric).parameters:
+        raise ValueError(f"the batch has a mask, but {what} takes none: give it an argument mask")
+    return lambda o, t, m: metric(o, t, mask=m)
 
 
 def optimised(problem: Problem, state: State, found: Sums, value_fn: Callable[[Any], Array] | None) -> tuple[Any, Any]:

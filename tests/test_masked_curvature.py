@@ -1,5 +1,6 @@
 """What is read from h alone, and second order, of a padded batch: as of its examples cut to their lengths."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,7 +15,9 @@ import jbp
 from jbp import curvature, stats
 from jbp.layer import Layer
 
-RELU = jbp.serial(jbp.Dense(5), jbp.relu, jbp.Dense(9), jbp.Attention(3), jbp.LayerNorm(), jbp.GlobalPool(), jbp.Dense(5))
+RELU = jbp.serial(
+    jbp.Dense(5), jbp.relu, jbp.Dense(9), jbp.Attention(3), jbp.LayerNorm(), jbp.GlobalPool(), jbp.Dense(5)
+)
 GPT = "a tied GPT that sees all, rotary, in groups"
 KINDS = {GPT: NETS[GPT], "pooled": RELU}
 
@@ -74,9 +77,10 @@ def test_curvature_factors_and_records_of_a_padded_batch_are_those_of_its_exampl
         found = second_order(net, params, bad_x, bad_y, mask=MASK)
         weighed = curvature.kronecker_factors(net, LOSS, params, bad_x, bad_y, weights=w, mask=MASK)
         parts = [one["expand"] for one in each]
+        pairs = partial(zip, strict=True)
         is_pair = lambda node: isinstance(node, tuple) and len(node) == 2 and hasattr(node[0], "ndim")  # noqa: E731
         wanted = jax.tree.map(
-            lambda *f: (sum(v * a for v, (a, _) in zip(w / w.sum(), f)), sum(v * g for v, (_, g) in zip(w, f))),
+            lambda *f: (sum(v / w.sum() * a[0] for v, a in pairs(w, f)), sum(v * a[1] for v, a in pairs(w, f))),
             *parts,
             is_leaf=is_pair,
         )

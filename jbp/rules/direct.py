@@ -38,6 +38,7 @@ class DirectFeedbackAlignment(Rule):
     """
 
     stddev: float | None = None
+    takes_mask = False
 
     def __post_init__(self) -> None:
         if self.stddev is not None:

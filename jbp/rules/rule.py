@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,9 @@ Depths = tuple[int | None, ...]
 
 class Rule:
     """A way back for δ. A subclass gives `bind`."""
+
+    takes_mask: ClassVar[bool] = True
+    """Whether a δ that is 0 at padding is 0 there on the rule's way too."""
 
     @abstractmethod
     def bind(self, net: Layer, params: Any, x: Any, trainable: Trainable) -> Bound:
@@ -80,6 +83,11 @@ class RuleMethod(Method):
 
     def sums(self, problem: Problem, state: State, batch: Batch, key: Array) -> Sums:
         """Σₙ wₙ h ⊗ δ with the rule's δ."""
+        if batch.mask is not None and not self.rule.takes_mask:
+            raise ValueError(
+                f"{self.rule!r} sends the error to padding too, so it does not go with a mask: cut each example to its "
+                "length"
+            )
         way, params = self.way(problem, state, batch.x)
         found = value_grad_output(way, problem.loss, params, batch, key, problem.trainable)
         metrics = measured(problem, found.output, batch)

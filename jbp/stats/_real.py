@@ -1,5 +1,5 @@
-"""Which uses of a parameter are real, of pairs that were made with a mask: for what is read from h, which has no 0 there
-as δ has."""
+"""Which uses of a parameter are real, of pairs that were made with a mask: for what is read from h, which has no 0
+there as δ has."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def check_real(pairs: Any, mask: Any) -> Any:
 
 
 def real_uses(pair: Pair, mask: Any) -> Float[Array, "n t"] | None:
-    """What share of its example's real uses each use of a pair [n, t, …] is, 0 of padding; None without a mask, and of a
-    parameter that an example uses once, behind the layer that pools over the positions.
+    """What share of its example's real uses each use of a pair [n, t, …] is, 0 of padding; None without a mask, and of
+    a parameter that an example uses once, behind the layer that pools over the positions.
 
     Raises:
         NotImplementedError: if it has other uses than there are positions, of which nobody knows which are real.
@@ -52,7 +52,7 @@ def real_uses(pair: Pair, mask: Any) -> Float[Array, "n t"] | None:
         once = pair.uses == 1
     if not once:
         raise NotImplementedError(
-            f"a parameter with a {type(pair).__name__} is used {pair.uses} times in an example: which of them are real a "
-            f"mask of {list(positions)} positions does not say; cut each example to its length"
+            f"a parameter with a {type(pair).__name__} is used {pair.uses} times in an example: which of them are real "
+            f"a mask of {list(positions)} positions does not say; cut each example to its length"
         )
     return None

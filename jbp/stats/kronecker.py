@@ -79,7 +79,8 @@ def kronecker(pairs: Pairs | Pair, sharing: Sharing = "expand", weights: Weights
     Which curvature they approximate the δ decides: see `jbp.curvature.kronecker_factors`.
 
     Raises:
-        ValueError: for another `sharing`, weights or a mask that do not fit, or pairs that are not of one backward pass.
+        ValueError: for another `sharing`, weights or a mask that do not fit, or pairs that are not of one backward
+            pass.
         NotImplementedError: below a layer that couples examples; with a mask, of a parameter whose uses may be
             positions or not.
 

@@ -37,9 +37,9 @@ def records(pairs: Pairs | Pair, weights: Weights = None, mask: Real = None) -> 
     channels.
 
     Of a parameter whose uses differ in kind, what came in and δ are those of all uses together. Of `weights` [n], of
-    any sum, the proportions wₙ/Σw take the place of 1/N. A row of weight 0 takes no part whatever it holds. Of pairs that
-    were made with a `mask` [n, t] hand the same mask in: an example's figures are then those over its real positions.
-    Without it padding counts.
+    any sum, the proportions wₙ/Σw take the place of 1/N. A row of weight 0 takes no part whatever it holds. Of pairs
+    that were made with a `mask` [n, t] hand the same mask in: an example's figures are then those over its real
+    positions. Without it padding counts.
 
     Raises:
         ValueError: if these are not the pairs of one backward pass, the batch is empty, or weights or mask do not fit.

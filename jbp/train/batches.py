@@ -122,6 +122,8 @@ class OnDevice(NamedTuple):
     y: Array
     weights: Array | None
     order: Any
+    mask: Array | None = None
+    """[n, t]: which positions are real."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,8 @@ class Resident:
 
     With weights of the examples' own, a step is divided by the rows it draws: over an epoch that makes the
     weighted mean of all. Divided by the weights that happened to be drawn, they would cancel in a batch of 1, and count
-    too little in any other.
+    too little in any other. `per_token`, of data with a mask: an example weighs as many as it has real positions, and a
+    step is divided by those it draws, which makes the mean over the batch's tokens.
     """
 
     sampling: Sampling
@@ -141,6 +144,7 @@ class Resident:
     n: int
     capacity: int | None = None
     every: int | None = None
+    per_token: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "batch_size", as_count(self.batch_size, "batch_size"))
@@ -168,7 +172,11 @@ class Resident:
         """The rows that were chosen, with weight 0 for those that only fill up."""
         chosen, real = self.chosen(chunk, order_key, step)
         weights, divisor = self.counted(step, None if chunk.weights is None else chunk.weights[chosen], real)
-        return Batch(chunk.x[chosen], chunk.y[chosen], weights, divisor=divisor)
+        mask = None if chunk.mask is None else chunk.mask[chosen]
+        if self.per_token and mask is not None:
+            tokens = mask.reshape(len(mask), -1).sum(1, dtype=jnp.zeros(()).dtype)
+            weights = tokens if weights is None else weights * tokens
+        return Batch(chunk.x[chosen], chunk.y[chosen], weights, mask, divisor=divisor)
 
     def drawn(self, order_key: Array, step: Array) -> Array:
         """The numbers [B] of the examples that a step draws with replacement."""
@@ -193,11 +201,13 @@ class ResidentSource:
 
     position = None
 
-    def __init__(self, data: tuple[Array, Array], weights: Array | None, reader: Resident, epochs: int):
-        self.data, self.weights, self.reader, self.epochs = data, weights, reader, epochs
+    def __init__(
+        self, data: tuple[Array, Array], weights: Array | None, reader: Resident, epochs: int, mask: Array | None = None
+    ):
+        self.data, self.weights, self.reader, self.epochs, self.mask = data, weights, reader, epochs, mask
         self.sizes = sizes_of(reader)
         self.block = len(self.sizes)
-        self.weighs = weights is not None or reader.sampling == "poisson" or wanders(reader)
+        self.weighs = weights is not None or reader.sampling == "poisson" or wanders(reader) or reader.per_token
         self._order: tuple[int, Any] = (0, None)
         self._begun: dict[int, Callable[[], Any]] = {}
 
@@ -212,7 +222,7 @@ class ResidentSource:
         if self._order[0] != epoch:
             self._order = epoch, self._begin(key, epoch)()
             self._begin_next(key, epoch + 1)
-        return OnDevice(*self.data, self.weights, self._order[1])
+        return OnDevice(*self.data, self.weights, self._order[1], self.mask)
 
     def ahead(self, key: Array, epoch: int) -> None:
         """Sort the next epoch's order, and begin that of the one after."""

@@ -20,6 +20,7 @@ from jbp.backprop import check_input, example_output, forward, refuse_swapped
 from jbp.inputs import as_pair, one_array
 from jbp.layers.images import made_for
 from jbp.losses import Loss
+from jbp.masks import counted, real_alone
 from jbp.meshes import placed, whole
 from jbp.paths import paths
 from jbp.private import Private
@@ -198,21 +199,28 @@ def _finite_once_transformed(transform: Transform, x: Array) -> Array:
 
 
 def check_data(
-    name: str, problem: Problem, params: Any, data: tuple[Array, Array] | None, own: Any, weights: Any = None
+    name: str,
+    problem: Problem,
+    params: Any,
+    data: tuple[Array, Array] | None,
+    own: Any,
+    weights: Any = None,
+    mask: Any = None,
 ) -> None:
     """Refuse what would only show as a NaN or a wrong label: inputs that are not finite, targets outside the loss's
-    domain, as they are in `own`, the data as their owner gave them; targets of weight 0 are not looked at."""
+    domain, as they are in `own`, the data as their owner gave them; targets of weight 0 are not looked at, nor is
+    padding."""
     if data is None:
         return
     x, y = data
-    _check_inputs(name, problem, x)
+    _check_inputs(name, problem, real_alone(mask, x))
     output = _output(problem, params, x, y)
     if isinstance(own[1], Windows):
         check_stream(name, problem.loss, own[1], output)
         return
     # Weights of another form are refused where they are divided.
-    counts = np.asarray(weights) != 0 if np.shape(weights) == (len(x),) else None
-    problem.loss.check_targets(own[1], output, f"y of {name}", counts)
+    weights = weights if np.shape(weights) == (len(x),) else None
+    problem.loss.check_targets(own[1], output, f"y of {name}", counted(output, weights, mask))
 
 
 def check_stream(name: str, loss: Loss, y: Windows, output: tuple[int, ...]) -> None:

@@ -44,13 +44,14 @@ from jbp.train.clocks import Chunks, Length
 from jbp.train.facts import facts_about, saving_of
 from jbp.train.live import training_line
 from jbp.train.loop import BLOCK, Loop
+from jbp.train.masked import Per, masked, without_mask
 from jbp.train.progress import Aim, Progress
 from jbp.train.result import Callback, Fit
 from jbp.train.streams import opened
 from jbp.train.watch import Watch, check_watch
 from jbp.train.windowed import marks
 
-Data = tuple[Any, Any]
+Data = tuple[Any, Any] | tuple[Any, Any, Any]
 
 
 def fit(
@@ -68,6 +69,7 @@ def fit(
     seed: int | None = None,
     sampling: Literal["shuffle", "replacement"] = "shuffle",
     weights: Any = None,
+    per: Per = "example",
     metrics: Mapping[str, Metric] | None = None,
     trainable: Any = None,
     transform: Transform | None = None,
@@ -91,7 +93,7 @@ def fit(
     keep: int = 2,
     resume: bool = False,
 ) -> Fit:
-    """Train `net` on `train_data` = (x [n, ...], y [n, ...]).
+    """Train `net` on `train_data` = (x [n, ...], y [n, ...]), or (x, y, mask [n, t]) of sequences that are padded.
 
     Data larger than memory are a pair with `jbp.data.Rows`, read a block ahead while it is trained on, to the same
     bits, or a `jbp.data.Stream`, any iterable of batches, taken as they come. Both are looked at as they are read.
@@ -116,6 +118,11 @@ def fit(
     counts once. `transform(x, key)` is done to ONE example before the net sees it, inside the compiled step: to every
     example in evaluation too, then with `key` None, so that conversion is done there and augmentation, which draws, is
     not.
+
+    Of data with a mask, True where a position is real, each example is as if it were cut to its real positions,
+    whatever stands at the others. Its loss is the mean over its positions, and a step's the mean over its examples;
+    with `per` "token" it is the mean over the tokens of its batch, and all figures, of validation too, are means over
+    tokens. A perplexity is one of each example.
 
     `in_place` updates each layer inside the backward pass, for `jbp.optim`'s own optimisers: the same parameters, and
     under `repeat` much less memory, because the gradient of a deep stack is never whole.
@@ -177,6 +184,12 @@ def fit(
             being compiled there is nothing to keep, and it is a plain KeyboardInterrupt, once that is done.
     """
     length, callbacks = Length.of(epochs, steps, evaluate_every), as_callbacks(callbacks)
+    (train_data, mask), (validation_data, held_mask) = (
+        without_mask(name, data)
+        for name, data in (("train_data", train_data), ("validation_data", validation_data))
+    )  # fmt: skip
+    told = {"sharding": sharding, "transform": transform, "weights": weights, "private": private}
+    masks = masked(per, mask, held_mask, **told)
     line = training_line(as_bool(progress, "progress") and hosts.is_first(), length)
     aims = {"monitor": monitor, "patience": patience, "target": target, "restore_best": restore_best}
     check_on_bad(on_bad, private is not None, in_place)
@@ -211,9 +224,10 @@ def fit(
     run = Loop(
         length, len(data[0]), batch_size, private, accumulate, watch,
         skips=on_bad == "skip", begin=begin, say=None if line is None else line.say, sharding=mesh,
+        per_token=masks.per_token,
     )  # fmt: skip
     if stream is None:
-        source: Source = run.source(data, sampling, weights)
+        source: Source = run.source(data, sampling, weights, masks)
     else:
         source = stream.source(batch_size, sampling, weights, length, mesh)
     names = [name for name, _ in problem.metrics]
@@ -222,12 +236,12 @@ def fit(
     with unless_swapped(problem, params, data):
         state = begin()
         if stream is None:
-            check_data("train_data", problem, state.params, data, train_data, weights)
+            check_data("train_data", problem, state.params, data, train_data, weights, mask)
         else:
             stream.check = batch_checker(problem, state.params, data, stream.usual)
-    evaluated = validation
+    evaluated = validation if held_mask is None else (*validation, held_mask)
     if held_out is None:
-        check_data("validation_data", problem, state.params, validation, validation_data)
+        check_data("validation_data", problem, state.params, validation, validation_data, mask=held_mask)
     else:
         held_out.check = batch_checker(problem, state.params, validation)
         evaluated = held_out.evaluation(problem, BLOCK, mesh)
@@ -241,7 +255,8 @@ def fit(
         facts = facts_about(problem, state, data[0]) | {
             "seed": seed, "sampling": sampling, "batch size": batch_size, "accumulate": run.accumulate,
             "epochs": None if private is None else run.epochs, "aim": repr(aim),
-            "data": digest(marks(data) if stream is None else stream.marks()), "weights": digest(weights),
+            "data": digest((marks(data), *masks.marks) if stream is None else stream.marks()),
+            "weights": digest(weights),
             "validation data": digest(marks(validation) if held_out is None else held_out.marks()),
             "params": digest(params), "evaluate_every": length.every,
         }  # fmt: skip

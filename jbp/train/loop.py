@@ -22,6 +22,7 @@ from jbp.sharding import Sharding
 from jbp.step import Problem, State
 from jbp.train.batches import Resident, ResidentSource, Sampling, Source, batch_sizes, of_mean_one
 from jbp.train.clocks import Chunks, Length, Stopwatch
+from jbp.train.masked import Masked
 from jbp.train.program import copy, evaluation_on_mesh, evaluation_program, filled, ledger, steps_program
 from jbp.train.progress import EpochEnd, Progress, Row, Steps, StopReason, see
 from jbp.train.replay import Replay
@@ -33,8 +34,8 @@ from jbp.train.watch import Watch, Watcher
 BLOCK = 1000
 """Examples evaluated at once."""
 
-Validation = tuple[Array, Array] | Callable[[Any], Array] | None
-"""Data on the device, or what makes of parameters the means of the loss and of each metric."""
+Validation = tuple[Array, ...] | Callable[[Any], Array] | None
+"""Data on the device, with a mask perhaps, or what makes of parameters the means of the loss and of each metric."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,15 @@ class Loop:
     """Where a long search says that it is one."""
     sharding: Sharding | None = None
     """The mesh; None: one device, or wherever the data lie."""
+    per_token: bool = False
+    """Whether figures of data with a mask are means over tokens, and not over examples."""
 
     @property
     def epochs(self) -> int:
         """Or rounds."""
         return self.length.epochs
 
-    def source(self, data: tuple[Any, Any], sampling: Sampling, weights: Any) -> Source:
+    def source(self, data: tuple[Any, Any], sampling: Sampling, weights: Any, masked: Masked) -> Source:
         """The training data in memory, in batches: on the device, or each device's rows read ahead."""
         steps, capacity = self.length.every or len(batch_sizes(self.n, self.batch_size, sampling)), None
         if self.private is not None:
@@ -69,10 +72,10 @@ class Loop:
             self.private.warn_of(self.n)
             sampling, capacity = "poisson", self.private.capacity(self.epochs * steps, self.batch_size, self.n)
             capacity += -capacity % (1 if self.sharding is None else self.sharding.d)
-        reader = Resident(sampling, self.batch_size, self.n, capacity, self.length.every)
+        reader = Resident(sampling, self.batch_size, self.n, capacity, self.length.every, masked.per_token)
         weights = of_mean_one(weights, self.n)
         if self.sharding is None:
-            return ResidentSource(data, weights, reader, self.epochs)
+            return ResidentSource(data, weights, reader, self.epochs, masked.train)
         opened = OpenedRows("train_data", data)
         opened.check = lambda x, y, weights: None  # as a whole, it was looked at before
         return RowSource(opened, weights, reader, self.epochs, self.sharding)
@@ -205,7 +208,8 @@ class Loop:
         if self.sharding is not None:
             means = evaluation_on_mesh(problem, validation, BLOCK, self.sharding)
             return lambda params: validation_row(names, means(params))
-        evaluate = evaluation_program(problem.net, problem.loss, functions, problem.transform, BLOCK)
+        of = problem.net, problem.loss, functions, problem.transform, BLOCK
+        evaluate = evaluation_program(*of, self.per_token)
         return lambda params: validation_row(names, evaluate(params, *validation))
 
     def _spent(self, taken: int) -> float | None:

@@ -51,6 +51,7 @@ from jbp.train.fit import Data
 from jbp.train.live import training_line
 from jbp.train.loop import BLOCK, validation_row
 from jbp.train.many_result import InterruptedMany, Many, One
+from jbp.train.masked import refuse_mask
 from jbp.train.program import Ledger, copy, evaluation_program, filled, ledger, on_meshes, steps_function
 from jbp.train.progress import Aim, EpochEnd, Progress, Row, Steps, StopReason, see
 from jbp.train.result import Callback, Event
@@ -130,6 +131,7 @@ def fit_many(
         metrics=metrics,
         transform=transform,
     )
+    refuse_mask(train_data=train_data, validation_data=validation_data)
     data, validation = on_device("train_data", train_data), None
     if validation_data is not None:
         validation = on_device("validation_data", validation_data)

@@ -17,9 +17,10 @@ from jbp.answers import error_of, one_number
 from jbp.backprop import forward
 from jbp.layer import Layer
 from jbp.losses import Loss
+from jbp.masks import mask_at
 from jbp.meshes import as_is, placed, whole
 from jbp.sharding import Sharding
-from jbp.step import Batch, Metric, Problem, State, Transform, step_function, step_key, transformed
+from jbp.step import Batch, Metric, Problem, State, Transform, step_function, step_key, told_of, transformed
 from jbp.train.batches import Reader, place
 from jbp.train.blame import lost_any
 from jbp.train.progress import Progress
@@ -135,33 +136,61 @@ def noted(book: Ledger, t: Array, loss: Array, values: tuple[Array, ...], batch:
 def figures_of(
     net: Layer, loss: Loss, metrics: tuple[Metric, ...], transform: Transform | None
 ) -> Callable[..., Array]:
-    """The function (params, x, y) -> loss and metrics [1 + m, n] of each example, in evaluation."""
+    """The function (params, x, y, mask=None) -> loss and metrics [1 + m, n] of each example, in evaluation."""
 
-    def figures(params: Any, x: Array, y: Array) -> Array:
-        output, _ = forward(net, params, transformed(transform, x, None))
-        each = (error_of(loss), *(one_number(f, f"the metric {getattr(f, '__name__', f)}") for f in metrics))
-        return jnp.stack([jax.vmap(f)(output, y).astype(jnp.zeros(()).dtype) for f in each])
+    def figures(params: Any, x: Array, y: Array, mask: Any = None) -> Array:
+        output, _ = forward(net, params, transformed(transform, x, None), mask=mask)
+        told = mask_at(net, output, mask)
+        names = [f"the metric {getattr(f, '__name__', f)}" for f in metrics]
+        each = [one_number(told_of(f, name, told), name) for f, name in zip(metrics, names, strict=True)]
+        return jnp.stack([jax.vmap(f)(output, y, *told).astype(jnp.zeros(()).dtype) for f in (error_of(loss), *each)])
 
     return figures
 
 
 @lru_cache(maxsize=64)
 def evaluation_program(
-    net: Layer, loss: Loss, metrics: tuple[Metric, ...], transform: Transform | None, block: int
-) -> Callable[[Any, Array, Array], Float[Array, " m"]]:
-    """The program (params, x, y) -> means of the loss and of each metric, in evaluation, `block` examples at a time."""
+    net: Layer,
+    loss: Loss,
+    metrics: tuple[Metric, ...],
+    transform: Transform | None,
+    block: int,
+    per_token: bool = False,
+) -> Callable[..., Float[Array, " m"]]:
+    """The program (params, x, y, mask=None) -> means of the loss and of each metric, in evaluation, `block` examples at
+    a time; with a mask, if they are `per_token`, means in which an example counts as often as it has real positions."""
     figures = figures_of(net, loss, metrics, transform)
+
+    def weighed(params: Any, x: Array, y: Array, mask: Array) -> Array:
+        found = figures(params, x, y, mask)
+        return found * _tokens(mask).astype(found.dtype)[None] if per_token else found
 
     @jax.jit
     @placed(whole)
-    def evaluate(params: Any, x: Array, y: Array) -> Array:
-        return _in_blocks(figures, params, (x, y), block, 1 + len(metrics)) / len(x)
+    def evaluate(params: Any, x: Array, y: Array, mask: Any = None) -> Array:
+        if mask is None:
+            return _in_blocks(figures, params, (x, y), block, 1 + len(metrics)) / len(x)
+        total = _in_blocks(weighed, params, (x, y), block, 1 + len(metrics), (mask,))
+        return total / (_tokens(mask).sum().astype(total.dtype) if per_token else len(x))
 
     return evaluate
 
 
-def _in_blocks(figures: Callable[..., Array], params: Any, rows: tuple[Array, ...], block: int, m: int) -> Array:
-    """Σ over the rows (x, y) of the figures [m, n], a block at a time; with a third array over those where it holds."""
+def _tokens(mask: Array) -> Array:
+    """How many positions of each example are real [n]."""
+    return mask.reshape(len(mask), -1).sum(1)
+
+
+def _in_blocks(
+    figures: Callable[..., Array],
+    params: Any,
+    rows: tuple[Array, ...],
+    block: int,
+    m: int,
+    told: tuple[Array, ...] = (),
+) -> Array:
+    """Σ over the rows (x, y) of the figures [m, n], a block at a time; with a third array over those where it holds.
+    What the figures are `told` besides has a row for each too."""
     x, y, *real = rows
     n, size = len(x), min(at_once(x, block), len(x))
 
@@ -171,7 +200,8 @@ def _in_blocks(figures: Callable[..., Array], params: Any, rows: tuple[Array, ..
         xs, ys, *counts = (rows_of(a, begin, size) for a in (x, y, *real))
         fresh = begin + jnp.arange(size) >= i * size
         fresh = fresh & counts[0] if counts else fresh
-        return total + jnp.where(fresh, figures(params, xs, ys), 0.0).sum(1)
+        rest = [rows_of(a, begin, size) for a in told]
+        return total + jnp.where(fresh, figures(params, xs, ys, *rest), 0.0).sum(1)
 
     return lax.fori_loop(0, -(-n // size), step, jnp.zeros(m))
 

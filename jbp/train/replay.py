@@ -131,7 +131,7 @@ class Replay:
         batch, key, rows = self._batch(state.key, epochs + 1, t)
         state = dataclasses.replace(state, epoch=jnp.int32(epochs + 1), step=jnp.int32(t))
         found = first_bad(self.problem, state, batch, key, rows=rows, accumulate=self.accumulate)
-        kept = {"x": batch.x, "y": batch.y, "weights": batch.weights, "rows": rows}
+        kept = {"x": batch.x, "y": batch.y, "weights": batch.weights, "mask": batch.mask, "rows": rows}
         kept |= {"step": before + 1, "epoch": epochs + 1}
         if found.direction is None:
             _, book = self._take(state, before, before + 1)

@@ -24,6 +24,7 @@ from jbp.backprop import backward_leaf, forward_leaf, forward_whole, value_and_p
 from jbp.combine import Combinator, Place, Repeat
 from jbp.layer import Layer
 from jbp.layers.activations import Activation
+from jbp.masks import real_alone
 from jbp.meshes import placed, whole
 from jbp.pairs import Coupled, Weights, as_shares, is_pair, silence, weigh, widened
 from jbp.paths import dotted, layer_of
@@ -158,15 +159,15 @@ def look_program(problem: Problem, reader: Any, accumulate: int = 1) -> Callable
         before = dataclasses.replace(state, epoch=jnp.asarray(epoch, jnp.int32), step=jnp.asarray(step, jnp.int32))
         after, _ = take(before, batch, key)
         n = -(-len(jax.tree.leaves(batch.y)[0]) // accumulate)
-        x, y, weights = jax.tree.map(lambda a: a[:n], (batch.x, batch.y, batch.weights))
-        seen = transformed_batch(problem, Batch(x, y, weights), key)
+        first = jax.tree.map(lambda a: a[:n], (batch.x, batch.y, batch.weights, batch.mask))
+        seen = transformed_batch(problem, Batch(*first), key)
         return _looked(problem, before, after, seen, key)
 
     return look
 
 
 def _looked(problem: Problem, before: State, after: State, batch: Batch, key: Array) -> Looked:
-    x, y, weights = batch[:3]
+    x, y, weights, mask = batch[:4]
     way = problem.method.way(problem, before, x)
     if way is None:
         raise ValueError(
@@ -174,7 +175,7 @@ def _looked(problem: Problem, before: State, after: State, batch: Batch, key: Ar
             "way(problem, state, x), or leave watch out"
         )
     net, params = way
-    _, pairs = value_and_pairs(net, problem.loss, params, x, y, key, weights)
+    _, pairs = value_and_pairs(net, problem.loss, params, x, y, key, weights, mask)
     nodes = tree_flatten_with_path(pairs, is_leaf=is_pair)[0]
     parts = zip(nodes, *map(jax.tree.leaves, (before.params, after.params)), strict=True)
     trained = problem.trainable.flags(before.params)
@@ -185,7 +186,7 @@ def _looked(problem: Problem, before: State, after: State, batch: Batch, key: Ar
     if learns and not coupled:
         noise, square = noise_and_signal(learns, weights)
         gradient = {"noise_scale": noise_over_signal(noise, square), "gradient_noise": noise, "gradient_square": square}
-    kept = records(own, weights) if own else {}
+    kept = records(own, weights, mask) if own else {}
     moved: dict[str, list[Any]] = {}
     layers: dict[str, dict[str, Array]] = {}
     for (path, pair), w, new in parts:
@@ -197,7 +198,7 @@ def _looked(problem: Problem, before: State, after: State, batch: Batch, key: Ar
     for path, squares in moved.items():
         change, size = (reduce(jnp.add, part) for part in zip(*squares, strict=True))
         layers[path]["update"] = jnp.sqrt(change / size)
-    flat = saturation(problem.net, before.params, x, key, weights)
+    flat = saturation(problem.net, before.params, x, key, weights, mask)
     layers |= {path: layers.get(path, {}) | {"saturated": share} for path, share in flat.items()}
     return Looked(gradient, layers)
 
@@ -231,10 +232,12 @@ class _Share:
     place: Place = field(metadata={"static": True})
 
 
-def saturation(net: Layer, params: Any, x: Any, key: Any, weights: Weights = None) -> dict[str, Float[Array, "*l"]]:
+def saturation(
+    net: Layer, params: Any, x: Any, key: Any, weights: Weights = None, mask: Any = None
+) -> dict[str, Float[Array, "*l"]]:
     """Of each activation of the net, by its dotted path, the share of units, over the examples, whose θ′ is below
-    `FLAT` of its largest, from one pass in training forward."""
-    x = x if weights is None else jax.tree.map(lambda a: silence(weights, a), x)
+    `FLAT` of its largest, from one pass in training forward; with a `mask` of an example's real positions."""
+    x = real_alone(mask, x if weights is None else jax.tree.map(lambda a: silence(weights, a), x))
     p = None if weights is None else as_shares(weights)
 
     def at(above: Place) -> Callable[..., tuple[Any, Any]]:
@@ -246,14 +249,14 @@ def saturation(net: Layer, params: Any, x: Any, key: Any, weights: Weights = Non
             if isinstance(layer, Combinator):
                 return layer.walk_forward(at(here), params, x, key)
             if layer.couples_batch:
-                return forward_whole(layer, params, x, key, weights=weights, training=True)[0], ()
+                return forward_whole(layer, params, x, key, weights=weights, training=True, mask=mask)[0], ()
             keys = None if key is None or layer.uses_key is False else jax.random.split(key, len(x))
-            y, saved = forward_leaf(layer, params, x, keys)
+            y, saved = forward_leaf(layer, params, x, keys, mask if layer.uses_mask else None)
             if not isinstance(layer, Activation) or layer.steepest is None:
                 return y, ()
             slope, _ = backward_leaf(layer, params, saved, jnp.ones_like(y))  # θ′, unit by unit
             flat = widened((jnp.abs(slope) < FLAT * layer.steepest).astype(slope.dtype))
-            each = flat.reshape(len(flat), -1).mean(1)
+            each = _share_of(flat, mask)
             return y, _Share(each.mean() if p is None else weigh(p, each).sum(), here)
 
         return visit
@@ -261,6 +264,16 @@ def saturation(net: Layer, params: Any, x: Any, key: Any, weights: Weights = Non
     found = at(())((), net, params, x, key)[1]
     shares = [node for node in jax.tree.leaves(found, is_leaf=_is_share) if _is_share(node)]
     return {dotted(share.place): share.value for share in shares}
+
+
+def _share_of(flat: Float[Array, "n ..."], mask: Any) -> Float[Array, " n"]:
+    """The mean of each example, over its real positions if it has positions."""
+    if mask is None or flat.shape[: mask.ndim] != mask.shape:
+        return flat.reshape(len(flat), -1).mean(1)
+    by_position = flat.reshape(*mask.shape, -1).mean(-1)
+    real = mask.astype(flat.dtype)
+    axes = tuple(range(1, mask.ndim))
+    return (by_position * real).sum(axes) / jnp.maximum(real.sum(axes), jnp.ones((), flat.dtype))
 
 
 def _is_share(node: Any) -> bool:

@@ -108,6 +108,7 @@ def test_value_and_gradients_are_pytorchs(options: Any):
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("opacus"), reason="Opacus is not installed")
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")  # tokens have no gradient
 def test_the_norms_of_the_examples_are_opacuss():
     from opacus import GradSampleModule  # type: ignore[import-not-found]
 
