@@ -1,3 +1,4 @@
+# pyright: reportCallIssue=false
 """What is read from h alone, and second order, of a padded batch: as of its examples cut to their lengths."""
 
 from functools import partial

@@ -108,6 +108,18 @@ def test_pooled_and_private_and_rules_see_the_mask():
         fitted((bad, labels, MASK), rule="direct_feedback_alignment", **told)
 
 
+@pytest.mark.parametrize("lean", [False, True])
+def test_private_sums_are_those_of_examples_cut_to_their_length(lean: bool):
+    problem = jbp.Problem(NET, LOSS, HALF, method=jbp.Private(1.0, 0.3, 1e-3, lean=lean).bind(N))
+    state = jbp.init_state(problem, (T, WIDTH), params=PARAMS, seed=0)
+    found = problem.method.sums(problem, state, jbp.Batch(*BAD, mask=MASK), jax.random.key(0))
+    each = [
+        jbp.clipped_sum(NET, LOSS, PARAMS, X[i : i + 1, :t], Y[i : i + 1, :t], 0.3)[2] for i, t in enumerate(LENGTHS)
+    ]
+    wanted = jax.tree.map(lambda *g: sum(g), *each)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-14), found.grads, wanted)
+
+
 REFUSED = {
     "no mask": ({"data": (X, Y), "per": "token"}, "train_data has none"),
     "another per": ({"per": "tokens"}, "per must be one of|per must be"),

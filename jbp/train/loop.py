@@ -206,7 +206,7 @@ class Loop:
         if callable(validation):
             return lambda params: validation_row(names, validation(params))
         if self.sharding is not None:
-            means = evaluation_on_mesh(problem, validation, BLOCK, self.sharding)
+            means = evaluation_on_mesh(problem, (validation[0], validation[1]), BLOCK, self.sharding)
             return lambda params: validation_row(names, means(params))
         of = problem.net, problem.loss, functions, problem.transform, BLOCK
         evaluate = evaluation_program(*of, self.per_token)
