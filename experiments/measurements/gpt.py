@@ -14,6 +14,11 @@ Claims, by part:
   temporaries  bytes of temporaries of the gradient, and its products, against autodiff of that plain GPT, of one with
                `jax.checkpoint` around each block, and with `jax.nn.dot_product_attention`, for 64, 512 and 2,048
                positions: deterministic. With 512 and more jbp takes fewer bytes than autodiff without checkpoints.
+  growth       the same of attention alone, between the dense layers that make q, k and v and read the result, for 256
+               to 4,096 positions: of the gradient, the norms of the examples' gradients and clipping, with the power
+               of t that each grows by, fitted from 512 positions on. jbp's temporaries grow as t does (by a power of
+               at most 1.15) where autodiff's grow as its square, and with 512 and more jbp takes fewer products for a
+               gradient.
   time         of a gradient, beside autodiff's and PyTorch's (if it is installed), interleaved. No claim: it depends on
                the machine.
   inside       as it trains, at each evaluation: the gradient's noise scale, the norms of the gradients of single
@@ -60,8 +65,8 @@ from jbp.data.vocabulary import read_text
 
 RESULT = common.RESULTS / "gpt.json"
 LOSS = jbp.losses.softmax_cross_entropy
-PARTS = ("temporaries", "gradient", "time", "recipe", "inside")
-MOST_LOSS, MOST_EPS, PARAMETERS = 1.93, 16, 804_096
+PARTS = ("temporaries", "growth", "gradient", "time", "recipe", "inside")
+MOST_LOSS, MOST_EPS, PARAMETERS, MOST_POWER = 1.93, 16, 804_096, 1.15
 SMALL = (
     "A spring of water ran beside the old mill, and the miller's daughter came there each morning with two pails.\n"
     "One day she found a grey heron on the wheel, and it would not fly away, and would not say what it wanted.\n"
@@ -92,9 +97,12 @@ class Config:
     rounds: int = 30
     windows: int = 48
     """Whose gradients are looked at one by one."""
+    growing: tuple[int, ...] = (256, 512, 1024, 2048, 4096)
+    """Positions of attention alone."""
 
 
-QUICK = Config(8, 1, 2, 8, 4, 40, 40, 0.003, 0.0003, 5, seeds=(0,), lengths=(256,), rounds=2, windows=3)
+QUICK = Config(8, 1, 2, 8, 4, 40, 40, 0.003, 0.0003, 5, seeds=(0,), lengths=(256,), rounds=2, windows=3,
+               growing=(32, 64))  # fmt: skip
 
 
 class Text:
@@ -216,6 +224,61 @@ def temporaries(config: Config, text: Text, rows: Callable[[dict[str, Any]], Non
                   "product_flops": products(way, params, x, y)})  # fmt: skip
 
 
+def growth(config: Config, text: Text, rows: Callable[[dict[str, Any]], None]) -> None:
+    """Of dense, attention, dense on two sequences, by the same counts; nothing is run."""
+    width, heads, found = config.width, config.heads, {}
+    net, loss = jbp.serial(jbp.Dense(3 * width), jbp.Attention(heads), jbp.Dense(width)), jbp.losses.l2_loss
+    for t in config.growing:
+        x = jax.ShapeDtypeStruct((2, t, width), jnp.float32)
+        params = jax.eval_shape(lambda t=t: net.init(jax.random.key(0), (t, width))[0])
+        for (what, way), program in attention_ways(net, loss, heads).items():
+            memory: Any = jax.jit(program).lower(params, x, x).compile().memory_analysis()
+            counts = {"temporary_bytes": memory.temp_size_in_bytes, "product_flops": products(program, params, x, x)}
+            rows({"what": what, "way": way, "t": t} | counts)
+            found.setdefault((what, way), []).append((t, *counts.values()))
+    for (what, way), counts in found.items():
+        t, *sizes = np.log([row for row in counts if row[0] >= 512 or len(counts) < 4]).T
+        bytes_, flops = (float(np.polyfit(t, size, 1)[0]) for size in sizes)
+        rows({"what": what, "way": way, "power of t": {"temporary_bytes": bytes_, "product_flops": flops}})
+
+
+def attention_ways(net: Any, loss: Any, heads: int) -> dict[tuple[str, str], Callable[..., Any]]:
+    """Functions (params, x, y) of what is made and by whom."""
+
+    def error(attend: Callable[..., Any]) -> Callable[..., Any]:
+        def value(params: Any, x: Any, y: Any) -> Any:
+            first, _, last = params
+            h = attend(x @ first["weight"] + first["bias"], heads) @ last["weight"] + last["bias"]
+            return 0.5 * jnp.square(h - y).sum(-1).mean()
+
+        return value
+
+    def each(params: Any, x: Any, y: Any) -> Any:
+        one = jax.grad(error(gpt_peers.attention))
+        return jax.vmap(lambda x, y: one(params, x[None], y[None]))(x, y)
+
+    def norms(params: Any, x: Any, y: Any) -> Any:
+        return jnp.sqrt(sum(jnp.square(g).reshape(len(x), -1).sum(1) for g in jax.tree.leaves(each(params, x, y))))
+
+    def clipped(params: Any, x: Any, y: Any) -> Any:
+        found = each(params, x, y)
+        size = jnp.sqrt(sum(jnp.square(g).reshape(len(x), -1).sum(1) for g in jax.tree.leaves(found)))
+        return jax.tree.map(lambda g: jnp.tensordot(jnp.minimum(1, 1 / size), g, 1), found)
+
+    def of_pairs(statistic: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda params, x, y: statistic(jbp.value_and_pairs(net, loss, params, x, y)[1])
+
+    return {
+        ("gradient", "jbp"): jbp.value_and_grad(net, loss),
+        ("gradient", "autodiff"): jax.value_and_grad(error(gpt_peers.attention)),
+        ("gradient", "autodiff, dot_product_attention"): jax.value_and_grad(error(gpt_peers.attention_of_jax)),
+        ("norms", "jbp"): of_pairs(jbp.stats.norms),
+        ("norms", "autodiff of each example"): norms,
+        ("clipped", "jbp"): of_pairs(lambda pairs: jbp.stats.clipped(pairs, 1.0)),
+        ("clipped", "autodiff of each example"): clipped,
+    }
+
+
 def products(function: Callable[..., Any], *args: Any) -> int:
     """FLOPs of the matrix products of a program, dead code left out."""
     from jax.interpreters import partial_eval
@@ -320,7 +383,14 @@ def inside(config: Config, text: Text, rows: Callable[[dict[str, Any]], None]) -
 
 # ── The run, its check and its picture ──────────────────────────────────────────────────────────────────────────────
 
-RUN = {"temporaries": temporaries, "gradient": gradient, "time": timed, "recipe": recipe, "inside": inside}
+RUN = {
+    "temporaries": temporaries,
+    "growth": growth,
+    "gradient": gradient,
+    "time": timed,
+    "recipe": recipe,
+    "inside": inside,
+}
 
 
 def run(config: Config, parts: tuple[str, ...], quick: bool, result: dict[str, Any]) -> dict[str, Any]:
@@ -353,6 +423,7 @@ def check(result: dict[str, Any], quick: bool = False) -> None:
         found = {row["way"]: row["temporary_bytes"] for row in parts["temporaries"] if row["t"] == t}
         held = t < 512 or found["jbp"] < min(found["autodiff"], found["autodiff, dot_product_attention"])
         common.require(held, f"at {t} positions jbp takes {found['jbp']:,} bytes of temporaries: {found}")
+    _check_growth(parts.get("growth", ()), quick)
     runs = parts.get("recipe", ())
     if runs and not quick:
         losses = [row["validation_loss"] for row in runs]
@@ -360,6 +431,18 @@ def check(result: dict[str, Any], quick: bool = False) -> None:
         mean = statistics.mean(losses)
         common.require(mean <= MOST_LOSS, f"the mean validation loss is {mean:.3f}, above {MOST_LOSS}")
         common.require(all(row["parameters"] == PARAMETERS for row in runs), "another number of parameters")
+
+
+def _check_growth(rows: Any, quick: bool) -> None:
+    """That temporaries grow as t does, and products are fewer."""
+    for row in rows:
+        if row["way"] == "jbp" and "power of t" in row and not quick:
+            power = row["power of t"]["temporary_bytes"]
+            common.require(power <= MOST_POWER, f"temporaries of {row['what']} grow by t to the power {power:.2f}")
+        if row["way"] == "jbp" and row["what"] == "gradient" and row.get("t", 0) >= 512:
+            others = [r for r in rows if (r["what"], r.get("t")) == ("gradient", row["t"]) and r is not row]
+            fewer = all(row["product_flops"] < other["product_flops"] for other in others)
+            common.require(fewer, f"at {row['t']} positions attention's gradient takes {row['product_flops']:,} FLOPs")
 
 
 def plot(result: dict[str, Any]) -> None:
