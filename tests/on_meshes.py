@@ -230,6 +230,8 @@ CONV = jbp.serial(
 )
 TIED = jbp.tied(jbp.serial(jbp.Dense(5), jbp.tanh, jbp.Dense(5), jbp.branch(jbp.Dense(8), jbp.Dense(8)), jbp.Dense(4)),
                 {2: 0})  # fmt: skip
+TOKENS = RNG.integers(4, size=(29, 6)).astype(np.int32)
+GPT = jbp.gpt(4, 6, layers=2, heads=2, width=8)
 MOMENTUM = jbp.optim.sgd(0.1, momentum=0.9)
 
 
@@ -260,6 +262,7 @@ FITS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "batch normalisation": (NORMED, MOMENTUM, {"validation_data": (X[:19], Y[:19])}),
     "convolution": (CONV, MOMENTUM, {"validation_data": (PICTURES, Y)}),
     "tied": (TIED, MOMENTUM, {}),
+    "gpt": (GPT, MOMENTUM, {"validation_data": (TOKENS[:19], TOKENS[::-1][:19])}),
     "private": (NET, MOMENTUM, {"private": jbp.Private(1.0, 1.0, 1e-3)}),
     "watched": (STACK, MOMENTUM, {"watch": jbp.Watch(2)}),
     "skipping": (NET, MOMENTUM, {"on_bad": "skip"}),
@@ -270,6 +273,7 @@ FITS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 """What is trained, by name: net, optimiser and what `fit` is told."""
 FIRST = (
     "plain", "accumulated", "in place", "batch normalisation", "private", "watched", "convolution", "kolen_pollack",
+    "gpt",
 )  # fmt: skip
 """What the suite trains whenever it runs."""
 
@@ -277,7 +281,8 @@ FIRST = (
 def trained(name: str, sharding: Any = None, data: Any = None, **more: Any) -> Any:
     """What a fit leaves."""
     net, optimizer, how = FITS[name]
-    data = (PICTURES if net is CONV else X, Y) if data is None else data
+    if data is None:
+        data = (TOKENS, TOKENS[::-1]) if net is GPT else (PICTURES if net is CONV else X, Y)
     return jbp.fit(net, LOSS, optimizer, data, epochs=2, batch_size=8, seed=3, sharding=sharding, **how, **more)
 
 
@@ -309,7 +314,7 @@ def fits() -> dict[str, float]:
     """Kinds of training, on four devices."""
     found = {}
     for name in FIRST:
-        for d, m in ((4, 1), (2, 2)) if name == "plain" else ((2, 2),):
+        for d, m in {"plain": ((4, 1), (2, 2)), "gpt": ((4, 1),)}.get(name, ((2, 2),)):
             found[f"{name} {d}x{m}"] = apart(left(trained(name, mesh_of(d, m))), alone(name))
     found["shard_params 4x1"] = apart(left(trained("plain", mesh_of(4, 1, shard_params=True))), alone("plain"))
     return found
@@ -319,7 +324,7 @@ def more_fits() -> dict[str, float]:
     """The others, and other meshes."""
     found = {}
     for name in FITS:
-        for d, m in ((2, 2),) if name not in FIRST else ((1, 4),):
+        for d, m in ((2, 2),) if name not in FIRST or name == "gpt" else ((1, 4),):
             found[f"{name} {d}x{m}"] = apart(left(trained(name, mesh_of(d, m))), alone(name))
     for how in ({"shard_params": True}, {"layouts": {"0": "whole", "3": "row", "5": "column"}}):
         found[f"plain {how}"] = apart(left(trained("plain", mesh_of(2, 2, **how))), alone("plain"))

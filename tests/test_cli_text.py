@@ -106,6 +106,31 @@ def test_a_line_of_layers_for_a_text():
     assert [len(part[0]) for part in (parts.train, parts.validation, parts.test())] == [696, 10, 10]
 
 
+def test_a_net_in_a_file_reads_a_text_and_an_example_of_it_is_traced(capsys):
+    Path("my.py").write_text("import jbp\nnet = jbp.gpt(28, 8, 1, 2, 8)\nnarrow = jbp.gpt(27, 8, 1, 2, 8)\n")
+    given = [*WORDS, "--quiet", "--net"]
+    assert cli.main([*given, "my.py:narrow", "--out", "run"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "expected a whole net, with outputs of shape (8, 28)" in line and "jbp.Unembedding(28) last" in line
+    assert cli.main([*given, "my.py:net", "--out", "run"]) == 0
+    assert cli.main(["generate", "run", "--length", "3"]) == 0
+    run = jbp.load("run")
+    assert run.net == jbp.gpt(28, 8, 1, 2, 8) and run.vocabulary is not None
+    capsys.readouterr()
+    found = cli.Trace(run="run", example=3)()
+    x, y = (a[3] for a in jbp.data.windows(run.vocabulary.encode(TEXT)[792:], 8, 8))
+    values = {row.name: row.value for row in found.rows}
+    np.testing.assert_array_equal(values["x"], x)
+    np.testing.assert_array_equal(next(row for row in found.rows if row.symbol == "t").value, y)
+    output = next(row for row in found.rows if row.symbol == "p").value
+    np.testing.assert_allclose(output, jbp.apply(run.net, run.params, x[None])[0], rtol=1e-4, atol=1e-5)
+    gradient = jbp.value_and_grad(run.net, run.loss)(run.params, x[None], y[None])[1]  # type: ignore[arg-type]
+    table = [row.value for row in found.rows if np.shape(row.value) == (28, 8)]
+    assert any(np.allclose(value, gradient[0]["weight"], rtol=1e-3, atol=1e-5) for value in table)
+    assert cli.main(["trace", "run", "--example", "10"]) == 2
+    assert "example must be from 0 to 9, for the test part has 10 examples" in capsys.readouterr().err
+
+
 def test_a_run_saved_by_hand_writes_too(tmp_path):
     words = Vocabulary.of(TEXT)
     net = jbp.gpt(len(words), 8, 1, 2, 8)

@@ -12,12 +12,15 @@ import pytest
 from counting import product_flops, xla_cost
 from gpts import drawn, gpt
 from jax import lax
-from oracles import assert_close, compiled, plain_value
+from oracles import assert_close, compiled, plain, plain_errors, plain_value
 
 import jbp
 from jbp import curvature, stats
+from jbp.backprop import Batch, Trainable, value_grad_output
 from jbp.layer import Layer
 from jbp.losses import softmax_cross_entropy as LOSS
+from jbp.rules import DirectFeedbackAlignment, FeedbackAlignment
+from jbp.rules.rule import Way
 from jbp.sinks import total
 
 N, T, V = 5, 7, 11
@@ -45,6 +48,50 @@ def test_a_gpt_is_its_plain_form_and_its_statistics_those_of_its_examples(name: 
     found, expected, ours, theirs = compiled(program)(params, x, y)
     assert_close(ours, theirs, "net")
     assert_close(found, expected, "net")
+
+
+def test_second_order_of_a_gpt_and_rules_on_it():
+    """Products by autodiff of the plain form; feedback through the weights themselves is the gradient."""
+    net = GPTS["tied"]
+    params, x, y = drawn(net, N, T, V)
+    random = np.random.default_rng(7)
+    v = jax.tree.map(lambda p: jnp.asarray(random.normal(size=p.shape)), params)
+
+    def by_rule(params: Any, rule: Any, x: Any, y: Any, own: bool) -> Any:
+        bound = rule.bind(net, params, x, Trainable.of(None))
+        state = bound.weights(params) if own else bound.init(jax.random.key(0), params)
+        batch = Batch(x, y)
+        return value_grad_output(Way(net, bound), LOSS, (params, state), batch, None, Trainable.of(None)).grads
+
+    def program(params: Any, x: Any, y: Any, v: Any) -> Any:
+        def value(params: Any) -> Any:
+            return plain_value(net, LOSS, params, x, y)
+
+        def errors(output: Any) -> Any:
+            return plain_errors(LOSS, output, y).mean()
+
+        output, tangent = jax.jvp(lambda p: plain(net, p, x), (params,), (v,))
+        back = jax.vjp(lambda p: plain(net, p, x), params)[1]
+        curved = jax.jvp(jax.grad(errors), (output,), (tangent,))[1]
+        at: Any = (net, LOSS, params, x, y)
+        gradient = jax.grad(value)(params)
+        found = (
+            curvature.gauss_newton_product(*at)(v),
+            curvature.fisher_product(*at)(v),
+            curvature.hessian_product(*at)(v),
+        )
+        expected = back(curved)[0], back(curved)[0], jax.jvp(jax.grad(value), (params,), (v,))[1]
+        others = [by_rule(params, rule, x, y, False) for rule in (FeedbackAlignment(), DirectFeedbackAlignment())]
+        return (*found, by_rule(params, FeedbackAlignment(), x, y, True)), (*expected, gradient), others
+
+    found, expected, others = compiled(program)(params, x, y, v)
+    assert_close(found, expected, "net")
+    for rule in others:
+        gaps = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max() / jnp.abs(b).max()), rule, expected[-1])
+        assert (
+            max(jax.tree.leaves(gaps[3])) < 1e-13
+        )  # the norm below the output gets the true δ, by the output's own B or not
+        assert min(jax.tree.leaves(gaps[2])) > 1e-6
 
 
 def test_kronecker_of_a_table_is_exact_on_its_diagonal():

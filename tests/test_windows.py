@@ -17,7 +17,7 @@ from jbp.train.windowed import Gathered, at_once, put
 K, M, T, SIZE = 5, 59, 7, 6
 TOKENS = np.random.default_rng(0).integers(0, K, M).astype(np.int32)
 HELD = windows(np.random.default_rng(1).integers(0, K, 37).astype(np.int32), T, T)
-NET = jbp.serial(jbp.Embedding(K, 3), jbp.Dense(11), jbp.tanh, jbp.Dropout(0.2), jbp.Dense(K))
+NET = jbp.gpt(K, T, layers=2, heads=1, width=4, dropout=0.2)
 LOSS, SGD = jbp.losses.softmax_cross_entropy, jbp.optim.sgd(0.5, momentum=0.9)
 X, Y = windows(TOKENS, T)
 N = len(X)

@@ -98,12 +98,14 @@ def added(text: str, net: Layer) -> list[str]:
     return found
 
 
-def fitting(net: Layer, name: str, shape: Shape, outputs: int) -> Layer:
-    """A net of the user's own, FILE.py:NAME, if it fits examples of `shape`, has so many outputs, and can be kept.
+def fitting(net: Layer, name: str, shape: Shape, outputs: int, tokens: bool = False) -> Layer:
+    """A net of the user's own, FILE.py:NAME, if it fits examples of `shape`, has so many outputs, and can be kept;
+    of `tokens` [t] so many for each of them.
 
     Raises: ValueError if not; before training, and not after it.
     """
     path, _ = own.parts(name)
+    wanted = (*shape, outputs) if tokens else (outputs,)
 
     def passes(key: Any, x: Any) -> Any:
         """Forward and back, as a step of training does it."""
@@ -112,14 +114,15 @@ def fitting(net: Layer, name: str, shape: Shape, outputs: int) -> Layer:
         output, saved = forward(net, params, x, None if net.uses_key is False else key)
         return params, output, backward(net, params, saved, jnp.zeros_like(output), total)
 
-    x = jax.ShapeDtypeStruct((2, *shape), jax.dtypes.canonicalize_dtype(float))
+    x = jax.ShapeDtypeStruct((2, *shape), jax.dtypes.canonicalize_dtype(int if tokens else float))
     with own.blamed(path, f"{name.rpartition(':')[2]} fails on examples of shape {shape}"):
         params, output, _ = jax.eval_shape(passes, jax.random.key(0), x)
-    if output.shape[1:] != (outputs,):
+    if output.shape[1:] != wanted:
         first = "jbp.Flatten() first, and " if len(shape) > 1 and len(output.shape) > 2 else ""
+        last = "Unembedding" if tokens else "Dense"
         raise ValueError(
-            f"{name}: expected a whole net, with outputs of shape {(outputs,)} for these data, got {output.shape[1:]} "
-            f"for examples of shape {shape}: put {first}jbp.Dense({outputs}) last"
+            f"{name}: expected a whole net, with outputs of shape {wanted} for these data, got {output.shape[1:]} "
+            f"for examples of shape {shape}: put {first}jbp.{last}({outputs}) last"
         )
     with about(name):
         check_kept(net, params)

@@ -423,8 +423,6 @@ class TrainOptions(Command):
             raise ValueError(
                 "private training of a text needs windows that do not overlap: give epochs, which go through those"
             )
-        if own.is_named(self.net):
-            raise ValueError("a net for a text is a line of layers: train one of your own with jbp.fit")
 
     @property
     def is_text(self) -> bool:

@@ -18,6 +18,7 @@ from jbp.checkpoint import Run, load_run, params_dtype
 from jbp.cli import console, netspec, written
 from jbp.cli.options import LOSSES, TrainOptions
 from jbp.cli.parser import Command, argument, layers_option, option
+from jbp.cli.text import NET
 from jbp.cli.training import make_plan, output_activation
 from jbp.texts import SAVED
 
@@ -98,7 +99,7 @@ class Trace(Command):
         if without_data:
             return self._of_saved(run)
         # The net is the run's own; that of its options may be in a file, which nobody has named here.
-        plan = make_plan(TrainOptions.from_config(self.run, net=""))
+        plan = make_plan(TrainOptions.from_config(self.run, net="" if run.vocabulary is None else NET))
         x, y = plan.data.test()
         if not 0 <= self.example < len(x):
             raise ValueError(f"example must be from 0 to {len(x) - 1}, for the test part has {len(x)} examples, "
@@ -109,6 +110,11 @@ class Trace(Command):
 
     def _of_saved(self, run: Run) -> tuple[Any, ...]:
         """The same of a run of `jbp.save`, which knows of no data: the example is given, in their units, or drawn."""
+        if run.input_dtype is not None:
+            raise ValueError(
+                f"{run.folder}: its net reads whole numbers, and {run.config[SAVED]} wrote it, which knows of no data: "
+                "trace an example of your own with jbp.trace(net, loss, params, x, y)"
+            )
         if self.example:
             raise ValueError(
                 f"{run.folder}: example is for a run of jbp train, but {run.config[SAVED]} wrote this one, which knows "

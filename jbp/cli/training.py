@@ -355,13 +355,18 @@ def _metrics(plan: Plan) -> dict[str, Any] | None:
 
 def _text_plan(options: TrainOptions) -> Plan:
     """That of a text."""
-    check_net_line(options.net)
+    mine = own.net(options.net) if own.is_named(options.net) else None
+    if mine is None:
+        check_net_line(options.net)
     data = load_text(options.data, options.context or CONTEXT, options.steps is not None)
     if options.private:
         data = dataclasses.replace(data, validation=None)
     n = len(data.train[0])
     options, size = _sized(options, n, TASK)
-    net = build(options.net, data.outputs, data.shape[0])
+    if mine is None:
+        net = build(options.net, data.outputs, data.shape[0])
+    else:
+        net = netspec.fitting(mine, options.net, data.shape, data.outputs, tokens=True)
     optimizer = make_optimizer(options, steps_of(options, n, size))
     return Plan(options, data, net, losses.softmax_cross_entropy, optimizer)
 
