@@ -380,7 +380,8 @@ def value_and_pairs(
     `weights` [n] say which rows take part: those of weight 0 come out with eₙ = 0, δ = 0 and a finite h, whatever x and
     y hold there, even NaN. Nothing is multiplied by the others; hand the same weights to the statistics too. `mask`
     [n, t] as in `jbp.forward`; it reaches the loss too, so that what is no position has a δ of 0, and no part in
-    gradients, norms, moments and products of them. What is read from h alone, Kronecker's A and `records`, counts it.
+    gradients, norms, moments and products of them. What is read from h alone, Kronecker's A and `records`, counts it
+    unless `jbp.stats.kronecker` and `records` are handed the same mask.
 
     Raises:
         ValueError: if shapes do not fit (naming the layer), the batch is empty, the loss is none, or weights do not

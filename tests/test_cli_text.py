@@ -119,8 +119,7 @@ def test_a_net_in_a_file_reads_a_text_and_an_example_of_it_is_traced(capsys):
     capsys.readouterr()
     found = cli.Trace(run="run", example=3)()
     x, y = (a[3] for a in jbp.data.windows(run.vocabulary.encode(TEXT)[792:], 8, 8))
-    values = {row.name: row.value for row in found.rows}
-    np.testing.assert_array_equal(values["x"], x)
+    np.testing.assert_array_equal(next(row for row in found.rows if row.symbol == "x").value, x)
     np.testing.assert_array_equal(next(row for row in found.rows if row.symbol == "t").value, y)
     output = next(row for row in found.rows if row.symbol == "p").value
     np.testing.assert_allclose(output, jbp.apply(run.net, run.params, x[None])[0], rtol=1e-4, atol=1e-5)

@@ -108,6 +108,12 @@ def test_pooled_and_private_and_rules_see_the_mask():
         fitted((bad, labels, MASK), rule="direct_feedback_alignment", **told)
 
 
+def test_where_a_run_breaks_is_not_in_the_padding():
+    with pytest.raises(jbp.train.Diverged) as caught:
+        fitted(optimizer=jbp.optim.sgd(1e300), epochs=9)
+    assert caught.value.place is not None and caught.value.place.direction not in (None, "input")
+
+
 @pytest.mark.parametrize("lean", [False, True])
 def test_private_sums_are_those_of_examples_cut_to_their_length(lean: bool):
     problem = jbp.Problem(NET, LOSS, HALF, method=jbp.Private(1.0, 0.3, 1e-3, lean=lean).bind(N))

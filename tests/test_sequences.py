@@ -181,6 +181,16 @@ def test_tables_refuse_what_they_are_not_for():
         stats.norms(jbp.Lookup(jnp.zeros((2, 3, 1), jnp.int8), jnp.ones((2, 3, 2)), (7, 2)))
 
 
+def test_a_norm_without_gain_is_the_next_layers_input_and_stacked_once():
+    """x̂ [l, n, t, o] is there once; with a gain also what the dense layer reads."""
+    for scale, arrays in ((False, 1), (True, 2)):
+        norm = jbp.LayerNorm(use_scale=scale, use_bias=False)
+        net = jbp.repeat(jbp.residual(jbp.serial(norm, jbp.Dense(5, use_bias=False))), 3)
+        params = net.init(jax.random.key(0), (7, 5))[0]
+        _, saved = jax.eval_shape(partial(jbp.forward, net), params, jnp.zeros((2, 7, 5)))
+        assert [a.shape for a in jax.tree.leaves(saved)].count((3, 2, 7, 5)) == arrays
+
+
 # -- what it costs ----------------------------------------------------------------------------------------------------
 
 

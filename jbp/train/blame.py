@@ -27,7 +27,7 @@ from jbp.backprop import Batch, backward, backward_leaf, scaled, value_output_de
 from jbp.combine import Combinator, Place, Repeat
 from jbp.combine.tied import Uses, unmarked
 from jbp.layer import Layer
-from jbp.masks import mask_at
+from jbp.masks import mask_at, real_alone
 from jbp.pairs import Pair, is_pair, widened
 from jbp.paths import paths, shown
 from jbp.sinks import total
@@ -147,7 +147,7 @@ def _part(seen: _Seen, state: State, batch: Batch, key: Array) -> Any:
     way = problem.method.way(problem, state, batch.x)
     net, params = way or (problem.net, state.params)
     watched = _Watched(net, seen)
-    seen.of_examples("input", "", batch.x)
+    seen.of_examples("input", "", real_alone(batch.mask, batch.x))
     with jax.disable_jit():  # the scan of `repeat` becomes a loop, whose numbers are there to be read
         value, output, saved, delta, scale = value_output_delta(watched, problem.loss, params, batch, key)
         if seen.first is None:
