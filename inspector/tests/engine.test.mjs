@@ -93,14 +93,48 @@ for (const { name, scene } of live)
 
 test("every lecture's symbols are TeX that KaTeX reads", async () => {
   const { default: katex } = await import("katex");
+  const written = new Set();
   for (const { scene } of live)
     for (const name of ["jbp", "A", "B", "C", "D", "E"]) {
       const ctx = context(scene, name);
       for (const cell of cells(ctx)) {
         const found = page.explain(cell, ctx);
-        for (const tex of [found.rule, found.symbol, ...found.terms.flatMap((t) => [t.symbols, t.numbers])]) katex.renderToString(tex, { strict: false });
+        for (const tex of [found.rule, found.symbol, ...found.terms.flatMap((t) => [t.symbols, t.numbers])]) written.add(tex);
       }
     }
+  for (const tex of written) katex.renderToString(tex, { strict: false });
+});
+
+test("first-layer weights are images on an image alone, and every grid's places are those of its array", () => {
+  const pictures = {};
+  for (const { name, scene } of scenes)
+    for (const node of scene.nodes) {
+      const found = page.pictureOf(scene, node);
+      if (found) (pictures[name] ??= []).push([node.name, ...found]);
+      for (const p of Object.values(node.params)) {
+        const { planes, left } = page.planes(scene.params[p], node.op === "dense" && node.params.weight === p ? found : undefined);
+        const seen = planes.flatMap((one) => Array.from({ length: one.rows * one.cols }, (_, i) => one.index(Math.floor(i / one.cols), i % one.cols)));
+        const wanted = page.size(scene.params[p].folded ?? scene.params[p].shape);
+        assert.ok(seen.every((i) => Number.isInteger(i) && i >= 0 && i < wanted) && new Set(seen).size === seen.length, `${name} ${scene.params[p].name}`);
+        if (!left) assert.equal(seen.length, wanted, `${name} ${scene.params[p].name}`);
+      }
+    }
+  assert.deepEqual(Object.values(pictures), [[["1", 8, 8]]]);
+  assert.ok(Object.keys(pictures)[0].startsWith("digits_mlp"));
+});
+
+test("a dense layer on a sequence has no images, whatever its sizes; on an image laid flat it has", () => {
+  const scene = (shape, nodes, rows) => ({ x: { shape: [1, ...shape] }, params: [{ shape: [rows, 5] }], nodes: nodes.map((node, k) => ({ id: k + 1, inputs: [k], params: {}, ...node })) });
+  const dense = { op: "dense", shape: [5], params: { weight: 0 } };
+  const asked = (found) => page.pictureOf(found, found.nodes.at(-1));
+  assert.equal(asked(scene([8, 6], [dense], 6)), undefined);
+  assert.equal(asked(scene([8, 8], [dense], 8)), undefined);
+  assert.equal(asked(scene([7, 8, 6], [{ op: "same", shape: [56, 6] }, dense], 6)), undefined);
+  assert.equal(asked(scene([48], [dense], 48)), undefined);
+  assert.deepEqual(asked(scene([8, 6], [{ op: "same", shape: [48] }, dense], 48)), [8, 6]);
+  assert.deepEqual(asked(scene([8, 6, 1], [{ op: "same", shape: [8, 6] }, { op: "same", shape: [48] }, dense], 48)), [8, 6]);
+  assert.equal(asked(scene([8, 6, 3], [{ op: "same", shape: [144] }, dense], 144)), undefined);
+  assert.throws(() => page.planes({ shape: [6, 18], data: new Float64Array(108) }, [8, 6]), /no images/);
 });
 
 test("erfc has its digits", () => {
