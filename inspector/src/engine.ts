@@ -5,16 +5,19 @@
 import { row, size, sum, weighed, zeros } from "./data";
 import type { Arr, Broken, Node, Pass, Rule, Scene } from "./types";
 
-const LIVE = 200_000;
+/** Parameters, and parameters times examples, above which nothing is computed in the page. */
+const LIVE = 200_000, LIVE_BATCH = 5_000_000;
 
 /** Why nothing can be changed in a scene; "" where it can. */
 export function whyNot(scene: Scene): string {
-  const folded = scene.params.some((p) => p.folded) || scene.values.some((v) => v.folded) || scene.x.folded;
+  const folded = scene.params.some((p) => p.folded) || scene.values.some((v) => v.folded);
   const count = scene.params.reduce((n, p) => n + size(p.shape), 0);
   if (scene.others.length)
     return `The numbers are those that jbp saved. They cannot be changed here, for the page does not compute ${scene.others.join(", ")}.`;
   if (folded || count > LIVE)
     return `The numbers are those that jbp saved. The net has ${count.toLocaleString("en")} parameters, too many to compute them anew here.`;
+  if (count * scene.x.shape[0]! > LIVE_BATCH)
+    return `The numbers are those that jbp saved. ${count.toLocaleString("en")} parameters and ${scene.x.shape[0]!.toLocaleString("en")} examples are too many to compute them anew here: give fewer examples.`;
   if (!scene.loss.known) return `The numbers are those that jbp saved. The page does not compute the loss ${scene.loss.name}.`;
   return "";
 }

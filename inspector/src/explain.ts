@@ -13,6 +13,8 @@ export interface Cell {
 }
 
 export const keyOf = (c: Cell): string => `${c.kind}${c.of}.${c.i}`;
+/** The array that a cell is of. */
+export const arrayOf = (c: Cell): string => `${c.kind}${c.of}`;
 export function cellOf(text: string): Cell | null {
   const found = /^([vdpgnet])(\d+)\.(\d+)$/.exec(text);
   return found ? { kind: found[1] as Kind, of: Number(found[2]), i: Number(found[3]) } : null;

@@ -2,7 +2,7 @@
 import { row, weighed, zeros } from "./data";
 import { angle, norm, sum } from "./data";
 import { clipFactors, compared, compute, saved, stepped, whyNot } from "./engine";
-import { cellOf, explain, keyOf, type Cell, type Context } from "./explain";
+import { arrayOf, cellOf, explain, keyOf, type Cell, type Context } from "./explain";
 import { NOTATIONS, Symbols, type Notation } from "./notation";
 import { stepsOf, type Step } from "./steps";
 import type { Arr, Broken, Pass, Rule, Scene } from "./types";
@@ -54,8 +54,7 @@ export class Model {
 
   /** Backpropagation's own numbers of this example. */
   truth = $derived.by<Pass>(() => {
-    if (this.live) return compute(this.scene, this.params, this.x, this.y);
-    return saved(this.scene, this.example) ?? saved(this.scene, this.scene.example)!;
+    return this.live ? compute(this.scene, this.params, this.x, this.y) : saved(this.scene, this.example)!;
   });
 
   /** The numbers that are shown: under a rule, or with a mistake. */
@@ -86,8 +85,10 @@ export class Model {
       ? weighed(this.passes.map((p) => p.grads), this.taking.map((on, n) => (on ? this.share * this.factors[n]! : 0)))
       : this.scene.clipped.map((a) => ({ ...a, data: a.data.map((v) => v / this.count) })));
 
-  grads = $derived<Arr[]>(this.gradient === "one" ? (this.pass.grads.length ? this.pass.grads : this.scene.mean.map((m) => ({ ...m, data: m.data.map(() => NaN) }))) : this.gradient === "mean" ? this.mean : this.clipped);
+  /** The gradients that are shown; none where jbp saved none of this example. */
+  grads = $derived<Arr[]>(this.gradient === "one" ? this.pass.grads : this.gradient === "mean" ? this.mean : this.clipped);
   stepped = $derived.by(() => {
+    if (!this.grads.length) return { params: [] as Arr[], velocity: [] as Arr[] };
     if (this.scene.update.kind === "other" || this.scene.params.some((p) => p.folded)) return { params: this.scene.update.new, velocity: [] as Arr[] };
     return stepped(this.scene, this.params, this.grads, this.velocity, this.rate);
   });
@@ -106,8 +107,10 @@ export class Model {
     scene: this.scene, pass: this.pass, params: this.params, target: this.y, grads: this.grads, after: this.stepped.params,
     velocity: this.velocity, rate: this.rate, symbols: this.symbols, rule: this.ruleNow, broken: this.broken, live: this.live, gradient: this.gradient,
   });
-  explained = $derived(this.cell ? explain(this.cell, this.context) : null);
+  explained = $derived(this.cell && this.exists(this.cell) ? explain(this.cell, this.context) : null);
   sources = $derived(new Set(this.explained?.terms.flatMap((t) => t.cells.map(keyOf)) ?? []));
+  /** The arrays in which a number is framed. */
+  touched = $derived(new Set([...(this.cell ? [this.cell] : []), ...(this.explained?.terms.flatMap((t) => t.cells) ?? [])].map(arrayOf)));
 
   /** How far the page's own computation is from jbp's numbers, of this scene as it came. */
   check = $derived.by(() => {
@@ -130,7 +133,13 @@ export class Model {
 
   /** Whether a value, a δ, a gradient or a new parameter has been reached by the scrubber. */
   shown(c: { kind: Cell["kind"]; of: number }): boolean {
+    if (c.kind === "g" && !this.grads[c.of]) return false;
+    if (c.kind === "n" && !this.stepped.params[c.of]) return false;
     return this.step >= this.reach(c);
+  }
+  /** Whether the numbers of an example are known. */
+  has(n: number): boolean {
+    return this.live || this.scene.saved === "batch" || n === this.scene.example;
   }
   reach({ kind, of }: { kind: Cell["kind"]; of: number }): number {
     const at = (match: (s: Step) => boolean): number => this.steps.findIndex(match);
@@ -252,7 +261,7 @@ export class Model {
     const at = scene !== null && this.scenes[scene - 1] ? scene - 1 : 0;
     this.enter(at);
     const example = whole(said.get("example"), this.count);
-    if (example !== null) this.example = example;
+    if (example !== null && this.has(example)) this.example = example;
     const gradient = said.get("gradient");
     if (gradient === "mean" || gradient === "clipped") this.gradient = gradient;
     const bound = number(said.get("C"));

@@ -48,8 +48,6 @@ SHOWN = {
 MOST_PARAMETERS, MOST_NODES, MOST_VALUES = 20_000_000, 300, 2_000_000
 LARGE = 65_536
 """Entries of an array above which the page holds means of blocks."""
-LIVE = 200_000
-"""Parameters above which nothing is computed in the page."""
 BATCH_SAVED = 40_000
 """Numbers of all values of a batch up to which those of every example are saved."""
 _SIDE = 64
@@ -314,8 +312,8 @@ def _about(
         "classes": classes,
         "nodes": nodes,
         "output": graph.output,
-        "x": array(x),
-        "y": array(y),
+        "x": array(x, fold=False),
+        "y": array(y, fold=False),
         "integer_x": bool(np.asarray(x).dtype.kind in "iu"),
         "labels": None if labels is None else [str(label) for label in labels],
         "rows": None if rows is None else [str(row) for row in rows],
@@ -324,13 +322,13 @@ def _about(
     }
 
 
-def array(value: Any) -> dict[str, Any]:
-    """An array as base64 of its float64 numbers, little-endian: exact, NaN and infinities too. Of a large one its
-    shape, and means of blocks."""
+def array(value: Any, fold: bool = True) -> dict[str, Any]:
+    """An array as base64 of its float64 numbers, little-endian: exact, NaN and infinities too. Of a large one, where
+    `fold`, its shape and means of blocks."""
     value = np.asarray(value)
     found: dict[str, Any] = {"shape": list(value.shape)}
     wide = value.astype("<f8")
-    if value.size > LARGE:
+    if fold and value.size > LARGE:
         matrix = wide.reshape(-1, value.shape[-1])
         for axis in (0, 1):
             parts = np.array_split(matrix, min(_SIDE, matrix.shape[axis]), axis)
