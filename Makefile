@@ -46,7 +46,7 @@ types: $(VENV)/.installed-dev  ## check types
 page: inspector/node_modules/.installed  ## build the δ page and compare its engine with jbp (Node 20)
 	cd inspector && npm run build && npm test
 
-page-browser: page  ## drive the δ page in chromium too, some minutes
+page-browser: page $(VENV)/.installed-test  ## drive the δ page in chromium too, some minutes
 	PYTHONPATH=. $(BIN)/python inspector/pages.py inspector/dist/pages
 	cd inspector && PAGES=dist/pages CHROMIUM=$$(command -v chromium) npm run browser
 

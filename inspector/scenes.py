@@ -185,6 +185,7 @@ def attention() -> Scenes:
     words = [text[i : i + 8].replace(" ", "␣") for i in rows]
     found = scene(net, loss, fit.params, x[rows], y[rows], update=Update(0.05, 0.9),
                   title="attention on eight characters", labels=["␣", *letters[1:]], rows=words)  # fmt: skip
+    found["words"] = ["␣", *letters[1:]]
     found["about"] = (
         "Eight characters, one head: each place reads those before it, by the weights P, and says which character "
         "comes next. On the way back δ of P says which weight should have been larger: where it is below 0, the error "

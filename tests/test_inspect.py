@@ -17,7 +17,7 @@ import jbp
 from jbp import stats
 from jbp.inspect import Page, Update, page, scene
 from jbp.inspect.page import embedded
-from jbp.inspect.scene import FORMAT, MOST_PARAMETERS, array, leaf_of, refuse_large, reports
+from jbp.inspect.scene import FORMAT, LARGE, MOST_PARAMETERS, array, leaf_of, refuse_large, reports
 from jbp.rules import NAMES, alignment
 from jbp.step import Problem
 from jbp.tracing import trace
@@ -214,6 +214,17 @@ def test_a_layer_of_ones_own_is_shown_by_what_was_saved():
     assert [node["op"] for node in found["nodes"]] == ["dense", "other", "dense"] and len(found["others"]) == 1
 
 
+def test_inputs_and_targets_are_whole_however_many_examples():
+    net = jbp.serial(jbp.Dense(2))
+    params, _ = net.init(jax.random.key(0), (137,))
+    x, y = np.random.default_rng(0).normal(size=(479, 137)), np.ones((479, 2))
+    assert x.size > LARGE
+    found = scene(net, jbp.losses.l2_loss, params, x, y)
+    np.testing.assert_array_equal(leaf_of(found["x"]), x)
+    np.testing.assert_array_equal(leaf_of(found["y"]), y)
+    np.testing.assert_array_equal(leaf_of(found["values"][0]), x[:1])
+
+
 def test_large_arrays_are_folded_and_said_so():
     value = np.arange(300 * 400, dtype=float).reshape(300, 400)
     found = array(value)
@@ -250,7 +261,7 @@ def test_a_layer_that_couples_the_batch_is_shown_in_evaluation():
 
 
 def test_scenes_of_the_documentation_are_of_this_form():
-    assert len(SCENES) >= 9
+    assert len(SCENES) >= 10
     total = sum(path.stat().st_size for path in SCENES) + len(_template().encode())
     total += sum(path.stat().st_size for path in (ROOT / "inspector" / "tests" / "scenes").glob("*"))
     assert total < 2_000_000

@@ -112,7 +112,8 @@ export function explain(c: Cell, x: Context): Explained {
 type Found = Omit<Explained, "cell" | "value">;
 const cell = (kind: Kind, of: number, i: number): Cell => ({ kind, of, i });
 const alone = (c: Cell, x: Context, symbols: string): Term => ({ symbols, numbers: tex(valueOf(c, x)), value: valueOf(c, x), cells: [] });
-const layerOf = (node: Node): string => (node.op === "dense" ? `layer ${node.name}` : node.name);
+/** A layer as a sentence calls it: layer 2, or 2.tanh. */
+export const layerOf = (node: Node): string => (/^\d+$/.test(node.name) ? `layer ${node.name}` : node.name);
 
 /** A product of two cells. */
 function product(a: Cell, b: Cell, names: [string, string], x: Context, other?: number): Term {
@@ -159,7 +160,7 @@ function ofValue(c: Cell, x: Context): Found {
     case "add": {
       const terms = node.inputs.map((v) => {
         const at = cell("v", v, c.i);
-        return { ...alone(at, x, s.value(v, c.i)), cells: [at], path: v === 0 ? "from the input" : `from ${x.scene.nodes[v - 1]!.name}` };
+        return { ...alone(at, x, s.value(v, c.i)), cells: [at], path: v === 0 ? "from the input" : `from ${layerOf(x.scene.nodes[v - 1]!)}` };
       });
       return { title: `${title}: where paths meet`, symbol, rule: `${symbol} = ${terms.map((t) => t.symbols).join(" + ")}`, terms };
     }
@@ -201,12 +202,12 @@ function ofDelta(c: Cell, x: Context): Found {
     rules.push(at.rule);
   }
   users.slice(left).forEach((node) => {
-    const path = paths > 1 ? `through ${node.name}` : undefined;
+    const path = paths > 1 ? `through ${layerOf(node)}` : undefined;
     const found = through(node, c, x);
     rules.push(found.rule);
     terms.push(...found.terms.map((t) => (path ? { ...t, path } : t)));
   });
-  const note = left ? `The path through ${users[0]!.name} is left out.` : undefined;
+  const note = left ? `The path through ${layerOf(users[0]!)} is left out.` : undefined;
   if (!x.live && !terms.length) return { title, symbol, rule: symbol, terms: [alone(c, x, symbol)] };
   return { title: paths > 1 ? `${title}, a sum over paths` : title, symbol, rule: `${symbol} = ${rules.join(" + ") || "0"}`, terms, note };
 }
@@ -352,7 +353,7 @@ function ofError(x: Context): Found {
 
 function ofParam(c: Cell, x: Context): Found {
   const symbol = x.symbols.param(c.of, c.i), uses = x.scene.nodes.filter((n) => Object.values(n.params).includes(c.of));
-  const shared = uses.length > 1 ? `, used by ${uses.map((n) => n.name).join(" and ")}` : "";
+  const shared = uses.length > 1 ? `, used by ${uses.map(layerOf).join(" and ")}` : "";
   return { title: `a parameter: ${x.scene.params[c.of]!.name}${shared}`, symbol, rule: symbol, terms: [alone(c, x, symbol)] };
 }
 
@@ -369,7 +370,7 @@ function ofGradient(c: Cell, x: Context): Found {
   const kept = x.broken === "path" && uses.length > 1 ? uses.slice(-1) : uses;
   const terms: Term[] = [];
   for (const { node, name } of kept) {
-    const path = uses.length > 1 ? `its use in ${node.name}` : undefined, input = node.inputs[0]!;
+    const path = uses.length > 1 ? `its use in ${layerOf(node)}` : undefined, input = node.inputs[0]!;
     if (node.op !== "dense") {
       const value = x.pass.uses.find((u) => u.node === node.id && u.name === name)?.value.data[c.i] ?? valueOf(c, x);
       terms.push({ symbols: symbol, numbers: tex(value), value, cells: [], path });
@@ -384,7 +385,7 @@ function ofGradient(c: Cell, x: Context): Found {
   }
   const first = kept[0]!, form = first.node.op === "dense" ? (first.name === "bias" ? s.delta(first.node.id, "j") : `${s.value(first.node.inputs[0]!, "i")}\\,${s.delta(first.node.id, "j")}`) : text(`from its ${first.node.layer}`);
   const rule = uses.length > 1 ? `\\sum_{\\text{uses}} h \\otimes \\delta` : form;
-  const note = kept.length < uses.length ? `The use in ${uses[0]!.node.name} is left out.` : undefined;
+  const note = kept.length < uses.length ? `The use in ${layerOf(uses[0]!.node)} is left out.` : undefined;
   return { title: `the gradient of ${p.name}${uses.length > 1 ? ": the sum over its uses" : ""}`, symbol, rule: `${symbol} = ${rule}`, terms, note };
 }
 

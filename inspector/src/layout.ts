@@ -85,8 +85,8 @@ export function layout(scene: Scene): Layout {
     if (labels && n.params.bias !== undefined) ones[n.id] = ys.at(-1)! + pitch;
   }
   const lossX = at[levels]! + 122;
-  const last = Math.max(...Object.values(ones), ...columns.flatMap((c) => c.ys));
-  return { columns, width: lossX + 2 * BOX.w + 34, height: last + BOX.h / 2 + 34, lossX, labels, pitch, ones, along: places, skips };
+  const last = Math.max(...Object.values(ones).map((y) => y + 24), ...columns.flatMap((c) => c.ys.map((y) => y + BOX.h / 2 + 26)));
+  return { columns, width: lossX + 2 * BOX.w + 34, height: last, lossX, labels, pitch, ones, along: places, skips };
 }
 
 /** Where along an edge its label stands, so that those of a layer come apart. */

@@ -49,6 +49,8 @@ export interface Scene {
   y: Arr;
   integer_x: boolean;
   labels: string[] | null;
+  /** What the numbers of a whole input stand for, such as letters. */
+  words?: string[];
   rows: string[] | null;
   others: string[];
   params: Param[];

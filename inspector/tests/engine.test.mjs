@@ -137,6 +137,14 @@ test("a dense layer on a sequence has no images, whatever its sizes; on an image
   assert.throws(() => page.planes({ shape: [6, 18], data: new Float64Array(108) }, [8, 6]), /no images/);
 });
 
+test("what cannot be changed says why, by the numbers of this net and batch", () => {
+  const { scene } = live.find(({ name }) => name.startsWith("digits_mlp"));
+  const many = { ...scene, x: { shape: [5000, 8, 8], data: new Float64Array(0) } };
+  assert.match(page.whyNot(many), /1,210 parameters and 5,000 examples/);
+  assert.match(page.whyNot({ ...scene, params: [{ shape: [1000, 201] }] }), /201,000 parameters, too many/);
+  assert.match(page.whyNot({ ...scene, others: ["Cube()"] }), /does not compute Cube/);
+});
+
 test("erfc has its digits", () => {
   // From the series in 50 digits.
   for (const [x, y] of [[0, 1], [0.5, 0.4795001221869535], [1, 0.15729920705028513], [2, 0.004677734981047266], [2.5, 0.0004069520174449589], [3, 2.209049699858544e-5], [6, 2.1519736712498913e-17], [-1, 1.8427007929497148]])
