@@ -6,6 +6,7 @@ import webbrowser
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -70,10 +71,21 @@ def test_a_net_in_a_line_with_a_textbooks_numbers(tmp_path, no_window):
     words += ["--x", "0.05,0.1", "--y", "0.01,0.99", "--params", str(weights), "--learning-rate", "0.5"]
     assert cli.main([*words, "--out", str(out)]) == 0
     (found,) = scenes_in(out)
-    assert leaf_of(found["errors"])[0] == pytest.approx(0.298371109, abs=1e-7)
+    assert leaf_of(found["errors"])[0] == pytest.approx(0.298371109, abs=1e-9)
     assert found["update"]["rate"] == 0.5 and found["x"]["shape"] == [1, 2]
     assert cli.main([*words, "--batch", "4", "--out", str(out), "--overwrite"]) == 0
     assert scenes_in(out)[0]["x"]["shape"] == [4, 2]
+
+
+def test_numbers_that_were_written_keep_their_digits(tmp_path, no_window):
+    (tmp_path / "weights.json").write_text(json.dumps({"1.weight": [[0.15], [0.2]], "1.bias": [0.35]}))
+    out = tmp_path / "page.html"
+    words = ["inspect", "--net", "", "--x", "0.05,0.1", "--y", "0.01", "--params", str(tmp_path / "weights.json")]
+    with jax.enable_x64(False):  # as a user has it
+        assert cli.main([*words, "--out", str(out)]) == 0
+    (found,) = scenes_in(out)
+    assert {p["name"]: leaf_of(p).tolist() for p in found["params"]} == {"1.weight": [[0.15], [0.2]], "1.bias": [0.35]}
+    assert leaf_of(found["x"]).tolist() == [[0.05, 0.1]] and leaf_of(found["y"]).tolist() == [[0.01]]
 
 
 def test_without_out_a_browser_opens_where_there_is_one(tmp_path, no_window, monkeypatch, capsys):

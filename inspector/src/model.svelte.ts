@@ -65,6 +65,9 @@ export class Model {
     return { ...this.truth, deltas: rule.deltas.map((d) => d && (d.folded ? { ...d, shape: d.shape.slice(1) } : row(d, 0))), grads: rule.grads };
   });
 
+  /** What it was before numbers were changed; null where none were. */
+  before = $derived.by<Pass | null>(() => (this.live && this.changed ? compute(this.scene, this.scene.params, row(this.scene.x, this.example), row(this.scene.y, this.example)) : null));
+
   /** Of every example: its pass, if the page computes it. */
   passes = $derived.by<Pass[]>(() => {
     if (!this.live) return [];
@@ -223,6 +226,10 @@ export class Model {
 
   go(step: number): void {
     this.step = Math.min(this.steps.length - 1, Math.max(0, step));
+  }
+  /** The step at which every δ is there. */
+  get back_done(): number {
+    return this.steps.findLastIndex((s) => s.phase === "backward");
   }
   jump(phase: string): void {
     const at = this.steps.findIndex((s) => s.phase === phase);

@@ -34,6 +34,7 @@ after(() => browser?.close());
 /** A page that is open; what goes wrong in it, and what it would load, fails the test. */
 async function opened(name, { link = "", width = 1280, height = 900, scheme = "light", motion = "no-preference" } = {}) {
   const context = await browser.newContext({ viewport: { width, height }, colorScheme: scheme, reducedMotion: motion });
+  context.setDefaultTimeout(180_000); // a machine that does other things too
   const page = await context.newPage();
   page.wrong = [];
   page.on("pageerror", (error) => page.wrong.push(String(error)));
@@ -161,6 +162,48 @@ test("a weight is changed, and δ of the layer below changes with it", async () 
   const again = await opened("by_hand", { link: link.split("#")[1] });
   near(await value(again), is, "by the link");
   await again.done();
+});
+
+test("from the first step: a weight is changed, and one button leads to what became of δ, beside what it was", async () => {
+  const page = await opened("by_hand");
+  const w = scene.by_hand.nodes.find((n) => n.name === "2").params.weight, was = data.row(scene.by_hand.deltas[2], 0).data[0];
+  await page.locator(`[data-cell="p${w}.0"]`).click();
+  assert.equal(await page.getByTestId("see").count(), 0);
+  await page.getByTestId("edit").fill("1.4");
+  await page.keyboard.press("Enter");
+  assert.match(await text(page, "was"), /It was 0\.7 before/);
+  await page.getByTestId("see").click();
+  assert.match(page.url(), /at=backward\.1&/);
+  assert.equal(await page.locator('[data-was="d2.0"]').textContent(), `was ${data.short(was)}`);
+  await page.locator('[data-cell="d2.0"]').click();
+  assert.ok((await text(page, "was")).includes(`It was ${data.short(was)} before`));
+  await page.getByRole("button", { name: "as they were" }).click();
+  assert.equal(await page.locator("[data-was]").count(), 0);
+  await page.done();
+});
+
+test("letters of a text are letters, and open as numbers do", async () => {
+  const page = await opened("attention", { link: "at=loss" });
+  const one = scene.attention, x = Array.from(data.row(one.x, one.example).data), y = Array.from(data.row(one.y, one.example).data);
+  assert.equal((await page.locator('[data-cell^="v0."]').allTextContents()).map((s) => s.trim()).join(""), x.map((k) => one.words[k]).join(""));
+  assert.equal((await page.locator('[data-cell^="t0."]').allTextContents()).map((s) => s.trim()).join(""), y.map((k) => one.labels[k]).join(""));
+  await page.locator('[data-cell="t0.2"]').click();
+  assert.equal(await value(page), y[2]);
+  await page.done();
+});
+
+test("below a wide drawing, and on a small screen, the formula of a number stays in sight", async () => {
+  for (const [name, width] of [["residual", 1280], ["digits_mlp", 360]]) {
+    const page = await opened(name, { width, height: 700, link: "at=loss&cell=e0.0" });
+    for (const y of [0, 150]) {
+      await page.evaluate((y) => scrollTo(0, y), y);
+      const box = await page.getByTestId("value").boundingBox();
+      assert.ok(box.y >= 0 && box.y + box.height <= 700, `${name}: ${JSON.stringify(box)}`);
+    }
+    await page.keyboard.press("Escape");
+    assert.equal(await page.locator("aside.open").count(), 0);
+    await page.done();
+  }
 });
 
 test("an input and a target are changed by the slider and by hand", async () => {

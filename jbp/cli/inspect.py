@@ -114,7 +114,7 @@ examples:
         if self.example is not None:
             raise ValueError("example is for a run; with --net give the example itself as --x and --y")
         given = {name: getattr(self, name) for name in _SUBJECT}
-        net, loss, params, x, y = Trace(**given).subject()
+        net, loss, params, x, y = Trace(**given).subject(wide=True)
         xs, ys, random = [x], [y], np.random.default_rng((self.seed, 1))
         for _ in range((self.batch or 1) - 1):
             xs.append(random.normal(size=x.shape).astype(x.dtype))

@@ -80,12 +80,13 @@ class Trace(Command):
         console.print_trace(found, form, self.full)
         return found
 
-    def subject(self) -> tuple[Any, ...]:
-        """Net, loss, parameters, example and target: of the run, or of the options.
+    def subject(self, wide: bool = False) -> tuple[Any, ...]:
+        """Net, loss, parameters, example and target: of the run, or of the options, `wide` with the digits that were
+        written, and not rounded to float32.
 
         Raises: ValueError as the call.
         """
-        return self._of_run() if self.run is not None else self._of_net()
+        return self._of_run() if self.run is not None else self._of_net(wide)
 
     def _of_run(self) -> tuple[Any, ...]:
         """Net, loss, parameters, example and target of a run."""
@@ -129,18 +130,21 @@ class Trace(Command):
             y = run.y_scale(y[None])[0]
         return run.net, run.loss, run.params, *(a if a.dtype.kind == "i" else a.astype(dtype) for a in (x, y))
 
-    def _of_net(self) -> tuple[Any, ...]:
+    def _of_net(self, wide: bool) -> tuple[Any, ...]:
         """Net, loss, parameters, example and target of the options."""
         assert self.net is not None
         if self.example:
             raise ValueError("example is for a run; with --net give the example itself as --x and --y")
         as_count(self.outputs, "outputs")
-        dtype, random = jax.dtypes.canonicalize_dtype(float), np.random.default_rng(as_seed(self.seed))
+        dtype = np.dtype(float) if wide else jax.dtypes.canonicalize_dtype(float)
+        random = np.random.default_rng(as_seed(self.seed))
         given = None if self.x is None else _numbers("x", self.x)
         shape = _shape(self.shape) if self.shape is not None else (2,) if given is None else (len(given),)
         x = _example(self.x, shape, random).astype(dtype)
         net = netspec.build(self.net, shape, self.outputs, output_activation(self.output_activation, self.loss))
         params, _ = net.init(jax.random.key(self.seed), shape)
+        if wide:
+            params = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), params)
         params = params if self.params is None else written.params(self.params, params)
         y = _target(self.y, self.outputs, self.loss, random, dtype)
         return net, getattr(losses, self.loss), params, x, y
