@@ -2,8 +2,8 @@
 
 With `weights` [n] they are of Σₙ wₙ eₙ, with the weights as given, not renormalised: wₙ stands for 1/N. A row of
 weight 0 takes no part, whatever its x and y hold. With a `mask` [n, t], True where a position is real, each example is
-as if it were cut to its real positions, whatever x and y hold at the others. Of nets of 16 bits everything here is
-float32: what goes back is of 16 bits, what is made of it is squared, added up and divided in 32.
+as if it were cut to its length, whatever x and y hold behind. Of nets of 16 bits everything here is float32: what goes
+back is of 16 bits, what is made of it is squared, added up and divided in 32.
 
 The backward pass is linear in δ. Run over the columns s of a square root of the loss's Hessian instead of the loss's
 δ, it gives Gauss-Newton quantities: Jᵀ(Σᵥ sᵥsᵥᵀ)J = Σᵥ (Jᵀsᵥ)(Jᵀsᵥ)ᵀ. Products take forward tangents through the

@@ -119,8 +119,8 @@ def fit(
     example in evaluation too, then with `key` None, so that conversion is done there and augmentation, which draws, is
     not.
 
-    Of data with a mask, True where a position is real, each example is as if it were cut to its real positions,
-    whatever stands at the others. Its loss is the mean over its positions, and a step's the mean over its examples;
+    Of data with a mask, True where a position is real, each example is as if it were cut to its length, whatever stands
+    behind; a real position keeps its place if there is padding before it. Its loss is the mean over its positions, and a step's the mean over its examples;
     with `per` "token" it is the mean over the tokens of its batch, and all figures, of validation too, are means over
     tokens. A perplexity is one of each example.
 
