@@ -120,9 +120,9 @@ def fit(
     not.
 
     Of data with a mask, True where a position is real, each example is as if it were cut to its length, whatever stands
-    behind; a real position keeps its place if there is padding before it. Its loss is the mean over its positions, and a step's the mean over its examples;
-    with `per` "token" it is the mean over the tokens of its batch, and all figures, of validation too, are means over
-    tokens. A perplexity is one of each example.
+    behind; a real position keeps its place if there is padding before it. Its loss is the mean over its positions, and
+    a step's the mean over its examples; with `per` "token" it is the mean over the tokens of its batch, and all
+    figures, of validation too, are means over tokens. A perplexity is one of each example.
 
     `in_place` updates each layer inside the backward pass, for `jbp.optim`'s own optimisers: the same parameters, and
     under `repeat` much less memory, because the gradient of a deep stack is never whole.
