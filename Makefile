@@ -48,7 +48,7 @@ page: inspector/node_modules/.installed  ## build the δ page and compare its en
 
 page-browser: page $(VENV)/.installed-test  ## drive the δ page in chromium too, some minutes
 	PYTHONPATH=. $(BIN)/python inspector/pages.py inspector/dist/pages
-	cd inspector && PAGES=dist/pages CHROMIUM=$$(command -v chromium) npm run browser
+	cd inspector && PAGES=dist/pages CHROMIUM=$$(command -v chromium-headless-shell || command -v chromium) npm run browser
 
 inspector/node_modules/.installed: inspector/package-lock.json
 	cd inspector && PLAYWRIGHT_SKIP_BROWSER_DOWNLOAD=1 npm ci --no-audit --no-fund

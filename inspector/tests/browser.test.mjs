@@ -282,7 +282,7 @@ test("the batch: another example, the bound, one left out", async () => {
   assert.match(await cut(), /^5 of 5 cut/);
   await page.getByTestId("bound").fill(String(await page.getByTestId("bound").getAttribute("max")));
   assert.match(await cut(), /nobody/);
-  await page.getByLabel("leave out", { exact: false }).nth(3).click();
+  await page.getByLabel("omit", { exact: false }).nth(3).click();
   assert.match(await text(page, "without"), /moves by [\d.]+ %/);
   assert.match(page.url(), /without=3/);
   await page.getByLabel("mean of the batch").check();
