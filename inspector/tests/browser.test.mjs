@@ -182,6 +182,17 @@ test("from the first step: a weight is changed, and one button leads to what bec
   await page.done();
 });
 
+test("the line of C stands where the bars are cut, with images below them and without", async () => {
+  for (const name of ["by_hand", "own", "digits_mlp", "convolution"]) {
+    const page = await opened(name);
+    const found = await page.evaluate(() => [...document.querySelectorAll("[data-bar]")].map((bar) => [".cutoff", ".full", ".line"].map((part) => bar.querySelector(part).getBoundingClientRect().top)));
+    const cut = found.filter(([whole, solid]) => whole < solid - 0.5);
+    assert.ok(cut.length > 0 && cut.every(([, solid, line]) => Math.abs(solid - line) < 1), `${name}: ${JSON.stringify(found)}`);
+    assert.ok(found.every(([, , line]) => Math.abs(line - found[0][2]) < 0.01), "one line");
+    await page.done();
+  }
+});
+
 test("letters of a text are letters, and open as numbers do", async () => {
   const page = await opened("attention", { link: "at=loss" });
   const one = scene.attention, x = Array.from(data.row(one.x, one.example).data), y = Array.from(data.row(one.y, one.example).data);
@@ -398,6 +409,7 @@ test("of an example whose gradients jbp did not save, that is said, and none are
   assert.equal(await page.locator('[data-cell^="g"], [data-cell^="n"]').count(), 0);
   assert.equal(await page.getByTestId("bad").count(), 0);
   const norm = scene.own.norms.data[1];
+  assert.equal(scene.own.saved, "batch");
   assert.ok((await page.getByTestId("batch").locator("fieldset").innerText()).includes(`‖·‖ ${data.short(norm, 3)}`));
   await page.getByLabel("mean of the batch").check();
   assert.equal(await page.locator('[data-cell^="g"]').count(), drawn);
@@ -405,6 +417,7 @@ test("of an example whose gradients jbp did not save, that is said, and none are
 });
 
 test("an example of which nothing was saved cannot be chosen, by link neither", async () => {
+  assert.equal(scene.large.saved, "example");
   const page = await opened("large", { link: "at=update.2&example=1&cell=e0.0" });
   assert.ok(await page.locator('[data-bar="1"]').isDisabled());
   near(await value(page), scene.large.errors.data[0], "e");
@@ -450,8 +463,8 @@ async function longest(page, act) {
   const thread = (e) => `${e.pid}.${e.tid}`;
   const main = new Set(traceEvents.filter((e) => e.name === "thread_name" && e.args.name === "CrRendererMain").map(thread));
   const tasks = traceEvents.filter((e) => e.ph === "X" && /RunTask/.test(e.name) && main.has(thread(e)));
-  assert.ok(tasks.length && tasks.every((e) => Number.isFinite(e.tdur)), "the browser timed no tasks");
-  return [Math.max(...tasks.map((e) => e.tdur)) / 1000, Math.max(...tasks.map((e) => e.dur)) / 1000];
+  assert.ok(tasks.some((e) => Number.isFinite(e.tdur)), "the browser timed no tasks");
+  return [Math.max(...tasks.map((e) => e.tdur ?? e.dur)) / 1000, // of a task at the edge of the recording only the clock is known Math.max(...tasks.map((e) => e.dur)) / 1000];
 }
 
 test("no interaction keeps the processor for long", async (t) => {
