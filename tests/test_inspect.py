@@ -306,6 +306,7 @@ def test_the_textbooks_numbers_are_in_its_scene():
     assert new["1.weight"][0, 0] == pytest.approx(0.149780716, abs=1e-8)
 
 
+@pytest.mark.soak  # a minute of checks
 def test_what_check_says_of_the_mistakes_is_what_it_says_today():
     import runpy
 
