@@ -189,6 +189,8 @@ test("the line of C stands where the bars are cut, with images below them and wi
     const cut = found.filter(([whole, solid]) => whole < solid - 0.5);
     assert.ok(cut.length > 0 && cut.every(([, solid, line]) => Math.abs(solid - line) < 1), `${name}: ${JSON.stringify(found)}`);
     assert.ok(found.every(([, , line]) => Math.abs(line - found[0][2]) < 0.01), "one line");
+    const letter = await page.evaluate(() => { const box = document.querySelector(".end b").getBoundingClientRect(); return (box.top + box.bottom) / 2; });
+    assert.ok(Math.abs(letter - found[0][2]) < 2, `${name}: the C is at ${letter}, its line at ${found[0][2]}`);
     await page.done();
   }
 });
