@@ -185,7 +185,7 @@ test("from the first step: a weight is changed, and one button leads to what bec
 test("the line of C stands where the bars are cut, with images below them and without", async () => {
   for (const name of ["by_hand", "own", "digits_mlp", "convolution"]) {
     const page = await opened(name);
-    const found = await page.evaluate(() => [...document.querySelectorAll("[data-bar]")].map((bar) => [".cutoff", ".full", ".line"].map((part) => bar.querySelector(part).getBoundingClientRect().top)));
+    const found = await page.evaluate(() => [...document.querySelectorAll("[data-bar]")].map((bar) => [...[".cutoff", ".full"].map((part) => bar.querySelector(part).getBoundingClientRect().top), bar.querySelector(".line").getBoundingClientRect().bottom]));
     const cut = found.filter(([whole, solid]) => whole < solid - 0.5);
     assert.ok(cut.length > 0 && cut.every(([, solid, line]) => Math.abs(solid - line) < 1), `${name}: ${JSON.stringify(found)}`);
     assert.ok(found.every(([, , line]) => Math.abs(line - found[0][2]) < 0.01), "one line");
