@@ -437,7 +437,7 @@ test("a large net: what is folded is said, and the page stands", async () => {
 
 test("NaN and infinities are shown and located", async () => {
   const page = await opened("not_finite", { link: "at=update.2&cell=e0.0" });
-  assert.match(await text(page, "bad"), /first forward, in what 1 holds/);
+  assert.match(await text(page, "bad"), /first forward, in what layer 1 holds/);
   assert.equal(await text(page, "value"), "Infinity");
   await page.done();
 });
