@@ -179,8 +179,8 @@ def gauss_newton_product(
         ValueError: for an empty batch, or shapes or weights that do not fit; at the call, if v is not a tree like the
             parameters.
     """
-    x, y, weights, mask = _silenced(net, loss, params, Batch(x, y, weights, mask))
-    return lambda v: _gauss_newton_product(net, loss, params, x, y, _like_params(params, v), weights, mask)
+    batch = _silenced(net, loss, params, Batch(x, y, weights, mask))
+    return lambda v: _gauss_newton_product(net, loss, params, batch, _like_params(params, v))
 
 
 def fisher_product(
@@ -206,8 +206,8 @@ def fisher_product(
             call, if v is not a tree like the parameters.
     """
     sent = _Sent.of(delta, key, samples)
-    x, y, weights, mask = _silenced(net, loss, params, Batch(x, y, weights, mask))
-    return lambda v: _fisher_product(net, loss, params, x, y, _like_params(params, v), sent, weights, mask)
+    batch = _silenced(net, loss, params, Batch(x, y, weights, mask))
+    return lambda v: _fisher_product(net, loss, params, batch, _like_params(params, v), sent)
 
 
 def hessian_product(
@@ -223,8 +223,8 @@ def hessian_product(
             parameters.
     Source: Pearlmutter 1994, "Fast exact multiplication by the Hessian".
     """
-    x, y, weights, mask = _silenced(net, loss, params, Batch(x, y, weights, mask))
-    return lambda v: _hessian_product(net, loss, params, x, y, _like_params(params, v), weights, mask)
+    batch = _silenced(net, loss, params, Batch(x, y, weights, mask))
+    return lambda v: _hessian_product(net, loss, params, batch, _like_params(params, v))
 
 
 class Diagonal(NamedTuple):
@@ -262,9 +262,9 @@ def hessian_diagonal(
     """
     check_key(key)
     samples = as_count(samples, "samples")
-    x, y, weights, mask = _silenced(net, loss, params, Batch(x, y, weights, mask))
+    batch = _silenced(net, loss, params, Batch(x, y, weights, mask))
     if net.piecewise_linear and not net.couples_batch and _has_root(loss):
-        value = gauss_newton_diagonal(net, loss, params, x, y, weights=weights, mask=mask)
+        value = gauss_newton_diagonal(net, loss, params, batch.x, batch.y, weights=weights, mask=mask)
         return Diagonal(value, jax.tree.map(jnp.zeros_like, value), True)
     if key is None:
         raise ValueError(
@@ -277,7 +277,7 @@ def hessian_diagonal(
 
     def draw(k: Array) -> Array:
         z = jax.random.rademacher(k, flat.shape, flat.dtype)
-        return widened(z) * ravel_pytree(_hessian_product(net, loss, params, x, y, unravel(z), weights, mask))[0]
+        return widened(z) * ravel_pytree(_hessian_product(net, loss, params, batch, unravel(z)))[0]
 
     draws = lax.map(draw, jax.random.split(key, samples))
     spread = draws.std(0, ddof=1) if samples > 1 else jnp.full_like(draws[0], jnp.nan)
@@ -323,43 +323,43 @@ class _Sent:
 
 @partial(jax.jit, static_argnums=(0, 1))
 @placed(_as_params)
-def _gauss_newton_product(
-    net: Layer, loss: Loss, params: Any, x: Any, y: Any, v: Any, weights: Weights, mask: Mask
-) -> Any:
-    output, tangent, saved = _tangent(net, params, x, v, weights, mask)
-    told = mask_at(net, output, mask)
-    _, delta = jax.jvp(lambda o: jax.vmap(delta_of(loss))(o, y, *told), (output,), (tangent,))
-    return _total_back(net, params, saved, delta, weights)
+def _gauss_newton_product(net: Layer, loss: Loss, params: Any, batch: Batch, v: Any) -> Any:
+    output, tangent, saved = _tangent(net, params, batch, v)
+    told = mask_at(net, output, batch.mask)
+    _, delta = jax.jvp(lambda o: jax.vmap(delta_of(loss))(o, batch.y, *told), (output,), (tangent,))
+    return _total_back(net, params, saved, delta, batch.weights)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 @placed(_as_params)
-def _fisher_product(
-    net: Layer, loss: Loss, params: Any, x: Any, y: Any, v: Any, sent: _Sent, weights: Weights, mask: Mask
-) -> Any:
-    output, tangent, saved = _tangent(net, params, x, v, weights, mask)
-    columns = _columns_at(loss, (output, y, *mask_at(net, output, mask)), sent)
+def _fisher_product(net: Layer, loss: Loss, params: Any, batch: Batch, v: Any, sent: _Sent) -> Any:
+    output, tangent, saved = _tangent(net, params, batch, v)
+    columns = _columns_at(loss, (output, batch.y, *mask_at(net, output, batch.mask)), sent)
     columns, tangent = widened((columns, tangent))
     along = jnp.einsum("vn...,n...->vn", columns, tangent)
     back = jnp.einsum("vn,vn...->n...", along, columns).astype(output.dtype)
-    return _total_back(net, params, saved, back, weights)
+    return _total_back(net, params, saved, back, batch.weights)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 @placed(_as_params)
-def _hessian_product(net: Layer, loss: Loss, params: Any, x: Any, y: Any, v: Any, weights: Weights, mask: Mask) -> Any:
+def _hessian_product(net: Layer, loss: Loss, params: Any, batch: Batch, v: Any) -> Any:
     def gradient(p: Any) -> Any:
-        output, saved = forward(net, p, x, None, weights, mask=mask)
-        delta = jax.vmap(delta_of(loss))(output, y, *mask_at(net, output, mask))
-        return _total_back(net, p, saved, delta, weights)
+        output, saved = forward(net, p, batch.x, None, batch.weights, mask=batch.mask)
+        delta = jax.vmap(delta_of(loss))(output, batch.y, *mask_at(net, output, batch.mask))
+        return _total_back(net, p, saved, delta, batch.weights)
 
-    return jax.jvp(gradient, (params,), (_trained(net, params, x, v),))[1]
+    return jax.jvp(gradient, (params,), (_trained(net, params, batch.x, v),))[1]
 
 
-def _tangent(net: Layer, params: Any, x: Any, v: Any, weights: Weights, mask: Mask) -> tuple[Any, Any, Any]:
+def _tangent(net: Layer, params: Any, batch: Batch, v: Any) -> tuple[Any, Any, Any]:
     """The outputs, their forward tangent Jv, and what was saved."""
-    v = _trained(net, params, x, v)
-    return jax.jvp(lambda p: forward(net, p, x, None, weights, mask=mask), (params,), (v,), has_aux=True)
+    v = _trained(net, params, batch.x, v)
+
+    def output(p: Any) -> tuple[Any, Any]:
+        return forward(net, p, batch.x, None, batch.weights, mask=batch.mask)
+
+    return jax.jvp(output, (params,), (v,), has_aux=True)
 
 
 def _trained(net: Layer, params: Any, x: Any, v: Any) -> Any:
@@ -386,7 +386,7 @@ def _columns(
     net: Layer, loss: Loss, params: Any, batch: Batch, sent: _Sent
 ) -> tuple[Float[Array, "v n ..."], Callable[[Array], Any], Weights]:
     """What goes back, unweighted; the function that takes a column back and answers with its pairs; the weights."""
-    x, y, weights, mask = _silenced(net, loss, params, batch)
+    x, y, weights, mask, *_ = _silenced(net, loss, params, batch)
     output, saved = forward(net, params, x, None, weights, mask=mask)
     columns = lax.optimization_barrier(_columns_at(loss, (output, y, *mask_at(net, output, mask)), sent))
     return columns, lambda column: backward(net, params, saved, column)[1], weights
@@ -404,11 +404,12 @@ def _columns_at(loss: Loss, targets: tuple[Any, ...], sent: _Sent) -> Float[Arra
     return (jnp.einsum("svn,vn...->sn...", signs, wide) / sent.samples**0.5).astype(columns.dtype)
 
 
-def _silenced(net: Layer, loss: Loss, params: Any, batch: Batch) -> tuple[Any, Any, Weights, Mask]:
-    """x with zeros in the rows of weight 0, which may hold anything; y; weights; the mask. The whole call has been
-    looked at."""
-    x, y, weights, mask, *_ = check_call(net, loss, params, batch)
-    return (x if weights is None else jax.tree.map(partial(silence, weights), x)), y, weights, mask
+def _silenced(net: Layer, loss: Loss, params: Any, batch: Batch) -> Batch:
+    """The batch with x = 0 in the rows of weight 0, which may hold anything. The whole call has been looked at."""
+    batch = check_call(net, loss, params, batch)
+    if batch.weights is None:
+        return batch
+    return batch._replace(x=jax.tree.map(partial(silence, batch.weights), batch.x))
 
 
 def _has_root(loss: Loss) -> bool:
