@@ -206,6 +206,7 @@ def chosen(task: Task, kind: str, rates: tuple[float, ...]) -> tuple[float, dict
     if len(rates) == 1:
         return rates[0], {}
     means: dict[float, float] = {}
+    best = rates[0]
     for _ in range(3):
         found = final(task.many(kind, task.config.rate_seeds, rates, task.choosing))
         means |= {rate: statistics.mean(losses) for rate, losses in found.items()}
