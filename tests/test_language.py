@@ -1,6 +1,10 @@
 """A GPT, the text that a net writes, vocabularies, perplexity and bits, and which parameters decay."""
 
+import json
 import math
+import re
+import statistics
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -261,3 +265,32 @@ def test_what_decays_is_told_by_name_or_by_the_class_of_its_pair():
         moved, _ = optimizer.update(zeros, optimizer.init(params), params)
     for update, leaf, decays in zip(*map(jax.tree.leaves, (moved, params, mask)), strict=True):
         np.testing.assert_allclose(update, 0.5 * leaf if decays else 0 * leaf)
+
+
+def test_the_figures_of_the_page_are_the_saved_ones():
+    root = Path(__file__).parents[1]
+    page = (root / "docs" / "language.md").read_text()
+    parts = json.loads((root / "experiments" / "results" / "gpt.json").read_text())["parts"]
+    counted = parts["temporaries"]["rows"]
+    for way in {row["way"] for row in counted}:
+        rows = [row for row in counted if row["way"] == way]
+        cells = [f"{row['product_flops'] / 1e9:.3g}" for row in rows]
+        cells += [f"{row['temporary_bytes'] / 1e6:,.0f}" for row in rows]
+        assert f"| {way} | {' | '.join(cells)} |" in page
+    for row in parts["time"]["rows"]:
+        low, high = row["range"]
+        shown = f"{row['milliseconds']:.0f} | {row['of autodiff']:.2f} ({low:.2f} to {high:.2f})"
+        assert f"| {row['way']} | {shown} |" in page
+    for row in parts["growth"]["rows"]:
+        if "power of t" in row:
+            powers = row["power of t"]
+            at = next(
+                r
+                for r in parts["growth"]["rows"]
+                if r.get("t") == 4096 and all(r[k] == row[k] for k in ("what", "way"))
+            )
+            products = f"{at['product_flops'] / 1e9:.1f} | {powers['product_flops']:.2f}"
+            assert re.search(rf"{re.escape(products)} \| \d+ \| {at['temporary_bytes'] / 2**20:,.0f} \|", page), row
+    losses = [row["validation_loss"] for row in parts["recipe"]["rows"]]
+    mean, low, high = (f"{f(losses):.3f}" for f in (statistics.mean, min, max))
+    assert f"{mean} nats a character, the mean of three seeds ({low} to {high})" in " ".join(page.split())
