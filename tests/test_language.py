@@ -294,3 +294,14 @@ def test_the_figures_of_the_page_are_the_saved_ones():
     losses = [row["validation_loss"] for row in parts["recipe"]["rows"]]
     mean, low, high = (f"{f(losses):.3f}" for f in (statistics.mean, min, max))
     assert f"{mean} nats a character, the mean of three seeds ({low} to {high})" in " ".join(page.split())
+
+
+def test_the_losses_of_optimisers_that_look_at_single_texts_are_the_saved_ones():
+    root = Path(__file__).parents[1]
+    page = (root / "docs" / "language.md").read_text()
+    rows = json.loads((root / "experiments" / "results" / "per_example_optimizers.json").read_text())["rows"]
+    assert len(rows) == 7
+    for row in rows:
+        held = row["held out"]
+        error = statistics.stdev(held) / math.sqrt(len(held))
+        assert f"{statistics.mean(held):.3f} ± {2 * error:.3f}" in page, row["kind"]
