@@ -115,7 +115,8 @@ def by_autodiff(attention: jbp.Attention, x: Any, delta: Any) -> Any:
     heads, groups = attention.heads, attention.shared
     e, each = x.shape[-1] // (heads + 2 * groups), heads // groups
     half = e // 2
-    angle = jnp.arange(x.shape[1])[:, None] * 10000.0 ** (-jnp.arange(half) / max(half, 1))
+    places, pairs = jnp.arange(x.shape[1], dtype=x.dtype), jnp.arange(half, dtype=x.dtype)
+    angle = jnp.outer(places, 10000.0 ** (-pairs / max(half, 1)))[None]
 
     def turn(a: Any) -> Any:
         real, imaginary = a[..., :half], a[..., half:]
@@ -130,7 +131,7 @@ def by_autodiff(attention: jbp.Attention, x: Any, delta: Any) -> Any:
         for head in range(heads):
             q, k, v = parts[head], parts[heads + head // each], parts[heads + groups + head // each]
             s = jnp.einsum("nte,nse->nts", q, k) / e**0.5
-            s = jnp.where(jnp.tril(jnp.ones(s.shape[1:], bool)), s, -jnp.inf) if attention.causal else s
+            s = jnp.where(jnp.tril(jnp.ones(s.shape[1:], bool))[None], s, -jnp.inf) if attention.causal else s
             found.append(jnp.einsum("nts,nse->nte", jax.nn.softmax(s), v))
         return (jnp.concatenate(found, -1) * delta).sum()
 
@@ -200,10 +201,11 @@ def trained(config: Config) -> dict[str, Any]:
     )
     x, y = told(config, config.sequences, config.seed)
     start, _ = net.init(jax.random.key(config.seed), (config.length,))
-    fitted = jbp.fit(
-        net, jbp.losses.softmax_cross_entropy, optax.adam(0.01), (x, y), epochs=config.epochs, batch_size=64,
-        params=start, seed=config.seed,
-    )  # fmt: skip
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # optax's Adam mixes types
+        fitted = jbp.fit(
+            net, jbp.losses.softmax_cross_entropy, optax.adam(0.01), (x, y), epochs=config.epochs, batch_size=64,
+            params=start, seed=config.seed,
+        )  # fmt: skip
     x, y = (jnp.asarray(a) for a in told(config, 256, config.seed + 1))
     right = np.asarray(jbp.apply(net, fitted.params, x).argmax(-1) == y)[:, config.back :]
     return {
