@@ -13,7 +13,7 @@ from jax.core import Tracer
 from jbp.annotations import Array
 from jbp.layer import Layer
 
-__all__ = ["check_mask", "check_positions", "counted", "mask_at", "real_alone"]
+__all__ = ["check_mask", "check_positions", "counted", "mask_at", "real_alone", "tokens"]
 
 
 def __dir__() -> list[str]:
@@ -42,6 +42,11 @@ def check_mask(mask: Any, n: int, weights: Any = None) -> None:
         raise ValueError(
             f"mask has no real position in row {int(np.argmax(empty))}: give that example the weight 0, or leave it out"
         )
+
+
+def tokens(mask: Array) -> Array:
+    """How many positions of each example are real [n], as floats."""
+    return mask.reshape(len(mask), -1).sum(1, dtype=jnp.zeros(()).dtype)
 
 
 def real_alone(mask: Any, x: Any) -> Any:

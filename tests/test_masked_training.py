@@ -140,6 +140,10 @@ REFUSED = {
     "NaN at a real one": ({"data": (np.where(X[2, 1, 0] == X, np.nan, X), Y, MASK)}, "x of train_data must be finite"),
     "a target at a real one": ({"data": (X, np.where(LENGTHS[:, None] == 3, 9, Y), MASK)}, "y of train_data"),
     "weights per token": ({"weights": np.ones(N), "per": "token"}, 'per="token" weighs each example by its tokens'),
+    "moments per token": (
+        {"net": jbp.serial(jbp.Dense(5), jbp.BatchNorm(), jbp.Dense(3)), "params": None, "per": "token"},
+        r"BatchNorm\(\).* would count once more",
+    ),
     "a transform": ({"transform": lambda x, key: x}, "do not go with transform"),
     "windows": ({"data": (*jbp.data.windows(np.arange(30), 7), np.ones((23, 7), bool))}, "a mask is for arrays"),
     "a metric": ({"metrics": {"blind": lambda o, t: o.sum()}}, "metric 'blind' takes none"),

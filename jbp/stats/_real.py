@@ -10,26 +10,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from jbp.annotations import Array, Bool, Float
-from jbp.pairs import Pair, Window
+from jbp.masks import check_mask
+from jbp.pairs import Pair, Weights, Window
 from jbp.stats.trees import batch
 
 Real = Bool[Array | np.ndarray, "n t"] | None
 
 
-def check_real(pairs: Any, mask: Any) -> Any:
+def check_real(pairs: Any, mask: Any, weights: Weights) -> Any:
     """The mask of these pairs' examples, as an array.
 
     Raises:
-        ValueError: if it is not of bools [n, t].
+        ValueError: if it is not of bools [n, t], or an example of a weight that is not 0 has nothing real.
     """
     if mask is None:
         return None
-    n, mask = batch(pairs), jnp.asarray(mask)
-    if mask.dtype != bool or mask.ndim < 2 or len(mask) != n:
-        raise ValueError(
-            f"mask must be bools [{n}, t], True where a position is real, but is {mask.dtype} of shape {mask.shape}"
-        )
-    return mask
+    check_mask(mask, batch(pairs), weights)
+    return jnp.asarray(mask)
 
 
 def real_uses(pair: Pair, mask: Any) -> Float[Array, "n t"] | None:

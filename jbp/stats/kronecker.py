@@ -88,7 +88,7 @@ def kronecker(pairs: Pairs | Pair, sharing: Sharing = "expand", weights: Weights
     """
     if sharing not in ("expand", "reduce"):
         raise ValueError(f"sharing must be 'expand' or 'reduce', but is {sharing!r}")
-    mask = check_real(pairs, mask)
+    mask = check_real(pairs, mask, weights)
     return map_pairs(lambda pair: pair.over_stack(lambda pair: factors(pair, sharing, weights, mask)), pairs, weights)
 
 

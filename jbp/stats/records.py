@@ -47,7 +47,7 @@ def records(pairs: Pairs | Pair, weights: Weights = None, mask: Real = None) -> 
             positions or not.
     """
     p, _ = proportions(pairs, weights)
-    mask = check_real(pairs, mask)
+    mask = check_real(pairs, mask, weights)
     return {path: pair.over_stack(lambda pair: _record(pair, p, mask)) for path, pair in leaves(pairs).items()}
 
 

@@ -22,6 +22,7 @@ from jax import lax
 from jbp.annotations import Array, Bool, Int
 from jbp.arguments import as_count, check_batch_size, check_one_of, check_weights
 from jbp.inputs import one_array
+from jbp.masks import tokens
 from jbp.step import Batch, epoch_keys
 
 _USUAL = 32
@@ -174,8 +175,7 @@ class Resident:
         weights, divisor = self.counted(step, None if chunk.weights is None else chunk.weights[chosen], real)
         mask = None if chunk.mask is None else chunk.mask[chosen]
         if self.per_token and mask is not None:
-            tokens = mask.reshape(len(mask), -1).sum(1, dtype=jnp.zeros(()).dtype)
-            weights = tokens if weights is None else weights * tokens
+            weights = tokens(mask) if weights is None else weights * tokens(mask)
         return Batch(chunk.x[chosen], chunk.y[chosen], weights, mask, divisor=divisor)
 
     def drawn(self, order_key: Array, step: Array) -> Array:

@@ -189,7 +189,7 @@ def fit(
         for name, data in (("train_data", train_data), ("validation_data", validation_data))
     )  # fmt: skip
     told = {"sharding": sharding, "transform": transform, "weights": weights, "private": private}
-    masks = masked(per, mask, held_mask, **told)
+    masks = masked(per, net, mask, held_mask, **told)
     line = training_line(as_bool(progress, "progress") and hosts.is_first(), length)
     aims = {"monitor": monitor, "patience": patience, "target": target, "restore_best": restore_best}
     check_on_bad(on_bad, private is not None, in_place)

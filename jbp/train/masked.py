@@ -9,6 +9,7 @@ import numpy as np
 
 from jbp.annotations import Array
 from jbp.arguments import check_one_of
+from jbp.combine.coupling import coupling_layers
 from jbp.masks import check_mask
 from jbp.rows import is_streamed
 from jbp.windows import Windows
@@ -77,12 +78,12 @@ def refuse_mask(**given: Any) -> None:
             raise ValueError(f"{name} has a mask, which jbp.fit alone takes: train the seeds one after another with it")
 
 
-def masked(per: Any, train: Any, validation: Any, **others: Any) -> Masked:
+def masked(per: Any, net: Any, train: Any, validation: Any, **others: Any) -> Masked:
     """The masks, if they go with the other arguments, by name; and whether means are over tokens.
 
     Raises:
-        ValueError: for another `per`, one over tokens without a mask or with weights or private training, or a mask
-            with what is not told of it.
+        ValueError: for another `per`, one over tokens without a mask, with weights, private training or a layer that
+            couples the batch, or a mask with what is not told of it.
     """
     check_one_of(per, "per", ("example", "token"))
     if train is None and per == "token":
@@ -100,4 +101,10 @@ def masked(per: Any, train: Any, validation: Any, **others: Any) -> Masked:
         for name in ("weights", "private"):
             if others[name] is not None:
                 raise ValueError(f'per="token" weighs each example by its tokens, and does not go with {name}')
+        if getattr(net, "couples_batch", False):
+            layers = " and ".join(coupling_layers(net, True).values())
+            raise ValueError(
+                f'per="token" weighs each example by its tokens, which {layers} would count once more in the moments '
+                'of the batch: take per="example", or a norm of one example, such as jbp.LayerNorm()'
+            )
     return Masked(train, validation, per == "token")

@@ -17,7 +17,7 @@ from jbp.answers import error_of, one_number
 from jbp.backprop import forward
 from jbp.layer import Layer
 from jbp.losses import Loss
-from jbp.masks import mask_at
+from jbp.masks import mask_at, tokens
 from jbp.meshes import as_is, placed, whole
 from jbp.sharding import Sharding
 from jbp.step import Batch, Metric, Problem, State, Transform, step_function, step_key, told_of, transformed
@@ -163,7 +163,7 @@ def evaluation_program(
 
     def weighed(params: Any, x: Array, y: Array, mask: Array) -> Array:
         found = figures(params, x, y, mask)
-        return found * _tokens(mask).astype(found.dtype)[None] if per_token else found
+        return found * tokens(mask)[None] if per_token else found
 
     @jax.jit
     @placed(whole)
@@ -171,14 +171,9 @@ def evaluation_program(
         if mask is None:
             return _in_blocks(figures, params, (x, y), block, 1 + len(metrics)) / len(x)
         total = _in_blocks(weighed, params, (x, y), block, 1 + len(metrics), (mask,))
-        return total / (_tokens(mask).sum().astype(total.dtype) if per_token else len(x))
+        return total / (tokens(mask).sum() if per_token else len(x))
 
     return evaluate
-
-
-def _tokens(mask: Array) -> Array:
-    """How many positions of each example are real [n]."""
-    return mask.reshape(len(mask), -1).sum(1)
 
 
 def _in_blocks(
