@@ -38,10 +38,10 @@ from jbp.arguments import as_bool, at_least_float32, batch_size, check_narrowing
 from jbp.combine import Combinator, Place, located
 from jbp.combine.coupling import coupled_places, has_modes
 from jbp.combine.tied import Uses, check_observed, unless_shared, unmarked
-from jbp.inputs import as_arrays, check_key, check_loss, check_net, check_params
+from jbp.inputs import as_arrays, check_key, check_loss, check_mask, check_net, check_params
 from jbp.layer import ArrayLike, Layer
 from jbp.losses import Loss
-from jbp.masks import check_mask, check_positions, counted, mask_at, real_alone
+from jbp.masks import check_positions, counted, mask_at, real_alone
 from jbp.meshes import as_is, placed, rows, rows_somewhere, whole
 from jbp.pairs import (
     Coupled,

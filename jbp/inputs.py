@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from jbp.arguments import LABELS, came, is_number, is_one_key, nearest, refuse_text
@@ -220,3 +221,27 @@ def _as_array(name: str, leaf: Any, tree: Any) -> Any:
         raise ValueError(f"{name} must be an array [n, ...], but {type(leaf).__name__} gives none: {error}") from error
     refuse_text(name, values, advice)
     return values
+
+
+def check_mask(mask: Any, n: int, weights: Any = None) -> None:
+    """Refuse a mask that is not of bools [n, t], and, where values are known, an example in which no position is real.
+
+    An example of weight 0 may have none. Raises ValueError.
+    """
+    if mask is None:
+        return
+    shape = jnp.shape(mask)
+    if not jnp.issubdtype(jnp.result_type(mask), jnp.bool_) or shape[:1] != (n,) or len(shape) < 2:
+        raise ValueError(
+            f"mask must be bools [{n}, t], True where a position is real, but is {jnp.result_type(mask)} of shape "
+            f"{shape}"
+        )
+    if isinstance(mask, Tracer) or isinstance(weights, Tracer):
+        return
+    empty = ~np.asarray(mask).reshape(n, -1).any(1)
+    if weights is not None and np.shape(weights) == (n,):
+        empty &= np.asarray(weights) != 0
+    if empty.any():
+        raise ValueError(
+            f"mask has no real position in row {int(np.argmax(empty))}: give that example the weight 0, or leave it out"
+        )

@@ -8,40 +8,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from jbp.annotations import Array
 from jbp.layer import Layer
 
-__all__ = ["check_mask", "check_positions", "counted", "mask_at", "real_alone", "tokens"]
+__all__ = ["check_positions", "counted", "mask_at", "real_alone", "tokens"]
 
 
 def __dir__() -> list[str]:
     return __all__
-
-
-def check_mask(mask: Any, n: int, weights: Any = None) -> None:
-    """Refuse a mask that is not of bools [n, t], and, where values are known, an example in which no position is real.
-
-    An example of weight 0 may have none. Raises ValueError.
-    """
-    if mask is None:
-        return
-    shape = jnp.shape(mask)
-    if not jnp.issubdtype(jnp.result_type(mask), jnp.bool_) or shape[:1] != (n,) or len(shape) < 2:
-        raise ValueError(
-            f"mask must be bools [{n}, t], True where a position is real, but is {jnp.result_type(mask)} of shape "
-            f"{shape}"
-        )
-    if isinstance(mask, Tracer) or isinstance(weights, Tracer):
-        return
-    empty = ~np.asarray(mask).reshape(n, -1).any(1)
-    if weights is not None and np.shape(weights) == (n,):
-        empty &= np.asarray(weights) != 0
-    if empty.any():
-        raise ValueError(
-            f"mask has no real position in row {int(np.argmax(empty))}: give that example the weight 0, or leave it out"
-        )
 
 
 def tokens(mask: Array) -> Array:

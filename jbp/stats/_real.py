@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jbp.annotations import Array, Bool, Float
-from jbp.masks import check_mask
+from jbp.inputs import check_mask
 from jbp.pairs import Pair, Weights, Window
 from jbp.stats.trees import batch
 

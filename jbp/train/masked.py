@@ -10,7 +10,7 @@ import numpy as np
 from jbp.annotations import Array
 from jbp.arguments import check_one_of
 from jbp.combine.coupling import coupling_layers
-from jbp.masks import check_mask
+from jbp.inputs import check_mask
 from jbp.rows import is_streamed
 from jbp.windows import Windows
 
