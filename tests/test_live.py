@@ -3,6 +3,7 @@
 import io
 import itertools
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +27,12 @@ def watched(monkeypatch: pytest.MonkeyPatch, kind: type[io.StringIO]) -> io.Stri
     monkeypatch.setattr(sys, "stderr", made)
     monkeypatch.setattr(live.time, "monotonic", lambda: 0.3 * next(clock))
     return made
+
+
+@pytest.fixture
+def in_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run is short, however slow the machine is that compiles it."""
+    monkeypatch.setattr(live, "time", SimpleNamespace(monotonic=lambda: 0.0))
 
 
 def shown(text: str) -> list[str]:
@@ -70,16 +77,18 @@ def test_a_line_that_does_not_stay_leaves_nothing(monkeypatch):
     assert stream.getvalue() == "\rchecking 1/2\r" + " " * 12 + "\r"
 
 
+@pytest.mark.usefixtures("in_no_time")
 def test_fit_labels_the_figures_of_each_part(capsys):
     keep: dict[str, Any] = {"epochs": 2, "batch_size": 4, "seed": 0, "validation_data": (X, Y)}
     fit = jbp.fit(NET, LOSS, SGD, (X, Y), metrics={"accuracy": jbp.accuracy}, progress=True, **keep)
     out, err = capsys.readouterr()
-    row, (*_, line) = fit.history[-1], err.splitlines()  # in a log a short run has one line, a slow one more
+    row, (line,) = fit.history[-1], err.splitlines()  # a short run in a log: one line
     figures = f"training loss {row['train_loss']:.4g}  validation loss {row['validation_loss']:.4g}, accuracy "
     assert out == "" and line.startswith(f"epoch 2/2  {figures}{row['validation_accuracy']:.4f}  ")
     assert line.endswith(" examples/s")
 
 
+@pytest.mark.usefixtures("in_no_time")
 def test_fit_without_validation_data_shows_one_kind(capsys):
     fit = jbp.fit(NET, LOSS, SGD, (X, Y), epochs=1, batch_size=4, metrics={"accuracy": jbp.accuracy}, progress=True)
     row, (line,) = fit.history[-1], capsys.readouterr().err.splitlines()
@@ -88,6 +97,7 @@ def test_fit_without_validation_data_shows_one_kind(capsys):
     )
 
 
+@pytest.mark.usefixtures("in_no_time")
 def test_fit_many_says_that_its_figures_are_means(capsys):
     jbp.fit_many(NET, LOSS, SGD, (X, Y), seeds=(0, 1), epochs=1, batch_size=4, progress=True)
     (line,) = capsys.readouterr().err.splitlines()
