@@ -1,4 +1,5 @@
-"""Ctrl-C while the program `jbp` starts, most of which is the import of JAX: one line, and nothing else to tidy up.
+"""Ctrl-C and SIGTERM while the program `jbp` starts, most of which is the import of JAX: one line, and nothing else to
+tidy up; and what they do from then on.
 
 `jbp/__init__.py` imports this first, because `python -m jbp` and the script `jbp` import the package before any code of
 theirs runs. In a process that was started for something else nothing is done.
@@ -12,8 +13,16 @@ import sys
 from itertools import pairwise
 from typing import Any
 
-INTERRUPTED = 130
-"""The exit status after Ctrl-C, as shells count it: 128 and the number of the signal."""
+BY_SIGNAL = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+"""The exit status after Ctrl-C and after SIGTERM, as shells count it: 128 and the number of the signal."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A run was told to stop. `signal` is the number of the signal: Ctrl-C's, or SIGTERM."""
+
+    def __init__(self, number: int = signal.SIGINT, *words: str):
+        self.signal = int(number)
+        super().__init__(*words)
 
 
 def is_program() -> bool:
@@ -26,14 +35,26 @@ def is_program() -> bool:
 
 def _leave(number: int, frame: Any) -> None:
     os.write(2, b"jbp: error: interrupted while it was starting; nothing was written\n")
-    os._exit(INTERRUPTED)
+    os._exit(128 + number)
+
+
+def stop(number: int, frame: Any) -> None:
+    """Raise Stopped: the program's answer to SIGTERM while no run is there to take it, as while results are written."""
+    raise Stopped(number)
+
+
+_AT_FIRST = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+_LATER = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: stop}
 
 
 def over() -> None:
-    """From now on Ctrl-C raises KeyboardInterrupt, as everywhere else."""
-    if signal.getsignal(signal.SIGINT) is _leave:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    """From now on Ctrl-C raises KeyboardInterrupt, as everywhere else, and SIGTERM raises Stopped."""
+    for number, handler in _LATER.items():
+        if signal.getsignal(number) is _leave:
+            signal.signal(number, handler)
 
 
-if is_program() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as by nohup
-    signal.signal(signal.SIGINT, _leave)
+if is_program():
+    for _number, _handler in _AT_FIRST.items():
+        if signal.getsignal(_number) is _handler:  # else it is ignored, as Ctrl-C is by nohup
+            signal.signal(_number, _leave)

@@ -76,13 +76,13 @@ def test_exit_status_and_streams(tmp_path, words, status, start_of_out, start_of
     assert err.startswith(start_of_err) and bool(err) == bool(start_of_err)
 
 
-def interrupted(process, reached, times=1):
-    """What a process says on Ctrl-C once a file is there, and its exit status."""
+def interrupted(process, reached, times=1, number=signal.SIGINT):
+    """What a process says on Ctrl-C, or another signal, once a file is there, and its exit status."""
     deadline = time.monotonic() + 120
     while not reached.exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.02)
     for _ in range(times):
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         time.sleep(0.2 if times > 1 else 0)  # two at once are one
     out, err = process.communicate(timeout=60)
     assert "Traceback" not in err and out == ""
@@ -118,8 +118,12 @@ def wait(seconds=100):
 SCRIPT = "import sys\nfrom jbp.cli import program\nif __name__ == '__main__':\n    sys.exit(program())\n"
 
 
+STOPS = pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+
+
+@STOPS
 @pytest.mark.parametrize("how", ["python -m jbp", "jbp"])
-def test_ctrl_c_while_jax_is_imported_is_one_line(tmp_path, how):
+def test_a_signal_while_jax_is_imported_is_one_line(tmp_path, how, number, status):
     """JAX is a file here that waits; the program `jbp` is the script that installing makes."""
     (tmp_path / "jax.py").write_text(SLOW + "wait()")
     (tmp_path / "jbp").write_text(SCRIPT)
@@ -127,9 +131,9 @@ def test_ctrl_c_while_jax_is_imported_is_one_line(tmp_path, how):
     path = os.pathsep.join([str(ROOT), ENVIRONMENT.get("PYTHONPATH", "")])
     process = subprocess.Popen([*words, "train"], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, env=ENVIRONMENT | {"PYTHONPATH": path})  # fmt: skip
-    lines, status = interrupted(process, tmp_path / "reached")
+    lines, found = interrupted(process, tmp_path / "reached", number=number)
     assert lines == ["jbp: error: interrupted while it was starting; nothing was written"]
-    assert status == 130
+    assert found == status
 
 
 NET = """
@@ -153,10 +157,11 @@ net = jbp.serial(jbp.Flatten(), Slow(10))
 TRAIN = ("train", "--net", "slow.py:net", "--quiet", "--out", "run")
 
 
-def test_ctrl_c_while_a_file_of_the_users_is_imported_is_one_line(tmp_path):
+@STOPS
+def test_a_signal_while_a_file_of_the_users_is_imported_is_one_line(tmp_path, number, status):
     (tmp_path / "slow.py").write_text(SLOW + "wait()")
-    lines, status = interrupted(start(*TRAIN, cwd=tmp_path), tmp_path / "reached")
-    assert (lines, status) == (["jbp: error: interrupted; nothing is kept"], 130)
+    found = interrupted(start(*TRAIN, cwd=tmp_path), tmp_path / "reached", number=number)
+    assert found == (["jbp: error: interrupted; nothing is kept"], status)
     assert not (tmp_path / "run").exists()
 
 
@@ -183,16 +188,18 @@ def test_a_second_ctrl_c_does_not_wait_and_leaves_the_run_that_was_to_be_replace
     assert (old / "params.safetensors").read_bytes() == b"days of work" and "old" in (old / "config.json").read_text()
 
 
-def test_ctrl_c_while_a_run_is_saved_names_what_is_there(tmp_path):
+@STOPS
+def test_a_signal_while_a_run_is_saved_names_what_is_there(tmp_path, number, status):
+    """Training is over then, and has given the signals back: SIGTERM's own answer would end the process in silence."""
     (tmp_path / "matplotlib").mkdir()
     (tmp_path / "matplotlib" / "__init__.py").write_text(SLOW + "wait()")
     words = ("train", "--net", "", "--epochs", "1", "--quiet", "--out", "run")
-    lines, status = interrupted(start(*words, cwd=tmp_path), tmp_path / "reached")
+    lines, found = interrupted(start(*words, cwd=tmp_path), tmp_path / "reached", number=number)
     assert lines == [
         "jbp: error: interrupted; kept in run: config.json (the options), metrics.jsonl (the figures of 1 finished "
         "epoch), params.safetensors (the parameters), summary.json (what came out); to go on: jbp train --resume run"
     ]
-    assert status == 130
+    assert found == status
 
 
 def test_after_ctrl_c_the_process_ends_at_once_for_jax_crashes_in_pythons_way_out(monkeypatch):

@@ -256,8 +256,9 @@ def all_kills(quick: bool, only: str | None, scratch: Path) -> list[Row]:
 # Signals
 
 HEARING = """
-import runpy, signal
+import runpy, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.argv[0] = "jbp"
 runpy.run_module("jbp", run_name="__main__", alter_sys=True)
 """
 """`python -m jbp`, which hears Ctrl-C even if this runs in a shell's background (`preexec_fn` would fork)."""

@@ -63,7 +63,7 @@ def program() -> NoReturn:
         worded.__notes__ = getattr(error, "__notes__", [])
         status = _failed(worded, 1)
     # A process that leaves others behind goes at once too: on Python's own way out it would wait for them.
-    if hosts.is_joined() or status in (_starting.INTERRUPTED, 128 + signal.SIGTERM):
+    if hosts.is_joined() or status in _starting.BY_SIGNAL:
         # At once: JAX crashes in Python's own way out when a signal has cut a compilation short.
         with suppress(OSError, ValueError):  # nobody may be listening any more
             sys.stdout.flush()

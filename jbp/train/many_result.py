@@ -13,7 +13,8 @@ import numpy as np
 
 from jbp.step import State
 from jbp.train.progress import Row, StopReason, kept_row
-from jbp.train.result import Interrupted, Stopped
+from jbp._starting import Stopped
+from jbp.train.result import Interrupted
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from jbp._starting import Stopped
 from jbp.arguments import renamed
 from jbp.step import State
 from jbp.train.blame import BadNumber
@@ -59,14 +60,6 @@ class Fit:
         """Deprecated: `state.method_state`."""
         renamed("Fit.rule_state", "Fit.state.method_state")
         return self.state.method_state
-
-
-class Stopped(KeyboardInterrupt):
-    """A run was told to stop. `signal` is the number of the signal: Ctrl-C's, or SIGTERM."""
-
-    def __init__(self, number: int = signal.SIGINT, *words: str):
-        self.signal = int(number)
-        super().__init__(*words)
 
 
 class Interrupted(Stopped):

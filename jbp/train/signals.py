@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from jbp import hosts
-from jbp.train.result import Stopped
+from jbp import _starting, hosts
+from jbp._starting import Stopped
 
 _SAME = 1.0
 """Seconds within which two signals are one, where there are several processes."""
@@ -48,7 +48,7 @@ def stop_signals() -> Iterator[Interrupt]:
     """Ctrl-C and SIGTERM are noted in what this yields, and a second one raises at once.
 
     Noted while the program is compiled too: an exception in the midst of that makes JAX crash when the process ends.
-    Outside the main thread signals are not ours to take, nor is a SIGTERM that somebody else has taken already.
+    Outside the main thread signals are not ours to take, nor is a SIGTERM that somebody else than the program `jbp` has taken already.
 
     Of several processes none may end by itself: a signal is taken at the end of a chunk, however early it came, and
     what comes within a second is the same one, which a cluster may send to a process and to its parent.
@@ -67,7 +67,7 @@ def stop_signals() -> Iterator[Interrupt]:
         early = not interrupt.begun and not several
         interrupt.asked, interrupt.early, interrupt.signal, interrupt.at = True, early, number, time.monotonic()
 
-    taken = [signal.SIGINT] + [signal.SIGTERM] * (signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
+    taken = [signal.SIGINT] + [signal.SIGTERM] * (signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, _starting.stop))
     before = [(number, signal.signal(number, handle)) for number in taken]
     try:
         yield interrupt
