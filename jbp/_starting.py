@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from itertools import pairwise
 from typing import Any
 
@@ -43,6 +44,19 @@ def stop(number: int, frame: Any) -> None:
     raise Stopped(number)
 
 
+def _once_more(unraisable: Any) -> None:
+    """Send a signal again whose exception fell where Python cannot raise it, as in what JAX does at garbage
+    collection: it would be shown as ignored, and be."""
+    error = unraisable.exc_value
+    if not isinstance(error, KeyboardInterrupt):
+        sys.__unraisablehook__(unraisable)
+        return
+    to, number = threading.main_thread().ident, getattr(error, "signal", signal.SIGINT)
+    later = threading.Timer(0.01, signal.pthread_kill, (to, number))
+    later.daemon = True
+    later.start()
+
+
 _AT_FIRST = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 _LATER = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: stop}
 
@@ -55,6 +69,8 @@ def over() -> None:
 
 
 if is_program():
+    if hasattr(signal, "pthread_kill"):  # not on Windows
+        sys.unraisablehook = _once_more
     for _number, _handler in _AT_FIRST.items():
         if signal.getsignal(_number) is _handler:  # else it is ignored, as Ctrl-C is by nohup
             signal.signal(_number, _leave)

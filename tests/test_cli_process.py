@@ -188,11 +188,23 @@ def test_a_second_ctrl_c_does_not_wait_and_leaves_the_run_that_was_to_be_replace
     assert (old / "params.safetensors").read_bytes() == b"days of work" and "old" in (old / "config.json").read_text()
 
 
+IN_A_CALLBACK = """
+import gc
+def callback(phase, info):
+    gc.callbacks.remove(callback)
+    wait()
+gc.callbacks.append(callback)
+gc.collect()
+"""
+
+
 @STOPS
-def test_a_signal_while_a_run_is_saved_names_what_is_there(tmp_path, number, status):
-    """Training is over then, and has given the signals back: SIGTERM's own answer would end the process in silence."""
+@pytest.mark.parametrize("before", ["", IN_A_CALLBACK], ids=["anywhere", "where Python cannot raise"])
+def test_a_signal_while_a_run_is_saved_names_what_is_there(tmp_path, number, status, before):
+    """Training is over then, and has given the signals back: SIGTERM's own answer would end the process in silence.
+    What a callback of the garbage collector raises Python shows and forgets, and JAX has such a callback."""
     (tmp_path / "matplotlib").mkdir()
-    (tmp_path / "matplotlib" / "__init__.py").write_text(SLOW + "wait()")
+    (tmp_path / "matplotlib" / "__init__.py").write_text(SLOW + before + "wait()")
     words = ("train", "--net", "", "--epochs", "1", "--quiet", "--out", "run")
     lines, found = interrupted(start(*words, cwd=tmp_path), tmp_path / "reached", number=number)
     assert lines == [

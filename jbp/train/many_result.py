@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from jbp._starting import Stopped
 from jbp.step import State
 from jbp.train.progress import Row, StopReason, kept_row
-from jbp._starting import Stopped
 from jbp.train.result import Interrupted
 
 

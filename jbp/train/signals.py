@@ -48,7 +48,8 @@ def stop_signals() -> Iterator[Interrupt]:
     """Ctrl-C and SIGTERM are noted in what this yields, and a second one raises at once.
 
     Noted while the program is compiled too: an exception in the midst of that makes JAX crash when the process ends.
-    Outside the main thread signals are not ours to take, nor is a SIGTERM that somebody else than the program `jbp` has taken already.
+    Outside the main thread signals are not ours to take, nor is a SIGTERM that somebody else has taken already; the
+    program `jbp` is ours.
 
     Of several processes none may end by itself: a signal is taken at the end of a chunk, however early it came, and
     what comes within a second is the same one, which a cluster may send to a process and to its parent.
