@@ -63,19 +63,44 @@ def loss_of(heads: int, checkpoint: bool = False, attend: Callable[..., Any] = a
     back."""
 
     def loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-        embedding, positions, blocks, gain = unpacked(params)
-        h = embedding[x] + positions[: x.shape[1]]
-
         def block(h: jax.Array, w: Block) -> tuple[jax.Array, None]:
-            h = h + attend(normed(h, w.norm1) @ w.qkv, heads) @ w.out
-            return h + jax.nn.gelu(normed(h, w.norm2) @ w.up) @ w.down, None
+            return _block(h, w, heads, attend)[0], None
 
-        h, _ = jax.lax.scan(jax.checkpoint(block) if checkpoint else block, h, blocks)
-        scores = normed(h, gain) @ embedding.T
-        picked = jnp.take_along_axis(jax.nn.log_softmax(scores), y[..., None], -1)
-        return -picked.mean()
+        return _through(jax.checkpoint(block) if checkpoint else block, params, unpacked(params)[2], x, y)[0]
 
     return loss
+
+
+def seen_of(heads: int) -> Callable[..., tuple[jax.Array, Any]]:
+    """(params, x, y, added) -> the loss and what comes into the four dense layers of the blocks, each [l, n, t, i]; to
+    what they make `added` [l, n, t, o] is added, so that the gradient for it is their δ."""
+
+    def loss(params: Any, x: jax.Array, y: jax.Array, added: Any) -> tuple[jax.Array, Any]:
+        def block(h: jax.Array, given: tuple[Block, Any]) -> tuple[jax.Array, Any]:
+            return _block(h, given[0], heads, attention, given[1])
+
+        return _through(block, params, (unpacked(params)[2], added), x, y)
+
+    return loss
+
+
+def _through(block: Callable[..., Any], params: Any, given: Any, x: jax.Array, y: jax.Array) -> tuple[jax.Array, Any]:
+    """The loss, and what the blocks hand out."""
+    embedding, positions, _, gain = unpacked(params)
+    h, seen = jax.lax.scan(block, embedding[x] + positions[: x.shape[1]], given)
+    scores = normed(h, gain) @ embedding.T
+    picked = jnp.take_along_axis(jax.nn.log_softmax(scores), y[..., None], -1)
+    return -picked.mean(), seen
+
+
+def _block(h: jax.Array, w: Block, heads: int, attend: Callable[..., Any], added: Any = (0, 0, 0, 0)) -> Any:
+    """One block, and what comes into its dense layers."""
+    first = normed(h, w.norm1)
+    mixed = attend(first @ w.qkv + added[0], heads)
+    h = h + (mixed @ w.out + added[1])
+    second = normed(h, w.norm2)
+    wide = jax.nn.gelu(second @ w.up + added[2])
+    return h + (wide @ w.down + added[3]), (first, mixed, second, wide)
 
 
 def torch_step(params: Any, heads: int, x: Any, y: Any, fused: bool = True) -> Callable[[], float]:
@@ -89,22 +114,9 @@ def torch_step(params: Any, heads: int, x: Any, y: Any, fused: bool = True) -> C
     from torch.nn import functional  # type: ignore[import-not-found]
 
     torch.set_num_threads(max(1, len(_cores())))
-    embedding, positions, blocks, gain = jax.tree.map(
-        lambda a: torch.tensor(np.array(a), requires_grad=True), unpacked(params)
-    )
+    embedding, positions, blocks, gain = _torch_leaves(unpacked(params))
     tokens, targets = (torch.tensor(np.array(a), dtype=torch.long) for a in (x, y))
     leaves = [embedding, positions, *blocks, gain]
-
-    def attended(a: Any) -> Any:
-        n, t, width = a.shape
-        q, k, v = (part.view(n, t, heads, -1).transpose(1, 2) for part in a.split(width // 3, -1))
-        if fused:
-            found = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        else:
-            scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
-            seen = torch.tril(torch.ones(t, t, dtype=torch.bool))
-            found = scores.masked_fill(~seen, -math.inf).softmax(-1) @ v
-        return found.transpose(1, 2).reshape(n, t, width // 3)
 
     def step() -> float:
         for leaf in leaves:
@@ -112,7 +124,8 @@ def torch_step(params: Any, heads: int, x: Any, y: Any, fused: bool = True) -> C
         h, size = embedding[tokens] + positions[: tokens.shape[1]], (embedding.shape[1],)
         for i in range(len(blocks.qkv)):
             w = Block(*(part[i] for part in blocks))
-            h = h + attended(functional.layer_norm(h, size, w.norm1, eps=EPSILON) @ w.qkv) @ w.out
+            asked = functional.layer_norm(h, size, w.norm1, eps=EPSILON) @ w.qkv
+            h = h + torch_attention(asked, heads, fused) @ w.out
             mlp = functional.layer_norm(h, size, w.norm2, eps=EPSILON) @ w.up
             h = h + functional.gelu(mlp, approximate="tanh") @ w.down
         scores = functional.layer_norm(h, size, gain, eps=EPSILON) @ embedding.T
@@ -121,6 +134,51 @@ def torch_step(params: Any, heads: int, x: Any, y: Any, fused: bool = True) -> C
         return float(loss.detach())
 
     return step
+
+
+def torch_attention_step(params: Any, heads: int, x: Any, y: Any, fused: bool = True) -> Callable[[], float]:
+    """The same of dense, attention, dense, and half the squared error's mean over positions.
+
+    Raises: ModuleNotFoundError without torch.
+    """
+    import torch  # type: ignore[import-not-found]
+
+    torch.set_num_threads(max(1, len(_cores())))
+    first, _, last = _torch_leaves(params)
+    x, y = (torch.tensor(np.array(a)) for a in (x, y))
+    leaves = [*first.values(), *last.values()]
+
+    def step() -> float:
+        for leaf in leaves:
+            leaf.grad = None
+        h = torch_attention(x @ first["weight"] + first["bias"], heads, fused) @ last["weight"] + last["bias"]
+        loss = 0.5 * (h - y).square().sum(-1).mean()
+        loss.backward()
+        return float(loss.detach())
+
+    return step
+
+
+def torch_attention(a: Any, heads: int, fused: bool) -> Any:
+    """Causal, [n, t, 3d] to [n, t, d], in PyTorch."""
+    import torch  # type: ignore[import-not-found]
+
+    n, t, width = a.shape
+    q, k, v = (part.view(n, t, heads, -1).transpose(1, 2) for part in a.split(width // 3, -1))
+    if fused:
+        found = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    else:
+        scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
+        seen = torch.tril(torch.ones(t, t, dtype=torch.bool))
+        found = scores.masked_fill(~seen, -math.inf).softmax(-1) @ v
+    return found.transpose(1, 2).reshape(n, t, width // 3)
+
+
+def _torch_leaves(tree: Any) -> Any:
+    """The same tree of tensors that want a gradient."""
+    import torch  # type: ignore[import-not-found]
+
+    return jax.tree.map(lambda a: torch.tensor(np.array(a), requires_grad=True), tree)
 
 
 def _cores() -> set[int]:

@@ -167,6 +167,17 @@ def test_twenty_lines_on_with_logs_cost_what_jbp_costs(suite, as_users_run_it):
     assert of["both"] == of["clipped"] == [1, 1]
 
 
+def test_twenty_lines_on_with_logs_say_of_a_gpt_what_jbp_says(suite, as_users_run_it):
+    logs = importlib.import_module("sequences_logs")
+    found = logs.main(3, 1, context=5, layers=2, heads=2, width=6, words=7)  # which compares them
+    if jax.__version_info__ < (0, 12):
+        assert found == {"why": f"needs JAX 0.12, here is {jax.__version__}"}
+        return
+    assert set(found) == {"jax", "norms", "clipped", "moments", "kronecker"}
+    with pytest.raises(AssertionError, match="norms"):
+        logs.check("norms", np.ones(3), np.ones(3) + 0.01)
+
+
 def test_the_command(tmp_path, monkeypatch, capsys, suite, harness, as_users_run_it):
     step = sys.modules["step"]
     row = step.measure(step.STEPS[0](), 1)

@@ -117,7 +117,7 @@ def measure(case: Any, rounds: int) -> list[Row]:
 def peers(name: str, batch: int, rounds: int) -> list[Row]:
     """BackPACK's, Opacus's and the twenty lines' in multiples of their own framework's plain gradient."""
     theirs = per_example.said_by("per_example_torch.py", batch, rounds, name, ",".join(QUANTITIES))
-    logs = per_example.said_by_newer(name, batch, rounds)
+    logs = per_example.said_by_newer("per_example_logs.py", name, batch, rounds)
     rows = []
     for what in QUANTITIES:
         figures: list[Figure] = []

@@ -241,9 +241,9 @@ def said_by(script: str, *words: Any, python: str = sys.executable) -> dict[str,
     return json.loads(found.stdout) if found.returncode == 0 else {}
 
 
-def said_by_newer(net: str, batch: int, rounds: int) -> dict[str, Any]:
-    """What per_example_logs.py says, by an interpreter with JAX 0.12: this one, or the one named by $NEWER_PYTHON."""
-    return said_by("per_example_logs.py", net, batch, rounds, python=os.environ.get("NEWER_PYTHON", sys.executable))
+def said_by_newer(script: str, *words: Any) -> dict[str, Any]:
+    """The same by an interpreter with JAX 0.12: this one, or the one named by $NEWER_PYTHON."""
+    return said_by(script, *words, python=os.environ.get("NEWER_PYTHON", sys.executable))
 
 
 def figures_of_logs(found: dict[str, Any], quantity: str, count: str) -> list[Figure]:
@@ -266,7 +266,7 @@ def figures_of_logs(found: dict[str, Any], quantity: str, count: str) -> list[Fi
 
 def logs(batch: int, rounds: int) -> list[Row]:
     """Twenty lines of user code on JAX's `with_logs`: norms, norms with the gradient, and clipping."""
-    found = said_by_newer("-".join(map(str, WIDTHS)), batch, rounds)
+    found = said_by_newer("per_example_logs.py", "-".join(map(str, WIDTHS)), batch, rounds)
     facts = {"rounds": rounds, "jax": found.get("jax")}
     words = {"norms": "norms", "both": "norms and gradient", "clipped": "clipped"}
     rows = []

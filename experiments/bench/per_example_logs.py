@@ -37,7 +37,7 @@ QUANTITIES = ("norms", "both", "clipped")
 
 
 # The twenty lines.
-def logged(name: int, apply: Any) -> Any:
+def logged(name: Any, apply: Any) -> Any:
     """The layer `apply` (h, p), which hands out its h and δ under this name."""
     layer: Any = jax.custom_vjp(apply)
 

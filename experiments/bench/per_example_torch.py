@@ -38,6 +38,11 @@ def of(model: Any) -> list[Any]:
     return list(model.parameters())
 
 
+def errors(output: Any, y: Any) -> Any:
+    """The cross-entropy of each example, of a sequence the mean over its positions."""
+    return torch.nn.functional.cross_entropy(output, y, reduction="none").reshape(len(y), -1).mean(1)
+
+
 def total(terms: Any) -> Any:
     """Σ of tensors."""
     return torch.stack(list(terms)).sum(0)
@@ -57,6 +62,9 @@ def of_backpack(net: Any, x: Any, y: Any) -> Reads:
 
     def norms() -> Any:
         with_extension(BatchL2Grad())
+        own = [(type(part).__name__, p) for part in model.modules() for p in part.parameters(recurse=False)]
+        if lacking := {name for name, p in own if not hasattr(p, "batch_l2")}:  # it only warns
+            raise NotImplementedError(f"it has no rule for {', '.join(sorted(lacking))}")
         return total(p.batch_l2 for p in of(model)).sqrt() * len(x)
 
     def clipped() -> Any:
@@ -81,28 +89,27 @@ def of_opacus(net: Any, x: Any, y: Any) -> Reads:
     how: Any = {"max_grad_norm": CLIP, "use_ghost_clipping": True, "loss_reduction": "sum"}
     fast = GradSampleModuleFastGradientClipping(net(), **how)
     each = GradSampleModule(net(), loss_reduction="sum")
-    loss = torch.nn.CrossEntropyLoss(reduction="none")
 
     def norms() -> Any:
         fast.zero_grad()
         fast.enable_hooks()
-        loss(fast(x), y).sum().backward()
+        errors(fast(x), y).sum().backward()
         return fast.get_norm_sample()
 
     def clipped() -> Any:
         fast.zero_grad()
         fast.enable_hooks()
-        errors = loss(fast(x), y)
-        errors.sum().backward(retain_graph=True)
+        found = errors(fast(x), y)
+        found.sum().backward(retain_graph=True)
         c = fast.get_clipping_coef()
         fast.zero_grad()
         fast.disable_hooks()
-        (c * errors).sum().backward()
+        (c * found).sum().backward()
         return [p.grad for p in fast.parameters()]
 
     def variance() -> Any:
         each.zero_grad()
-        loss(each(x), y).sum().backward()
+        errors(each(x), y).sum().backward()
         return [p.grad_sample.var(0) for p in of(each)]
 
     return {"norms": norms, "both": norms, "clipped": clipped, "variance": variance}
@@ -113,11 +120,10 @@ def of_opacus_hooks(net: Any, x: Any, y: Any) -> Reads:
     from opacus.grad_sample import GradSampleModule  # type: ignore[import-not-found]
 
     each = GradSampleModule(net(), loss_reduction="sum")
-    loss = torch.nn.CrossEntropyLoss(reduction="sum")
 
     def norms() -> Any:
         each.zero_grad()
-        loss(each(x), y).backward()
+        errors(each(x), y).sum().backward()
         return total(p.grad_sample.flatten(1).square().sum(1) for p in of(each)).sqrt()
 
     def clipped() -> Any:
@@ -128,7 +134,12 @@ def of_opacus_hooks(net: Any, x: Any, y: Any) -> Reads:
         norms()
         return [p.grad_sample.var(0) for p in of(each)]
 
-    return {"norms": norms, "both": norms, "clipped": clipped, "variance": variance}
+    def moments() -> Any:
+        each.zero_grad()
+        errors(each(x), y).sum().backward()
+        return [p.grad_sample.square().mean(0) for p in of(each)]
+
+    return {"norms": norms, "both": norms, "clipped": clipped, "variance": variance, "moments": moments}
 
 
 def seconds(run: Callable[[], Any]) -> float:
@@ -140,17 +151,58 @@ def seconds(run: Callable[[], Any]) -> float:
 
 def check(net: Any, found: dict[str, Reads], x: Any, y: Any) -> None:
     """The norms of all are those of autograd, example by example."""
-    model, loss = net(), torch.nn.CrossEntropyLoss()
+    model = net()
     for i in range(3):
         model.zero_grad()
-        loss(model(x[i : i + 1]), y[i : i + 1]).backward()
+        errors(model(x[i : i + 1]), y[i : i + 1]).sum().backward()
         norm = sum(p.grad.square().sum() for p in model.parameters()).sqrt()  # type: ignore[union-attr,misc]
         for library, runs in found.items():
             torch.testing.assert_close(runs["norms"]()[i], norm, rtol=1e-3, atol=1e-5, msg=library)
 
 
+def ratios(
+    net: Any, x: Any, y: Any, libraries: dict[str, Any], quantities: Sequence[str], rounds: int
+) -> dict[str, Any]:
+    """Of each quantity to the plain step of the same round, or why a library has none."""
+    model = net()
+
+    def plain() -> None:
+        model.zero_grad()
+        errors(model(x), y).mean().backward()
+
+    out: dict[str, Any] = {}
+    found: dict[str, Reads] = {}
+    for library, reads in libraries.items():
+        why = "no such thing"
+        try:
+            runs = reads(net, x, y)
+            runs["norms"]()
+            found[library] = runs
+        except ImportError:
+            why = "missing"
+        except NotImplementedError as error:
+            why = " ".join(str(error).split())[:120]
+        out |= {f"{library} {what} why": why for what in quantities if what not in found.get(library, {})}
+    check(net, found, x, y)
+    speeds = {}
+    for threads in range(1, (torch.get_num_threads()) + 1):
+        torch.set_num_threads(threads)
+        speeds[threads] = sorted(seconds(plain) for _ in range(20))[10]
+    out["threads"] = min(speeds, key=lambda threads: speeds[threads])
+    torch.set_num_threads(out["threads"])
+    runs = {f"{name} {what}": reads[what] for name, reads in found.items() for what in quantities if what in reads}
+    took: dict[str, list[float]] = {name: [] for name in runs}
+    for i in range(rounds + 3):
+        base = seconds(plain)
+        for name, run in runs.items():
+            once = seconds(run)
+            if i >= 3:
+                took[name].append(once / base)
+    return out | took
+
+
 def main(batch: int, rounds: int, name: str, quantities: Sequence[str]) -> dict[str, Any]:
-    """Ratios of each quantity to the plain step of the same round."""
+    """The ratios for a net of this name."""
     generator = torch.Generator().manual_seed(1)
     shape, make, libraries = (WIDTHS[0],), dense, {"BackPACK": of_backpack, "Opacus": of_opacus}
     if name in spatial_torch.NETS:
@@ -162,35 +214,7 @@ def main(batch: int, rounds: int, name: str, quantities: Sequence[str]) -> dict[
         torch.manual_seed(0)
         return make()
 
-    model, loss = net(), torch.nn.CrossEntropyLoss()
-
-    def plain() -> None:
-        model.zero_grad()
-        loss(model(x), y).backward()
-
-    out: dict[str, Any] = {}
-    found: dict[str, Reads] = {}
-    for library, reads in libraries.items():
-        try:
-            found[library] = reads(net, x, y)
-        except ImportError:
-            out |= {f"{library} {quantity} why": "missing" for quantity in quantities}
-    check(net, found, x, y)
-    speeds = {}
-    for threads in range(1, (torch.get_num_threads()) + 1):
-        torch.set_num_threads(threads)
-        speeds[threads] = sorted(seconds(plain) for _ in range(20))[10]
-    out["threads"] = min(speeds, key=lambda threads: speeds[threads])
-    torch.set_num_threads(out["threads"])
-    runs = {f"{library} {quantity}": reads[quantity] for library, reads in found.items() for quantity in quantities}
-    ratios: dict[str, list[float]] = {name: [] for name in runs}
-    for i in range(rounds + 3):
-        base = seconds(plain)
-        for name, run in runs.items():
-            took = seconds(run)
-            if i >= 3:
-                ratios[name].append(took / base)
-    return out | ratios
+    return ratios(net, x, y, libraries, quantities, rounds)
 
 
 if __name__ == "__main__":

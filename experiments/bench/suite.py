@@ -40,7 +40,7 @@ from rich.markdown import Markdown  # noqa: E402
 mpl.use("agg")
 SECTIONS = (
     *("step", "first_step", "memory", "per_example", "training", "limit", "growth", "profile_step"),
-    *("conv", "conv_training", "conv_layers", "conv_per_example"),
+    *("conv", "conv_training", "conv_layers", "conv_per_example", "sequences"),
 )
 MORE_IN_FULL = ("per_example", "training")
 """Sections that measure more with --full, into a file of their own: a later run without it leaves that alone."""

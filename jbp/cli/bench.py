@@ -13,7 +13,7 @@ from jbp.cli.parser import Command, Failed, argument, option
 
 SECTIONS = (
     *("step", "first_step", "memory", "per_example", "training", "limit", "growth", "profile_step"),
-    *("conv", "conv_training", "conv_layers", "conv_per_example"),
+    *("conv", "conv_training", "conv_layers", "conv_per_example", "sequences"),
 )
 
 
