@@ -8,14 +8,16 @@ import numpy as np
 
 import jbp
 
+NORM = jbp.LayerNorm()
 
-def block(width: int, heads: int, **options: Any) -> jbp.Layer:
+
+def block(width: int, heads: int, norm: jbp.Layer = NORM, **options: Any) -> jbp.Layer:
     """A layer of a GPT: attention and a dense part, each beside a path that leaves x as it is."""
     attention = jbp.Attention(heads, **options)
     asked = (attention.heads + 2 * attention.shared) * (width // heads)
     return jbp.serial(
-        jbp.residual(jbp.serial(jbp.LayerNorm(), jbp.Dense(asked), attention, jbp.Dense(width))),
-        jbp.residual(jbp.serial(jbp.LayerNorm(), jbp.Dense(4 * width), jbp.gelu, jbp.Dense(width))),
+        jbp.residual(jbp.serial(norm, jbp.Dense(asked), attention, jbp.Dense(width))),
+        jbp.residual(jbp.serial(norm, jbp.Dense(4 * width), jbp.gelu, jbp.Dense(width))),
     )
 
 

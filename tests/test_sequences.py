@@ -216,3 +216,15 @@ def test_norms_and_clipping_of_a_gpt_in_plain_gradients(vocabulary: int, tied: b
         assert norms <= 0.95 * one and clipped <= 1.25 * one
         streamed, plain = (xla_cost(partial(back, net, s), params, x, x)[1] for s in (stats.squared_norms, total))
         assert streamed <= 1.05 * plain
+
+
+def test_what_a_norm_saves_is_the_next_layers_input_where_it_has_no_scale_and_no_bias():
+    """x̂ of the two norms of each block, which else lie beside what the dense layers behind them save."""
+    n, t, width, layers = 12, 64, 128, 4
+    with jax.enable_x64(False):
+        x, found = jax.ShapeDtypeStruct((n, t), jnp.int32), []
+        for norm in (jbp.LayerNorm(), jbp.LayerNorm(use_scale=False, use_bias=False)):
+            net = gpt(65, t, width, 4, layers, tied=True, norm=norm)
+            params = jax.eval_shape(lambda key, net=net: net.init(key, (t,))[0], jax.random.key(0))
+            found.append(xla_cost(partial(back, net, total), params, x, x)[1])
+    assert found[0] - found[1] >= 2 * layers * n * t * width * 4
