@@ -58,39 +58,47 @@ def attention_of_jax(x: jax.Array, heads: int) -> jax.Array:
     return jax.nn.dot_product_attention(q, k, v, is_causal=True).reshape(n, t, width // 3)
 
 
+def scores_of(heads: int, checkpoint: bool = False, attend: Callable[..., Any] = attention) -> Callable[..., jax.Array]:
+    """(params, x) -> the scores of the next tokens, the blocks in a `lax.scan`; with `checkpoint` each made anew on the
+    way back."""
+
+    def block(h: jax.Array, w: Block) -> tuple[jax.Array, None]:
+        return _block(h, w, heads, attend)[0], None
+
+    step = jax.checkpoint(block) if checkpoint else block
+    return lambda params, x: _through(step, params, unpacked(params)[2], x)[0]
+
+
 def loss_of(heads: int, checkpoint: bool = False, attend: Callable[..., Any] = attention) -> Callable[..., jax.Array]:
-    """(params, x, y) -> the mean cross-entropy, the blocks in a `lax.scan`; with `checkpoint` each made anew on the way
-    back."""
-
-    def loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-        def block(h: jax.Array, w: Block) -> tuple[jax.Array, None]:
-            return _block(h, w, heads, attend)[0], None
-
-        return _through(jax.checkpoint(block) if checkpoint else block, params, unpacked(params)[2], x, y)[0]
-
-    return loss
+    """(params, x, y) -> the mean cross-entropy of these scores."""
+    scores = scores_of(heads, checkpoint, attend)
+    return lambda params, x, y: _error(scores(params, x), y)
 
 
 def seen_of(heads: int) -> Callable[..., tuple[jax.Array, Any]]:
     """(params, x, y, added) -> the loss and what comes into the four dense layers of the blocks, each [l, n, t, i]; to
     what they make `added` [l, n, t, o] is added, so that the gradient for it is their δ."""
 
-    def loss(params: Any, x: jax.Array, y: jax.Array, added: Any) -> tuple[jax.Array, Any]:
-        def block(h: jax.Array, given: tuple[Block, Any]) -> tuple[jax.Array, Any]:
-            return _block(h, given[0], heads, attention, given[1])
+    def block(h: jax.Array, given: tuple[Block, Any]) -> tuple[jax.Array, Any]:
+        return _block(h, given[0], heads, attention, given[1])
 
-        return _through(block, params, (unpacked(params)[2], added), x, y)
+    def loss(params: Any, x: jax.Array, y: jax.Array, added: Any) -> tuple[jax.Array, Any]:
+        scores, seen = _through(block, params, (unpacked(params)[2], added), x)
+        return _error(scores, y), seen
 
     return loss
 
 
-def _through(block: Callable[..., Any], params: Any, given: Any, x: jax.Array, y: jax.Array) -> tuple[jax.Array, Any]:
-    """The loss, and what the blocks hand out."""
+def _through(block: Callable[..., Any], params: Any, given: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+    """The scores, and what the blocks hand out."""
     embedding, positions, _, gain = unpacked(params)
     h, seen = jax.lax.scan(block, embedding[x] + positions[: x.shape[1]], given)
-    scores = normed(h, gain) @ embedding.T
-    picked = jnp.take_along_axis(jax.nn.log_softmax(scores), y[..., None], -1)
-    return -picked.mean(), seen
+    return normed(h, gain) @ embedding.T, seen
+
+
+def _error(scores: jax.Array, y: jax.Array) -> jax.Array:
+    """The mean cross-entropy."""
+    return -jnp.take_along_axis(jax.nn.log_softmax(scores), y[..., None], -1).mean()
 
 
 def _block(h: jax.Array, w: Block, heads: int, attend: Callable[..., Any], added: Any = (0, 0, 0, 0)) -> Any:

@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+sys.path.append(str(Path(__file__).parents[1] / "experiments"))
+
+import gpt_peers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,9 +50,16 @@ def mesh_of(d: int, m: int, **how: Any) -> jbp.Sharding:
 class Counts:
     """Of one net and a batch: the programs of training, and autodiff's, on any mesh."""
 
-    def __init__(self, net: Any, shape: tuple[int, ...], batch: int, plain: Any = None):
-        self.net, self.shape, self.batch, self.plain = net, shape, batch, plain
-        self.x, self.y = np.ones((batch, *shape), np.float32), np.zeros(batch, np.int32)
+    def __init__(self, net: Any, shape: tuple[int, ...], batch: int, plain: Any = None, words: int = 0):
+        self.net, self.shape, self.batch, self.plain, self.words = net, shape, batch, plain, words
+        self.x, self.y = self.drawn(np.random.default_rng(0))
+
+    def drawn(self, rng: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers and labels; tokens and tokens, of a net that reads words."""
+        if self.words:
+            return tuple(rng.integers(0, self.words, (2, self.batch, *self.shape)).astype(np.int32))
+        x = rng.normal(size=(self.batch, *self.shape)).astype(np.float32)
+        return x, rng.integers(0, 8, self.batch).astype(np.int32)
 
     def problem(self, method: Any = None, optimizer: Any = None) -> jbp.Problem:
         return jbp.Problem(self.net, LOSS, optimizer or jbp.optim.sgd(0.1), method=method)
@@ -150,6 +160,9 @@ IMAGES = Counts(
     plain_conv,
 )  # fmt: skip
 
+TALKS = Counts(jbp.gpt(64, 32, layers=2, heads=4, width=64), (32,), 16, gpt_peers.scores_of(4), words=64)
+"""Attention by heads, tables by vocabulary."""
+
 
 def said(compiled: Any) -> dict[str, Any]:
     """What was counted, for JSON."""
@@ -177,7 +190,7 @@ def divided() -> dict[str, Any]:
 def collectives() -> dict[str, Any]:
     """Beside autodiff's, of nets and methods."""
     found: dict[str, Any] = {}
-    for name, one in (("repeat", DEEP), ("convolution", IMAGES)):
+    for name, one in (("repeat", DEEP), ("convolution", IMAGES), ("gpt", TALKS)):
         for d, m in ((1, 1), (4, 1), (2, 2), (1, 4)):
             on = mesh_of(d, m)
             found[f"{name} {d}x{m}"] = {"jbp": said(one.step(on)), "autodiff": said(one.autodiff(on))}
@@ -314,7 +327,7 @@ def fits() -> dict[str, float]:
     """Kinds of training, on four devices."""
     found = {}
     for name in FIRST:
-        for d, m in {"plain": ((4, 1), (2, 2)), "gpt": ((4, 1),)}.get(name, ((2, 2),)):
+        for d, m in {"plain": ((4, 1), (2, 2)), "gpt": ((4, 1), (2, 2))}.get(name, ((2, 2),)):
             found[f"{name} {d}x{m}"] = apart(left(trained(name, mesh_of(d, m))), alone(name))
     found["shard_params 4x1"] = apart(left(trained("plain", mesh_of(4, 1, shard_params=True))), alone("plain"))
     return found
@@ -324,7 +337,7 @@ def more_fits() -> dict[str, float]:
     """The others, and other meshes."""
     found = {}
     for name in FITS:
-        for d, m in ((2, 2),) if name not in FIRST or name == "gpt" else ((1, 4),):
+        for d, m in ((2, 2),) if name not in FIRST else ((1, 4),):
             found[f"{name} {d}x{m}"] = apart(left(trained(name, mesh_of(d, m))), alone(name))
     for how in ({"shard_params": True}, {"layouts": {"0": "whole", "3": "row", "5": "column"}}):
         found[f"plain {how}"] = apart(left(trained("plain", mesh_of(2, 2, **how))), alone("plain"))

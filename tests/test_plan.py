@@ -252,6 +252,23 @@ def test_what_has_no_formula_is_refused_by_name(name):
         Work(net, CROSS, sgd(0.1), form).predict(16, layout, H100)
 
 
+TALKS = {
+    "a table by row": (jbp.serial(jbp.Embedding(8, 6), jbp.Dense(8)), r"Embedding\(8, 6\) at 0, .* split by row"),
+    "a table by column": (jbp.serial(jbp.Embedding(7, 6), jbp.Unembedding(8)), "Unembedding.* split by column"),
+    "heads": (jbp.gpt(7, 5, layers=1, heads=2, width=6), "Attention.* where its input is split"),
+}
+
+
+@pytest.mark.parametrize("name", TALKS)
+def test_tables_and_heads_that_lie_apart_are_refused_by_name(name):
+    """Along the model axis there are no formulas for them; over data alone there are."""
+    net, words = TALKS[name]
+    work = Work(net, CROSS, sgd(0.1), (5,), tokens=True)
+    with pytest.raises(NotImplementedError, match=words):
+        work.predict(16, Layout(2, 2), H100)
+    assert work.predict(16, Layout(4), H100).flops
+
+
 def test_a_loss_over_split_outputs_has_a_formula_for_softmax_alone():
     work = Work(dense(8, 16, 8), losses.mean_squared_error, sgd(0.1), (3,))
     with pytest.raises(NotImplementedError, match="mean_squared_error of outputs that are split"):

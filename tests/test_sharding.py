@@ -96,6 +96,17 @@ def test_layers_are_divided_over_the_model_axis_as_under_autodiff(net, mesh):
     assert case["jbp"]["flops"] <= 1.05 * ideal
 
 
+@pytest.mark.parametrize("mesh", ["2x2", "1x4"])
+def test_attention_is_divided_by_heads_and_tables_by_vocabulary(mesh):
+    """What q, k and v are made of lies by columns that are not those of the heads, so it is handed round; jbp takes
+    q, k and v apart anew on the way back, where autodiff keeps them."""
+    one, case = found("collectives")["gpt 1x1"], found("collectives")[f"gpt {mesh}"]
+    assert case["jbp"]["flops"] == one["jbp"]["flops"] / devices(mesh) == case["autodiff"]["flops"]
+    assert case["jbp"]["bytes"] <= 1.35 * case["autodiff"]["bytes"]
+    reduced = (case[way]["collectives"]["all-reduce"] for way in ("jbp", "autodiff"))
+    assert next(reduced) <= next(reduced)
+
+
 def test_what_methods_and_statistics_add_up():
     case = found("collectives")
     assert case["private"][0]["collectives"] == {"all-reduce": 1}
@@ -170,7 +181,7 @@ def test_a_wrong_sharding_is_refused(given, words):
 def test_a_layout_of_no_layer_is_refused():
     sharding = jbp.Sharding(mesh("data", "model"), layouts={"7": "row"})
     params = NET.init(jax.random.key(0), (5,))[0]
-    with pytest.raises(ValueError, match="the layout of '7' is of no dense or convolutional layer: there are 0, 2"):
+    with pytest.raises(ValueError, match="the layout of '7' is of no layer that multiplies: there are 0, 2"):
         sharding.params(NET, params)
 
 
@@ -189,7 +200,7 @@ def test_one_device_is_a_mesh_too():
 
 REFUSED = {
     "the batch": "batch_size is 30, which the 4 devices of the axis 'data' do not divide: take 28 or 32",
-    "no layer": "the axis 'model' has 4 devices, which divide the width of no dense or convolutional layer",
+    "no layer": "the axis 'model' has 4 devices, which divide the width of no layer of the net that multiplies",
     "an axis": "the mesh has the axes data, modle, and nothing would be spread over 'modle'",
     "a layout": "0 cannot lie by column: its weight is (5, 7), which 2 devices of the axis 'model' do not divide there",
     "a batch by hand": "the batch is 7, which the 4 devices of the axis 'data' do not divide: take 4 or 8",
@@ -234,5 +245,5 @@ def test_jbp_train_over_a_mesh():
     assert case["mesh"] == [None, "data=2,model=2"]
     assert case["seeds"] == 2
     assert "batch_size is 30, which the 4 devices of the axis 'data' do not divide: take 28 or 32" in case["batch"]
-    assert "the axis 'model' has 4 devices, which divide the width of no dense" in case["width"]
+    assert "the axis 'model' has 4 devices, which divide the width of no layer" in case["width"]
     assert case["resumed"] == [0, "data=4"]

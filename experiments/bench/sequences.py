@@ -241,19 +241,23 @@ def run(size: Size) -> list[Row]:
 
 
 def plot(rows: list[Row]) -> Any:
-    """How much longer autodiff takes, by quantity, without checkpoints and with."""
-    rows = [row for row in rows if "each in its own" not in row.name]
-    figure, axes = plt.subplots(figsize=(8, 0.42 * len(rows) + 1.3))
-    for way, mark, shift in ((AUTODIFF, "o", -0.12), (CHECKPOINT, "s", 0.12)):
-        for i, row in enumerate(rows):
+    """How much longer the others take, by quantity; PyTorch for a gradient."""
+    shown = [row.name for row in rows if any(f.name == f"{AUTODIFF} over jbp, time" for f in row.figures)]
+    figure, axes = plt.subplots(figsize=(8, 0.42 * len(shown) + 1.3))
+    for k, way in enumerate((AUTODIFF, CHECKPOINT, "PyTorch", "PyTorch, scores written out")):
+        label = way
+        for row in rows:
             f = next((f for f in row.figures if f.name == f"{way} over jbp, time"), None)
-            if f is not None and f.value is not None and f.low is not None and f.high is not None:
-                color = "C0" if way == AUTODIFF else "C1"
-                span = [[f.value - f.low], [f.high - f.value]]
-                axes.errorbar(f.value, i + shift, xerr=span, fmt=mark, color=color, label=None if i else way)
+            if f is None or f.value is None or f.low is None or f.high is None:
+                continue
+            at = shown.index(row.name.removesuffix(", beside PyTorch")) + 0.16 * (k - 1.5)
+            span = [[f.value - f.low], [f.high - f.value]]
+            axes.errorbar(f.value, at, xerr=span, fmt="os^v"[k], ms=4, color=f"C{k}", label=label)
+            label = None
     axes.axvline(1, color="0.5", lw=1)
-    axes.set_yticks(range(len(rows)), [row.name for row in rows])
+    axes.set_yticks(range(len(shown)), shown)
     axes.invert_yaxis()
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, fontsize=9, bbox_to_anchor=(1, 1))
     axes.set(xscale="log", xlabel="time, other / jbp (median, 5 to 95 %)")
+    harness.plain_ticks(axes, (0.7, 1, 1.4, 2))
     return figure

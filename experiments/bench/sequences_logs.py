@@ -125,7 +125,7 @@ def main(batch: int, rounds: int, **sizes: int) -> dict[str, Any]:
 
 
 def check(what: str, ours: Any, theirs: Any) -> None:
-    """Both compute the same."""
+    """Both compute the same; jbp clips an example as if its norm were larger by what rounding may hide."""
     if what in ("clipped", "moments"):
         ours, theirs = gpt_peers.unpacked(ours), stacked(theirs)
     if what == "kronecker":  # theirs block by block: qkv, out, up, down of each, as names are sorted in the blocks
@@ -135,7 +135,7 @@ def check(what: str, ours: Any, theirs: Any) -> None:
         ]
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         assert a.shape == b.shape, (what, a.shape, b.shape)
-        assert np.linalg.norm(a - b) <= 1e-3 * np.linalg.norm(b), what
+        assert np.linalg.norm(a - b) <= 2e-3 * np.linalg.norm(b), what
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@ loss on the same mesh; of dense stacks FLOPs, bytes and collectives are those of
 `jbp.sharding.costs`. Counted in the compiled programs, with the loops' trip counts, on virtual devices of a CPU: no
 times, so the table is the same on every machine with one version of JAX, but for the last digit of the errors.
 
-    python experiments/measurements/meshes.py [--quick]      about 4 min; --quick: under a minute, and writes nothing
+    python experiments/measurements/meshes.py                about 5 min
+    python experiments/measurements/meshes.py --only GPT     what has this in its name; the rows of others stay
+    python experiments/measurements/meshes.py --quick        under a minute, and writes nothing
     writes experiments/results/meshes.json, and the table in docs/several_devices.md
 
 `error`: the parameters after two steps in float32, the largest difference from one device's, over the largest number of
@@ -35,7 +37,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from compiled import counted
-from on_meshes import DEEP, FOUR, IMAGES, SHAPES, WIDE, Counts, mesh_of
+from on_meshes import DEEP, FOUR, IMAGES, SHAPES, TALKS, WIDE, Counts, mesh_of
 
 import jbp
 from jbp.cli.training import versions
@@ -57,11 +59,13 @@ METHODS: dict[str, tuple[Any, dict[str, Any], tuple[tuple[int, int], ...]]] = {
     "batch normalisation": (NORMED, {}, ((4, 1), (2, 2))),
     "repeat of 4 dense layers": (DEEP, {}, ((4, 1), (8, 1), (2, 2), (1, 4))),
     "two convolutions": (IMAGES, {}, ((4, 1), (8, 1), (2, 2), (1, 4))),
+    "a GPT of 2 layers, 4 heads": (TALKS, {}, ((4, 1), (8, 1), (2, 2), (1, 4))),
 }
 """What is counted: a net and its batch, how a step is made, and on which meshes."""
 QUICK = ("24-64-32-48-16, batch 64", "private")
 BESIDE = ("784-512-512-10, batch 512", "the same, parameters spread", "24-64-32-48-16, batch 64",
-          "in 4 parts (accumulate)", "private", "repeat of 4 dense layers", "two convolutions")  # fmt: skip
+          "in 4 parts (accumulate)", "private", "repeat of 4 dense layers", "two convolutions",
+          "a GPT of 2 layers, 4 heads")  # fmt: skip
 """With autodiff's step, of the same loss on the same mesh."""
 
 
@@ -102,8 +106,7 @@ def after_two(one: Counts, how: dict[str, Any], sharding: jbp.Sharding | None) -
     step = jbp.make_step(problem, accumulate=how.get("accumulate", 1), sharding=sharding)
     rng, state = np.random.default_rng(0), jbp.init_state(problem, one.shape, seed=1)
     for _ in range(2):
-        x = rng.normal(size=one.x.shape).astype(np.float32)
-        state, _ = step(state, jbp.Batch(x, rng.integers(0, 8, one.batch).astype(np.int32)))
+        state, _ = step(state, jbp.Batch(*one.drawn(rng)))
     return jax.tree.map(np.asarray, state.params)
 
 
@@ -133,7 +136,7 @@ def row(name: str, d: int, m: int) -> dict[str, Any]:
     if name in BESIDE:
         theirs = counted(autodiff(name, one, on))
         said |= {"autodiff": {"flops": theirs.flops, "total": theirs.total, "bytes": theirs.bytes}}
-    if not {"method", "accumulate", "optimizer"} & how.keys() and one is not NORMED:
+    if not {"method", "accumulate", "optimizer"} & how.keys() and one not in (NORMED, TALKS):
         costs = one.costs(d, m, shard_params=how.get("shard_params", False))
         said |= {"formula": {"flops": costs.flops, "total": costs.collectives, "bytes": costs.bytes,
                              "exact": costs.exact}}  # fmt: skip
@@ -185,10 +188,16 @@ def with_table(page: str, rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="two of them on four meshes, nothing written")
+    parser.add_argument("--only", metavar="TEXT", default="", help="what has this in its name")
     options = parser.parse_args()
-    names = QUICK if options.quick else METHODS
+    names = [name for name in (QUICK if options.quick else METHODS) if options.only in name]
+    if not names:
+        parser.error(f"--only {options.only!r} is in none of: {'; '.join(METHODS)}")
     rows = [row(name, d, m) for name in names for d, m in (METHODS[name][2][:4] if options.quick else METHODS[name][2])]
+    if options.only and not options.quick:
+        kept = [one for one in json.loads(RESULT.read_text())["rows"] if one["what"] not in names]
+        rows = sorted(kept + rows, key=lambda one: list(METHODS).index(one["what"]))
     check(rows)
     if options.quick:
         return

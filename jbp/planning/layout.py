@@ -72,8 +72,8 @@ def laid(net: Layer, params: Any, model: int) -> Laid:
     elif set(ways.values()) <= {"whole"}:
         widths = ", ".join(ways) or "there are none"
         raise ValueError(
-            f"the axis model has {model} devices, which divide the width of no dense or convolutional layer of the net "
-            f"({widths}): take another mesh, or widths that {model} divides"
+            f"the axis model has {model} devices, which divide the width of no layer of the net that "
+            f"multiplies ({widths}): take another mesh, or widths that {model} divides"
         )
     found = list(_splits(net, (), ways, False))
     return Laid(specs, tuple(way for way, _ in found), tuple(splits for _, splits in found))
@@ -97,8 +97,13 @@ def _splits(net: Layer, place: Place, ways: dict[str, str], split: bool) -> Iter
         case Tied():
             yield from _splits(net.layer, place, ways, split)
         case _:
-            way = ways.get(dotted(place)) if isinstance(net, Dense | Conv) else None
-            if way is not None:
+            way = ways.get(dotted(place))
+            if way not in (None, "whole") and not isinstance(net, Dense | Conv):
+                raise NotImplementedError(
+                    f"there are no formulas for {net!r} at {dotted(place)}, whose table is split by {way} over the "
+                    "axis model: take a mesh without the axis"
+                )
+            if way is not None and isinstance(net, Dense | Conv):
                 if split and way != "row":
                     _refuse(net, place)
                 yield way, (split, way == "column")

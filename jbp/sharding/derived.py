@@ -6,7 +6,9 @@ makes of them is split like them; by *row* the next layer takes that as it is, a
     column   W[i, o/M], b[o/M]      forward: nothing to do;   backward: Σ over devices of δ_h[i]
     row      W[i/M, o], b[o]        forward: Σ over devices of s[o];   backward: nothing to do
 
-Convolutions do the same with channels. A layer whose width M does not divide is whole on every device.
+Convolutions do the same with channels, attention with heads, which the dense layer before it makes by column and the
+one behind it takes by row. An embedding's table lies by row, which is by vocabulary, and an unembedding's by column,
+which is by vocabulary too. A layer whose width M does not divide is whole on every device.
 Source: Shoeybi et al. 2019, "Megatron-LM", arXiv:1909.08053, section 3.
 """
 
@@ -24,16 +26,20 @@ from jax.tree_util import tree_flatten_with_path
 from jbp.combine import Branch, Combinator, Repeat, Residual, Serial, Tied
 from jbp.layer import Layer
 from jbp.layers import (
+    Attention,
     AvgPool,
     BatchNorm,
     Conv,
     Dense,
     Dropout,
+    Embedding,
     GlobalPool,
     GroupNorm,
     LayerNorm,
     MaxPool,
+    Positions,
     RMSNorm,
+    Unembedding,
 )
 from jbp.layers.activations import Activation
 from jbp.paths import dotted
@@ -42,8 +48,10 @@ WAYS = ("column", "row", "whole")
 """How a layer may lie along the model axis."""
 AS_THEY_COME = (Activation, Dropout, MaxPool, AvgPool, GlobalPool)
 """What has no parameters and leaves the last axis as it is split."""
-_BY_CHANNEL = (BatchNorm, LayerNorm, RMSNorm, GroupNorm)
+_BY_CHANNEL = (BatchNorm, LayerNorm, RMSNorm, GroupNorm, Positions)
 """What has a number for each entry of the last axis."""
+_MULTIPLY = (Dense, Conv, Embedding, Unembedding)
+"""What has a weight that can lie by column or by row; what else a class of them does is not known."""
 
 
 def over_model(net: Layer, params: Any, m: int, axis: str, asked: dict[str, str]) -> tuple[Any, dict[str, str]]:
@@ -56,10 +64,10 @@ def over_model(net: Layer, params: Any, m: int, axis: str, asked: dict[str, str]
     """
     ways: dict[str, str] = {}
     walk = _Walk(m, axis, dict(asked), ways)
-    specs, _ = walk(net, params, (), 0, False)
+    specs, _ = walk(net, params, (), False)
     if walk.asked:
         path = next(iter(walk.asked))
-        raise ValueError(f"the layout of {path!r} is of no dense or convolutional layer: there are {', '.join(ways)}")
+        raise ValueError(f"the layout of {path!r} is of no layer that multiplies: there are {', '.join(ways)}")
     return specs, ways
 
 
@@ -69,47 +77,53 @@ class _Walk:
     def __init__(self, m: int, axis: str, asked: dict[str, str], ways: dict[str, str]):
         self.m, self.axis, self.asked, self.ways = m, axis, asked, ways
 
-    def __call__(self, layer: Layer, params: Any, place: tuple[int, ...], depth: int, split: bool) -> tuple[Any, bool]:
-        """The specs of a layer's parameters, under so many `repeat`, and whether its output is split."""
+    def __call__(self, layer: Layer, params: Any, place: tuple[int, ...], split: bool) -> tuple[Any, bool]:
+        """The specs of a layer's parameters, and whether its output is split."""
         match layer:
             case Serial():
                 found = []
                 for i, inner in enumerate(layer.layers):
-                    specs, split = self(inner, params[i], (*place, i), depth, split)
+                    specs, split = self(inner, params[i], (*place, i), split)
                     found.append(specs)
                 return tuple(found), split
             case Branch():
-                arms = [self(a, params[i], (*place, i), depth, split)[0] for i, a in enumerate(layer.layers)]
+                arms = [self(a, params[i], (*place, i), split)[0] for i, a in enumerate(layer.layers)]
                 return tuple(arms), False
             case Residual():
-                return self(layer.layer, params, place, depth, False)[0], False
+                return self(layer.layer, params, place, False)[0], False
             case Repeat():
-                return self(layer.layer, params, place, depth + 1, False)[0], False
+                return self(layer.layer, params, place, False)[0], False
             case Tied():
-                specs, split = self(layer.layer, layer.whole(params), place, depth, split)
+                specs, split = self(layer.layer, layer.whole(params), place, split)
                 return _without(specs, params), split
             case Combinator():
                 return _whole(params), False
-            case Dense() | Conv() if type(layer) in (Dense, Conv):  # what else a class of them does is not known
-                return self._multiplies(layer, params, dotted(place), depth, split)
+            case Attention():  # what it makes is split by heads, as the layer behind it takes it by row
+                return _whole(params), split and layer.shared % self.m == 0
+        if type(layer) in _MULTIPLY:
+            return self._multiplies(layer, params, dotted(place), split)
         if isinstance(layer, _BY_CHANNEL) and split:
             return jax.tree.map(lambda a: self._spec(a, -1) if self._divides(a, -1) else PartitionSpec(), params), True
         return _whole(params), split and isinstance(layer, AS_THEY_COME + _BY_CHANNEL)
 
-    def _multiplies(self, layer: Dense | Conv, params: Any, path: str, depth: int, split: bool) -> tuple[Any, bool]:
+    def _multiplies(self, layer: Layer, params: Any, path: str, split: bool) -> tuple[Any, bool]:
         """The specs of a weight and its bias."""
         weight, grouped = params["weight"], getattr(layer, "groups", 1) > 1
-        can = {"column": self._divides(weight, -1), "row": self._divides(weight, -2) and not grouped, "whole": True}
+        axes = {"column": -2, "row": -1} if isinstance(layer, Unembedding) else {"column": -1, "row": -2}
+        can = {way: self._divides(weight, axis) for way, axis in axes.items()} | {"whole": True}
+        can["row"] = can["row"] and not grouped
         way = self.asked.pop(path, None)
-        if way is None:
-            way = next(w for w in (("row", "column", "whole") if split else ("column", "whole")) if can[w])
+        if way is None:  # a table is read by index: nothing that comes in could be split, and its rows can lie apart
+            first = ("row",) if split or isinstance(layer, Embedding) else ()
+            then = () if isinstance(layer, Embedding) else ("column",)
+            way = next(w for w in (*first, *then, "whole") if can[w])
         elif not can[way]:
             raise ValueError(
                 f"{path} cannot lie by {way}: its weight is {tuple(weight.shape)}, which {self.m} devices of the axis "
                 f"{self.axis!r} do not divide there"
             )
         self.ways[path] = way
-        specs = {"weight": self._spec(weight, {"column": -1, "row": -2}[way]) if way != "whole" else PartitionSpec()}
+        specs = {"weight": PartitionSpec() if way == "whole" else self._spec(weight, axes[way])}
         if "bias" in params:
             specs["bias"] = self._spec(params["bias"], -1) if way == "column" else PartitionSpec()
         return specs, way == "column"

@@ -25,8 +25,9 @@ class Sharding:
 
     The examples of a batch are spread over the axis `data`, by default the mesh's axis of that name, or its only one.
     Parameters are spread over the axis `model` ("model"), if the mesh has one: dense layers by column and by row in
-    turn, convolutions by channels; a layer whose width it does not divide is whole on every device. `layouts` says it
-    otherwise for a layer, by its dotted path: {"2": "whole", "4.0": "column"}, or "row".
+    turn, convolutions by channels, attention by heads, tables by vocabulary; a layer whose width it does not divide is
+    whole on every device. `layouts` says it otherwise for a layer, by its dotted path: {"2": "whole", "4.0": "column"},
+    or "row".
 
     With `shard_params` parameters, and what the optimiser keeps of them, are spread over the data axis too: each device
     holds its part, and a step gathers them.
@@ -100,8 +101,8 @@ class Sharding:
         if self.m > 1 and set(ways.values()) <= {"whole"}:
             widths = ", ".join(f"{path} {way}" for path, way in ways.items()) or "there are none"
             raise ValueError(
-                f"the axis {self.model!r} has {self.m} devices, which divide the width of no dense or convolutional "
-                f"layer of the net ({widths}): take another mesh, or widths that {self.m} divides"
+                f"the axis {self.model!r} has {self.m} devices, which divide the width of no layer of the "
+                f"net that multiplies ({widths}): take another mesh, or widths that {self.m} divides"
             )
         if self.m == 1:
             specs = jax.tree.map(lambda a: PartitionSpec(), params)
