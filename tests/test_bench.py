@@ -115,6 +115,7 @@ def test_the_saved_results_are_what_the_page_shows(suite, harness):
     assert suite["SECTIONS"] == bench.SECTIONS
     assert suite["page"]() == suite["PAGE"].read_text(), "make bench ARGS=--page"
     assert suite["summary"]() in suite["README"].read_text(), "make bench ARGS=--page"
+    assert suite["talked"]() in suite["LANGUAGE"].read_text(), "make bench ARGS=--page"
 
 
 def test_every_net_of_the_step_is_there(suite):

@@ -277,10 +277,6 @@ def test_the_figures_of_the_page_are_the_saved_ones():
         cells = [f"{row['product_flops'] / 1e9:.3g}" for row in rows]
         cells += [f"{row['temporary_bytes'] / 1e6:,.0f}" for row in rows]
         assert f"| {way} | {' | '.join(cells)} |" in page
-    for row in parts["time"]["rows"]:
-        low, high = row["range"]
-        shown = f"{row['milliseconds']:.0f} | {row['of autodiff']:.2f} ({low:.2f} to {high:.2f})"
-        assert f"| {row['way']} | {shown} |" in page
     for row in parts["growth"]["rows"]:
         if "power of t" in row:
             powers = row["power of t"]

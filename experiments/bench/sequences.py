@@ -240,6 +240,44 @@ def run(size: Size) -> list[Row]:
     return rows + [in_pytorch(case, 30) for case in cases] + peers(12, 30)
 
 
+def table(rows: list[Row]) -> str:
+    """What the page about language models says of it: counts and times over autodiff's plain gradient."""
+
+    def two(value: float | None) -> str:
+        return "" if value is None else f"{value:.2f}"
+
+    heads = ["products: jbp", AUTODIFF, "temporaries: jbp", AUTODIFF, "time: jbp"]
+    heads += [f"{way} over jbp" for way in (AUTODIFF, CHECKPOINT)]
+    lines = [f"| | {' | '.join(heads)} |", "| --- |" + " ---: |" * len(heads)]
+    ways = {"Opacus, in PyTorch's": "Opacus", "Opacus hooks, in PyTorch's": "its hooks"}
+    ways |= {"with_logs, time": "with_logs", "jbp on the same JAX, time": "jbp"}
+    beside, own = [], []
+    for row in rows:
+        found = {f.name: f for f in row.figures}
+        if f"{AUTODIFF} over jbp, time" in found:
+            names = ("jbp, FLOPs", "autodiff, FLOPs", "jbp, bytes", "autodiff, bytes", "jbp, time")
+            cells = [two(found[name].value) for name in names]
+            cells += [spread(found.get(f"{way} over jbp, time")) for way in (AUTODIFF, CHECKPOINT)]
+            lines.append(f"| {row.name} | {' | '.join(cells)} |")
+        elif "PyTorch over jbp, time" in found:
+            fused, written = (spread(found[f"PyTorch{way} over jbp, time"]) for way in ("", ", scores written out"))
+            what = row.name.removesuffix(": gradient, beside PyTorch")
+            beside.append(f"{what}: {fused} times as long, with scores written out {written}")
+        else:
+            what = row.name.split(": ")[1].split(", each")[0]
+            known = [f"{way} {two(found[name].value)}" for name, way in ways.items() if found[name].value is not None]
+            own.append(f"{what}: {', '.join(known)}")
+    said = f"PyTorch takes for a gradient of {'; of '.join(beside)}. In plain gradients of its own framework, "
+    return "\n".join([*lines, "", f"{said}on the GPT: {'; '.join(own)}."])
+
+
+def spread(figure: Figure | None) -> str:
+    """The median with its range."""
+    if figure is None or figure.value is None or figure.low is None or figure.high is None:
+        return ""
+    return f"{figure.value:.2f} ({figure.low:.2f} to {figure.high:.2f})"
+
+
 def plot(rows: list[Row]) -> Any:
     """How much longer the others take, by quantity; PyTorch for a gradient."""
     shown = [row.name for row in rows if any(f.name == f"{AUTODIFF} over jbp, time" for f in row.figures)]

@@ -46,6 +46,7 @@ MORE_IN_FULL = ("per_example", "training")
 """Sections that measure more with --full, into a file of their own: a later run without it leaves that alone."""
 PAGE = harness.HERE / "README.md"
 README = harness.ROOT / "README.md"
+LANGUAGE = harness.ROOT / "docs" / "language.md"
 MISSED = harness.HERE / "missed.md"  # in words, by hand
 
 
@@ -183,11 +184,24 @@ def summary() -> str:
 def write() -> None:
     """The page, and the README's part of it, from what is saved."""
     common.save(PAGE, page())
+    if saved("sequences").exists():
+        fill(LANGUAGE, "jbp bench sequences", talked())
     if all(saved(section).exists() for section in SECTIONS):
-        words = README.read_text()
-        words = re.sub(r"(<!-- jbp bench -->\n).*?(\n<!-- end of jbp bench -->)",
-                       lambda m: m[1] + summary() + m[2], words, flags=re.S)  # fmt: skip
-        common.save(README, words)
+        fill(README, "jbp bench", summary())
+
+
+def fill(path: Path, name: str, text: str) -> None:
+    """Put a text between the comments of this name on a page."""
+    page = path.read_text()
+    found = re.sub(rf"(<!-- {name} -->\n).*?(\n<!-- end of {name} -->)", lambda m: m[1] + text + m[2], page, flags=re.S)
+    common.save(path, found)
+
+
+def talked() -> str:
+    """What the page about language models says of the saved results."""
+    rows = harness.from_json(json.loads(saved("sequences").read_text())["rows"])
+    table, said = importlib.import_module("sequences").table(rows).rsplit("\n", 1)
+    return f"{table}\n{textwrap.fill(said, 132)}"
 
 
 class WrongFile(ValueError):

@@ -19,10 +19,10 @@ Claims, by part:
                of t that each grows by, fitted from 512 positions on. jbp's temporaries grow as t does (by a power of
                at most 1.15) where autodiff's grow as its square, and with 512 and more jbp takes fewer products for a
                gradient.
-  time         of a gradient, beside autodiff's and PyTorch's (if it is installed), interleaved. No claim: it depends on
-               the machine.
   inside       as it trains, at each evaluation: the gradient's noise scale, the norms of the gradients of single
                windows and of single tokens, and the spectra of the layers' Kronecker factors. No claim.
+
+How long it takes beside others is in the benchmark's section `sequences`.
 
     python experiments/measurements/gpt.py               about 10 minutes on two cores
     python experiments/measurements/gpt.py --only temporaries,gradient
@@ -65,7 +65,7 @@ from jbp.data.vocabulary import read_text
 
 RESULT = common.RESULTS / "gpt.json"
 LOSS = jbp.losses.softmax_cross_entropy
-PARTS = ("temporaries", "growth", "gradient", "time", "recipe", "inside")
+PARTS = ("temporaries", "growth", "gradient", "recipe", "inside")
 MOST_LOSS, MOST_EPS, PARAMETERS, MOST_POWER = 1.93, 16, 804_096, 1.15
 SMALL = (
     "A spring of water ran beside the old mill, and the miller's daughter came there each morning with two pails.\n"
@@ -94,14 +94,13 @@ class Config:
     estimates: int = 20
     """Random batches of nanoGPT's way to estimate a loss."""
     lengths: tuple[int, ...] = (64, 512, 2048)
-    rounds: int = 30
     windows: int = 48
     """Whose gradients are looked at one by one."""
     growing: tuple[int, ...] = (256, 512, 1024, 2048, 4096)
     """Positions of attention alone."""
 
 
-QUICK = Config(8, 1, 2, 8, 4, 40, 40, 0.003, 0.0003, 5, seeds=(0,), lengths=(256,), rounds=2, windows=3,
+QUICK = Config(8, 1, 2, 8, 4, 40, 40, 0.003, 0.0003, 5, seeds=(0,), lengths=(256,), windows=3,
                growing=(32, 64))  # fmt: skip
 
 
@@ -302,37 +301,6 @@ def _products(jaxpr: Any) -> int:
     return total
 
 
-def timed(config: Config, text: Text, rows: Callable[[dict[str, Any]], None]) -> None:
-    """Rounds of all ways in turn; medians, and the quotients with autodiff round by round."""
-    t = config.context
-    params, (x, y) = text.params(t), text.batch(t, config.batch_size)
-
-    def called(way: Any) -> Callable[[], Any]:
-        return lambda: jax.block_until_ready(way(params, x, y))
-
-    contenders = {name: called(jax.jit(way)) for name, way in ways(text, t).items()}
-    try:
-        contenders["PyTorch"] = gpt_peers.torch_step(params, config.heads, x, y)
-        contenders["PyTorch, scores written out"] = gpt_peers.torch_step(params, config.heads, x, y, fused=False)
-        theirs, ours = contenders["PyTorch"](), float(contenders["jbp"]()[0])
-        common.require(abs(theirs - ours) < 1e-4 * ours, f"PyTorch's loss is {theirs}, and jbp's {ours}")
-    except ModuleNotFoundError:
-        print("PyTorch is not installed, and left out", file=sys.stderr)
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for name in contenders:
-        contenders[name]()
-    for _ in range(config.rounds):
-        for name, call in contenders.items():
-            began = time.perf_counter()
-            for _ in range(3):
-                call()
-            seconds[name].append((time.perf_counter() - began) / 3)
-    for name, found in seconds.items():
-        shares = [a / b for a, b in zip(found, seconds["autodiff"], strict=True)]
-        rows({"way": name, "milliseconds": 1000 * statistics.median(found), "of autodiff": statistics.median(shares),
-              "range": [min(shares), max(shares)], "rounds": config.rounds})  # fmt: skip
-
-
 # ── What is seen inside ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -387,7 +355,6 @@ RUN = {
     "temporaries": temporaries,
     "growth": growth,
     "gradient": gradient,
-    "time": timed,
     "recipe": recipe,
     "inside": inside,
 }
