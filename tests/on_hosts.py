@@ -23,8 +23,8 @@ X, Y = RNG.normal(size=(44, 6)), RNG.integers(0, 4, 44)
 LOSS, OPTIMIZER = jbp.losses.softmax_cross_entropy, jbp.optim.sgd(0.1, momentum=0.9)
 NET = jbp.serial(jbp.Dense(8), jbp.tanh, jbp.Dropout(0.2), jbp.Dense(4))
 COUPLED = jbp.serial(jbp.Dense(8), jbp.BatchNorm(), jbp.tanh, jbp.Dense(4))
-PARTS = {2: (1, 1), 4: (2, 2), 8: (4, 2)}
-"""Of so many devices, a mesh over data and model with both axes used where that can be."""
+PARTS = {2: (1, 2), 4: (2, 2), 8: (4, 2)}
+"""Of so many devices, a mesh over data and model; over all of them, or a process would have no part in it."""
 
 
 def train(net, sharding=None, train_data=(X, Y), **more):

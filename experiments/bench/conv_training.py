@@ -5,7 +5,7 @@ process of its own, held to so many cores; all start from the same parameters, g
 same order with momentum SGD, and must end with the same training loss before anything is timed. Plain JAX is the epoch
 in one scan with optax. PyTorch is eager and compiled, with tensors in memory and channels first or last, whichever is
 faster, which is stated. Rounds run the contenders one after the other, each from the start; a contender that has
-trained for a minute sits the later rounds out (plain JAX, whose convolutions in a loop take seconds), and is compared
+trained for 20 seconds sits the later rounds out (plain JAX, whose convolutions in a loop take seconds), and is compared
 with the rounds that it ran in.
 
 Targets, by the median: LeNet-5 at most 1.2 of PyTorch's time, with 1.0 the goal; ResNet-20 at most 1.5.
@@ -36,7 +36,7 @@ from training import Worker
 TITLE = "Training convolutional nets, jbp over the others"
 CONTENDERS = {"jbp": (), "plain JAX": (), "PyTorch": ("torch",), "PyTorch compiled": ("torch",)}
 RATE, MOMENTUM = 0.01, 0.9
-PATIENCE = 60.0  # seconds of training, after which a contender runs no further round
+PATIENCE = 20.0  # seconds of training, after which a contender runs no further round
 
 
 @dataclass(frozen=True)
