@@ -386,7 +386,7 @@ WRONG = [
     ("--net 8 --shape 5 --mesh data=2,data=4", "data stands in it twice", ""),
     ("--net 8 --shape 5 --mesh data=2 --sweep data", "one of mesh and sweep", ""),
     ("--net 8 --shape 5 --mesh data=3", "1024, which the 3 devices", "1023 or 1026"),
-    ("--net 7 --shape 5 --outputs 3 --mesh model=2", "divide the width of no dense", ""),
+    ("--net 7 --shape 5 --outputs 3 --mesh model=2", "divide the width of no layer", ""),
     ("--net 8 --shape 5 --sweep bst", "unknown sweep 'bst'", "did you mean 'best'?"),
     ("--net 8 --shape 5 --sweep best --per-device", "per_device goes with", ""),
     ("--net 8 --shape 5 --accelerator h10", "unknown accelerator 'h10'", "did you mean 'h100'?"),
