@@ -341,6 +341,8 @@ def more_fits() -> dict[str, float]:
             found[f"{name} {d}x{m}"] = apart(left(trained(name, mesh_of(d, m))), alone(name))
     for how in ({"shard_params": True}, {"layouts": {"0": "whole", "3": "row", "5": "column"}}):
         found[f"plain {how}"] = apart(left(trained("plain", mesh_of(2, 2, **how))), alone("plain"))
+    by_channel = mesh_of(2, 2, layouts={"0": "column"})  # the table, tied, and positions by channel
+    found["gpt by channel 2x2"] = apart(left(trained("gpt", by_channel)), alone("gpt"))
     rows = ([scalars(row) for row in trained("watched", on).watched] for on in (mesh_of(2, 2), None))
     found["watched, rows"] = apart(*rows)
     return found
