@@ -1,22 +1,18 @@
 """The suite's conditions: float64, no silent promotion of types or ranks, and the data folder where there is one."""
 
+import gc
 import os
-from importlib.metadata import version
 from pathlib import Path
 
-# Speed is not measured here and compiling dominates; read by XLA when JAX starts, so it comes first. XLA's older code
-# generator, where there is a choice, compiles twice as fast; what costs are counted of, `counting.xla_cost` compiles
-# with the newer one, as users do.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
-    + (" --xla_cpu_use_fusion_emitters=false" if version("jax").startswith("0.10.") else ""),
-)
+import haste
+
+os.environ.setdefault("XLA_FLAGS", haste.FLAGS + haste.OLDER)  # read when JAX starts, so it comes first
 os.environ.setdefault("MPLBACKEND", "agg")
 
 import jax
 import pytest
 
+gc.set_threshold(20_000, 20, 20)  # traced programs are many objects and few cycles: a twentieth of the time
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -13,6 +13,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import haste
 import jax
 import numpy as np
 import on_hosts
@@ -28,10 +29,6 @@ sys.path[:0] = [str(ROOT / "experiments"), str(ROOT / "experiments" / "measureme
 import common  # noqa: E402
 import lost_hosts  # noqa: E402
 
-FLAGS = (
-    "--xla_backend_optimization_level=0 --xla_cpu_enable_concurrency_optimized_scheduler=false "
-    "--xla_force_host_platform_device_count="
-)
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "SLURM_", "OMPI_"))}
 ENVIRONMENT |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
 
@@ -41,7 +38,7 @@ def together(folder, processes, devices, *cases):
     folder.mkdir(exist_ok=True)
     place = [str(folder), f"127.0.0.1:{lost_hosts.free_port()}", str(processes)]
     command = [sys.executable, "-W", "error", str(ROOT / "tests" / "on_hosts.py"), *place]
-    environment = {**ENVIRONMENT, "XLA_FLAGS": f"{FLAGS}{devices}"}
+    environment = {**ENVIRONMENT, "XLA_FLAGS": haste.flags(devices)}
     pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
     running = [subprocess.Popen([*command, str(i), *cases], **pipe) for i in range(processes)]
     said = [process.communicate(timeout=600) for process in running]
@@ -107,7 +104,7 @@ def alone(folder, devices, epochs):
     """The same in one process."""
     code = f"import on_hosts, pathlib; on_hosts.resuming(pathlib.Path({str(folder)!r}), {epochs})"
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    environment = {**ENVIRONMENT, "XLA_FLAGS": f"{FLAGS}{devices}", "PYTHONPATH": path}
+    environment = {**ENVIRONMENT, "XLA_FLAGS": haste.flags(devices), "PYTHONPATH": path}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import haste
 import jax
 import jax.numpy as jnp
 import pytest
@@ -32,12 +33,7 @@ MORE = ("training without set_mesh",)
 
 @pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.soak) if c in MORE else c for c in HOLDS])
 def test_on_four_devices_everything_is_as_on_one(case):
-    # One after another: where XLA runs at once what can be, four devices on few cores wait for one another for ever.
-    flags = (
-        "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0 "
-        "--xla_cpu_enable_concurrency_optimized_scheduler=false"
-    )
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "XLA_FLAGS": haste.flags(4), "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(ROOT / "tests" / "on_devices.py"), case]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import chex
+import haste
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -489,9 +490,8 @@ print(len(jax.devices()), "devices")
 
 
 def test_updates_and_velocity_keep_the_sharding_of_the_parameters():
-    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
     root = str(Path(__file__).parents[1])
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": root}
+    environment = {**os.environ, "XLA_FLAGS": haste.flags(4), "JAX_PLATFORMS": "cpu", "PYTHONPATH": root}
     done = subprocess.run([sys.executable, "-c", SHARDED], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "4 devices\n"

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import haste
 import jax
 import pytest
 
@@ -28,11 +29,7 @@ STEPS = 256
 def found(case: str) -> Any:
     """What a case found."""
     counts = case in ("divided", "collectives")
-    # One after another: where XLA runs at once what can be, devices on few cores wait for one another for ever.
-    flags = f"--xla_force_host_platform_device_count={8 if counts else 4} " + (
-        "--xla_cpu_enable_concurrency_optimized_scheduler=false"
-        + ("" if counts else " --xla_backend_optimization_level=0")
-    )
+    flags = haste.flags(8 if counts else 4, counted=counts)
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-W", "error", str(ROOT / "tests" / "on_meshes.py"), case]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)

@@ -49,7 +49,10 @@ def test_a_total_has_the_type_of_its_pair(name, dtype):
     assert pair.total().dtype == pair.total(jnp.asarray(WEIGHTS, dtype)).dtype == jnp.dtype(dtype)
 
 
-@pytest.mark.parametrize(("dtype", "size"), ENDS)
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [pytest.param(*end, marks=[pytest.mark.soak] if end == ("bfloat16", 1e8) else []) for end in ENDS],
+)
 @pytest.mark.parametrize("name", [name for name in SAMPLES if name != "Coupled"])
 def test_every_statistic_of_every_class_of_pair(name, dtype, size, monkeypatch):
     whole = samples.draw
