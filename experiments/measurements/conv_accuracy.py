@@ -9,8 +9,11 @@ Claims, each a mean over three seeds on the 10,000 test images, which are read o
            errors of the same rules, 0.91 to 1.70 % and 9.20 to 13.06 %, stand beside ours
 
 Of the 60,000 training images 6,000 are held out. A learning rate is chosen on them, among three and with a seed of its
-own, in short runs of three epochs; everything else was fixed beforehand. The seeds then train on the other
-54,000, and their last epoch counts.
+own; everything else was fixed beforehand. The runs that choose take three epochs, but for the two rules of feedback
+alignment as many as the runs themselves, and from lower rates: with those that looked best after three epochs some of
+their seeds broke down later. The seeds then train on the other 54,000, and their last epoch counts. A rate at which a
+seed breaks down, with fewer than half of the images held out read right, is given up for the next best: its rows stay
+in the file, and those of the last rate count.
 
 Published: BioTorch, https://github.com/jsalbert/biotorch, Benchmarks.md: one run each, the model of the best epoch,
 where the 10,000 images that choose the epoch are those that the error is given for: selected on the test set. Its
@@ -71,6 +74,8 @@ PUBLISHED = {
 NEED = {"mnist": 0.993, "fashion": 0.92}
 MOST = {"mnist": 0.05, "fashion-mnist": 0.20}
 """The largest mean error of a rule."""
+BROKEN = 0.5
+"""A validation accuracy below which a rate is given up."""
 LOSS = jbp.losses.softmax_cross_entropy
 
 
@@ -89,6 +94,8 @@ class Config:
     """Of the runs that choose a learning rate."""
     rates: tuple[float, ...] = (0.02, 0.05, 0.1)
     rule_rates: tuple[float, ...] = (0.003, 0.01, 0.03)
+    alignment_rates: tuple[float, ...] = (0.001, 0.003, 0.01)
+    """Of the rules that learn by aligning: chosen in whole runs."""
     held_out: float = 0.1
     seeds: tuple[int, ...] = (0, 1, 2)
     rate_seed: int = 100
@@ -99,7 +106,7 @@ class Config:
 
 QUICK = Config(
     batch_size=32, widths=(("mnist", (4, 8, 16)),), epochs=(("mnist", 4), ("rules", 4)), rates=(0.05,),
-    rule_rates=(0.01,), seeds=(0,), rules=("direct feedback alignment",), digits=True,
+    rule_rates=(0.01,), alignment_rates=(0.01,), seeds=(0,), rules=("direct feedback alignment",), digits=True,
 )  # fmt: skip
 
 
@@ -136,7 +143,13 @@ class Task:
 
     def rates(self, config: Config) -> tuple[float, ...]:
         """Among which one is chosen."""
+        if self.rule.endswith("alignment"):
+            return config.alignment_rates
         return config.rule_rates if self.section == "rules" else config.rates
+
+    def choice_epochs(self, config: Config, epochs: int) -> int:
+        """Of the runs by which it is chosen."""
+        return epochs if self.rule.endswith("alignment") else min(config.choice_epochs, epochs)
 
 
 def tasks(config: Config, sections: tuple[str, ...]) -> list[Task]:
@@ -273,11 +286,12 @@ def run(
         one = partial(ran, config, task, data, have)
         rates = task.rates(config)
         for rate in rates if len(rates) > 1 else ():
-            row = told(one("choice", rate, config.rate_seed, min(config.choice_epochs, epochs)))
+            row = told(one("choice", rate, config.rate_seed, task.choice_epochs(config, epochs)))
             choices[rate] = row["validation_accuracy"]
-        rate = max(rates, key=lambda rate: choices.get(rate, 0.0))
-        for seed in config.seeds:
-            told(one("result", rate, seed, epochs))
+        for rate in sorted(rates, key=lambda rate: -choices.get(rate, 0.0)):
+            found = [told(one("result", rate, seed, epochs)) for seed in config.seeds]
+            if min(row["validation_accuracy"] for row in found) >= BROKEN:
+                break
     return rows
 
 
@@ -289,12 +303,10 @@ def line(row: dict[str, Any]) -> str:
 
 
 def results(rows: list[dict[str, Any]], section: str, data: str, rule: str = "backpropagation") -> np.ndarray:
-    """The test accuracies of a task's seeds."""
-    return np.array([
-        row["test_accuracy"]
-        for row in rows
-        if row["kind"] == "result" and (row["section"], row["data"], row["rule"]) == (section, data, rule)
-    ])  # fmt: skip
+    """The test accuracies of a task's seeds, at the last rate that was tried."""
+    task = (section, data, rule)
+    found = [r for r in rows if r["kind"] == "result" and (r["section"], r["data"], r["rule"]) == task]
+    return np.array([r["test_accuracy"] for r in found if r["learning_rate"] == found[-1]["learning_rate"]])
 
 
 def check(result: dict[str, Any]) -> None:
