@@ -353,6 +353,13 @@ def test_gradients_of_a_stack_and_of_none_are_of_different_networks():
         stats.gram(stack, pair)
 
 
+@pytest.mark.parametrize("name", ["Outer", "Window", "Scale", "Shift"])
+def test_weights_take_the_type_of_a_pair(name):
+    """Of float64 beside a pair of float32, as those of numpy are."""
+    pair = jax.tree.map(lambda a: a.astype(jnp.float32), SAMPLES[name]().pair)
+    assert pair.total(jnp.asarray(WEIGHTS, jnp.float64)).dtype == jnp.float32
+
+
 def test_coupled_uses_stay_coupled_when_they_are_merged():
     one, two = outer().pair, outer(1, seed=5).pair
     for pairs in ((Coupled(one, "[1]"), two), (one, Coupled(two, "[1]")), (Coupled(one, "[1]"), Coupled(two, "[2]"))):

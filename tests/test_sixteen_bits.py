@@ -42,10 +42,11 @@ def close(found: Any, expected: Any, name: str, units: float = 1e-5) -> None:
 
 
 @pytest.mark.parametrize("dtype", SIXTEEN)
-@pytest.mark.parametrize("name", ["Outer", "Shift", "Scale"])
+@pytest.mark.parametrize("name", ["Outer", "Outer, transposed", "Lookup", "Shift", "Scale", "Window", "Sum", "Stack"])
 def test_a_total_has_the_type_of_its_pair(name, dtype):
     """Added up in float32, and rounded once at the end."""
-    pair = jax.tree.map(lambda a: a.astype(dtype), SAMPLES[name]().pair)
+    sample = SAMPLES[name]().pair
+    pair = jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, sample)
     assert pair.total().dtype == pair.total(jnp.asarray(WEIGHTS, dtype)).dtype == jnp.dtype(dtype)
 
 

@@ -35,8 +35,9 @@ class Stack(Pair):
         if not axes:
             raise ValueError("Stack is what repeat makes of its layer's pairs: a layer makes the pair of one example")
         self.pair.check(None if shape is None else shape[1:], axes + 1)
-        if shape is not None and shape[:1] != (self.layers,):
-            raise ValueError(f"Stack of {self.layers} layers cannot be of a parameter of shape {shape}")
+        layers = jax.tree.leaves(self.pair)[0].shape[axes - 1]  # the axes of stacks around this one come before
+        if shape is not None and shape[:1] != (layers,):
+            raise ValueError(f"Stack of {layers} layers cannot be of a parameter of shape {shape}")
 
     @property
     def one(self) -> Pair:

@@ -175,6 +175,11 @@ CHECKS: dict[str, Callable[[], jbp.check.Report]] = {
     "dense": _layer(layers.Dense(5), 2, 3), "dense3": _layer(layers.Dense(5), 3),
     "unbiased": _layer(layers.Dense(5, use_bias=False), 3),
     "dropout": _layer(layers.Dropout(0.3), 3, 5), "flatten": _layer(layers.Flatten(), 2, 3),
+    "solid": _layer(layers.Conv(4, (2, 1, 2), groups=2), 3, 2, 3, 4),
+    "pools": _layer(layers.MaxPool((3, 2), stride=(1, 3)), 7, 8, 2),
+    "averages": _layer(layers.AvgPool((3, 2), stride=(1, 3), padding="same"), 7, 8, 2),
+    "long": _layer(layers.Attention(1, causal=True, rotary=True), 131, 6),
+    "words": _layer(layers.Unembedding(5), 3), "texts": _layer(layers.Unembedding(5), 2, 4, 3),
     "gain": _layer(Gain(), 2, 3), "folded": _layer(Folded(), 6),
     "serial": _layer(jbp.serial(layers.Dense(5), layers.sigmoid, layers.Dense(2)), 3),
     "residual": _layer(jbp.residual(BLOCK), 3),
@@ -189,6 +194,20 @@ CHECKS: dict[str, Callable[[], jbp.check.Report]] = {
     "repeat@signs": _layer(jbp.repeat(jbp.residual(jbp.serial(layers.Dense(3), layers.relu)), 2), 3),
     "repeat@leaky": _layer(jbp.repeat(jbp.serial(layers.leaky_relu, layers.Dense(3), layers.relu), 2), 3),
     "repeat@nothing": _layer(jbp.repeat(layers.identity, 2), 3),
+    "tied@stacks": _layer(tied(jbp.serial(
+        jbp.repeat(layers.Dense(3), 2), layers.tanh, jbp.repeat(layers.Dense(3), 2)), {2: 0}), 3),
+    "tied@stacks_of_kinds": _layer(tied(jbp.serial(
+        jbp.repeat(Gain(), 2), layers.tanh, jbp.repeat(layers.Dense(3), 2)), {(2, "bias"): (0, "gain")}), 3),
+    "tied@stacks_in_stacks": _layer(
+        tied(
+            jbp.serial(
+                jbp.repeat(jbp.repeat(Gain(), 2), 3), layers.tanh, jbp.repeat(jbp.repeat(layers.Dense(3), 2), 3)
+            ),
+            {(2, "bias"): (0, "gain")},
+        ),
+        3,
+    ),
+    "observed": _net(jbp.serial(layers.Dense(4), jbp.BatchNorm(), layers.tanh, layers.Dense(2)), key=3),
     "tied": _layer(TWICE, 3), "coupled": _layer(COUPLED, 3),
     "tied@coupled": _layer(tied(jbp.serial(layers.Dense(3), Centred(), layers.Dense(3)), {2: 0}), 3),
     "tied@kinds": _layer(tied(jbp.serial(Gain(), layers.tanh, layers.Dense(3)), {(2, "bias"): (0, "gain")}), 3),
@@ -204,6 +223,8 @@ CHECKS: dict[str, Callable[[], jbp.check.Report]] = {
     "cross_entropy@classes": _loss(losses.cross_entropy, 3, 5, target="classes"),
     "class2": _loss(losses.softmax_cross_entropy, 2, 3, 5, target="classes"),
     "classes": _loss(losses.softmax_cross_entropy, 3, 5, target="classes"),
+    "classes@two": _loss(losses.softmax_cross_entropy, 2, 5, target="classes"),
+    "classes@masked": _loss(losses.softmax_cross_entropy, 2, 3, 5, target="classes", mask=SOME),
     "distribution": _loss(losses.softmax_cross_entropy, 3, 5, target="distribution"),
     "onemask": _loss(losses.softmax_cross_entropy, 3, 5, mask=SOME[0]),
     "narrow": lambda: jbp.check.loss(losses.softmax_cross_entropy, (200,), batch=3, differences=False,

@@ -13,7 +13,6 @@ _OUTSIDE = "a class that there is not is read as the nearest one"
 _INSIDE = "any(_overlap(owner, other) and len(other) < len(owner) for other in owners)"
 _INSIDE_SHOWN = "any((_overlap(owner, other) and len(other) < len(owner) for other in owners))"
 _MASKED_MEAN = "error * (2 / output.size) if mask is None else _per_position(error * (2 / output.shape[-1]), mask)"
-_CALL = "value_output_delta(net, loss, params, batch, key, training)"
 _RANGE = '"a schedule\'s rate", rate, lambda rate: 0 <= rate < np.inf'
 _TOLD = "test_bad_input_is_told_in_one_sentence_what_was_expected_and_what_came"
 _MEMORY = "stacks more than is needed: memory alone"
@@ -46,7 +45,47 @@ _SPINE = "backprop.py"
 _MARKS = "coupled_places(net, training) if net.couples_batch else {}"
 _MARKED = f"return ({_MARKS}), saved"
 
+_GEOMETRY = "pairs/geometry.py"
+_EACH = "for at, part in zip(np.ndindex(*self.kernel), parts, strict=True):"
+_AXES = "at, self.dilation, part.shape[1:-1], space, self.stride, self.padding, strict=True"
+_ZEROS = "*((low, high, stride - 1) for (low, high), stride in zip(padding, self.stride, strict=True)),"
+_HERE = "here = np.tile(places, [-(-s // k) for s, k in zip(space, geometry.kernel, strict=True)])"
+_SPREAD = "return jnp.broadcast_to(delta, shape) * jnp.expand_dims(share, -1), ()"
+_ROWS = "added_to_rows(pair.index.reshape(-1), rows, self.shape[0]).astype(self.dtype)"
+_PLACED = "jnp.broadcast_to(delta, shape) * jnp.expand_dims(share, -1)"
+_FOUND = "return Found(value, trainable(scaled(grads, scale)), output, trainable.only(seen))"
+_ADDED = "return (dq, *(a.at[:, : piece.keys].add(b) for a, b in zip(sums[1:], more, strict=True))), None"
+_TURNS = "return lax.map(one, self.pair) if self.in_turn else jax.vmap(one)(self.pair)"
+_TURNED = "turned = jnp.moveaxis(turned, (d + 2, d + 1, d), (d, d + 1, d + 2)).reshape(*k, o // g, g * i)"
+_AHEAD = "left = jnp.moveaxis(parts, (d + 2, d + 1, 0), (0, d + 1, d + 2)).reshape(i // g, *space, g * n)"
+_SHARED = "p = p / t if t > 1 else p"
+_ASIDE = "`jnp.moveaxis` puts axes in by the order of their places, which comes to the same"
+_CONTRACT = "return self.geometry.contract(self._flat(h), self._flat(delta)).astype(self.dtype)"
+
 EQUIVALENT: dict[tuple[str, str, str, str], str] = {
+    **{(file, text, "True", "→ False"): "what is gone through together is as long"
+       for file, text in (
+        (_GEOMETRY, _EACH), (_GEOMETRY, _AXES), (_GEOMETRY, _ZEROS), ("layers/attention.py", _ADDED), (_POOL, _HERE))},
+    (_POOL, _HERE, "-s // k", "right operand dropped"): "what is too much is cut off in the next line",
+    ("layers/attention.py", "sums = jnp.zeros((t, width), x.dtype), jnp.zeros_like(k), jnp.zeros_like(v)",
+     "jnp.zeros((t, width), x.dtype)", "zeros → ones"): "every row of δ_q is written over by its block",
+    (_POOL, _SPREAD, "-1", "sign or not dropped"): "a mask has one axis",
+    (_GEOMETRY, _AHEAD, "2", "2 → 1"): _ASIDE,
+    (_GEOMETRY, "before = k * d - low", "k * d", "right operand dropped"):
+        "a pool has no dilation, and the one place of a kernel of 1 is at 0",
+    **{("pairs/stack.py", _TURNS, _TURNS.removeprefix("return "), change):
+       "layers one after another or side by side: the same sums"
+       for change in ("branches swapped", "always the first", "always the second")},
+    ("layers/embedding.py", "if len(delta) < self.length:", "len(delta) < self.length", "comparison → LtE"):
+        "no zeros are put behind",
+    (_GEOMETRY, _TURNED, "jnp.moveaxis(turned, (d + 2, d + 1, d), (d, d + 1, d + 2))", "last arguments swapped"):
+        "three axes in the order turned round, which is its own inverse",
+    (_GEOMETRY, _AHEAD, "jnp.moveaxis(parts, (d + 2, d + 1, 0), (0, d + 1, d + 2))", "last arguments swapped"):
+        "two axes exchanged, which is its own inverse",
+    **{(_GEOMETRY, _TURNED, what, change): _ASIDE for what, change in (
+        ("d + 1", "right operand dropped"), ("d + 2", "right operand dropped"), ("1", "1 → 0"), ("2", "2 → 1"))},
+    **{(_LOSS, _SHARED, what, change): _ONE for what, change in (
+        ("p / t if t > 1 else p", "always the first"), ("1", "1 → 0"), ("t > 1", "comparison → GtE"))},
     (_REPEAT, "return alike(carry, carried), answers[0].distinct(found)", "0",
      "0 → -1"): _LONE,
     (_REPEAT, "found = answers[0].whole(found, None)", "0", "0 → -1"): _LONE,
@@ -95,6 +134,26 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
 }  # fmt: skip
 """(file, text of the line, from, change) -> why it computes the same."""
 HELD: dict[tuple[str, str, str, str], tuple[str, str]] = {
+    **{(_POOL, _SPREAD, what, change): ("with a mask alone", "tests/test_masks.py::"
+       "test_nan_in_the_padding_of_numbers_changes_nothing[pooled]") for what, change in (
+        (f"return ({_PLACED}, ())", "returned parts swapped"), (_PLACED, "right operand dropped"),
+        (_PLACED, "left operand dropped"), (_PLACED, "operator → Div"), ("1", "1 → 0"), ("1", "1 → 2"),
+        ("jnp.broadcast_to(delta, shape)", "last arguments swapped"),
+        ("jnp.expand_dims(share, -1)", "last arguments swapped"))},
+    ("layers/attention.py", "delta = _only(mask, delta)", "_only(mask, delta)", "last arguments swapped"):
+        ("with a mask alone", "tests/test_masks.py::test_nan_in_the_padding_of_numbers_changes_nothing[at positions]"),
+    (_SPINE, _FOUND, _FOUND.removeprefix("return "), "last arguments swapped"):
+        ("outputs and what was observed exchanged",
+         "tests/test_batchnorm.py::test_observe_writes_what_was_observed_and_nothing_else"),
+    ("pairs/stack.py", _TURNS, "lax.map(one, self.pair)", "last arguments swapped"):
+        ("of stacks of kernels", "tests/test_pairs.py::test_every_statistic_of_every_class_of_pair[Stack of Window]"),
+    ("pairs/pair.py", "w = as_floats(weights).astype(delta.dtype)", "as_floats(weights).astype(delta.dtype)",
+     "astype left out"):
+        ("weights of another type than δ", "tests/test_pairs.py::test_weights_take_the_type_of_a_pair"),
+    ("pairs/lookup.py", f"return {_ROWS}", _ROWS, "astype left out"):
+        ("a total in float32 of a pair of 16 bits", f"{_SIXTEEN}test_a_total_has_the_type_of_its_pair[Lookup-float16]"),
+    ("pairs/window.py", _CONTRACT, _CONTRACT.removeprefix("return "), "astype left out"):
+        ("a total in float32 of a pair of 16 bits", f"{_SIXTEEN}test_a_total_has_the_type_of_its_pair[Window-float16]"),
     **{(_DROP, _TEXT, what, change): (_MASK, "tests/test_layers.py::test_dropout_keeps_the_mean") for what, change in (
         (_SCALE, "left operand dropped"), (_SCALE, "right operand dropped"), (_SCALE, "operator → Mult"),
         (_SCALE, "operands swapped"), (f"values * ({_SCALE})", "operator → Div"),
@@ -151,9 +210,6 @@ HELD: dict[tuple[str, str, str, str], tuple[str, str]] = {
         "tests/test_combine.py::test_only_shared_pairs_wait_for_their_other_uses")
        for start, what in (("None, ", "saved if linear else unless_shared(sink, params, saved)"),
                            ("delta_x, ", "sink(pairs) if linear else unless_shared(sink, params, pairs)"))},
-    ("pairs/pair.py", "w = as_floats(weights).astype(delta.dtype)", "as_floats(weights).astype(delta.dtype)",
-     "astype left out"): ("weights of another type than δ", f"{_SIXTEEN}test_every_statistic_of_every_class_of_pair"
-                          "[Outer-float16-300.0]"),
     **{(f"pairs/{name.lower()}.py", f"return {what}", what, "astype left out"):
        ("a total in float32 of a pair of 16 bits", f"{_SIXTEEN}test_a_total_has_the_type_of_its_pair[{name}-float16]")
        for name, what in (("Outer", _OUTER_TOTAL), ("Shift", _SHIFT_TOTAL))},
@@ -167,9 +223,6 @@ HELD: dict[tuple[str, str, str, str], tuple[str, str]] = {
     **{(_SPINE, _ANSWERED, "1", change): ("refuses the right pairs of a layer that couples, and takes wrong ones",
         "tests/test_answers.py::test_a_layer_that_takes_the_whole_batch_is_looked_at_too")
        for change in ("1 → 2", "1 → 0")},
-    (_SPINE, f"value, output, saved, delta, scale = {_CALL}", _CALL, "last arguments swapped"):
-        ("the mode and the key exchanged",
-         "tests/test_modes_and_masks.py::test_value_and_grad_takes_the_mode_and_a_key_means_training"),
     **{("optim/_scalars.py", f"check_scalar({_RANGE}, wanted, \"correct the schedule\")", what, change): (
         "refuses other rates, or in other words", f"tests/test_optim.py::{test}")
        for what, change, test in (
