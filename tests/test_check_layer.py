@@ -72,16 +72,12 @@ def test_stacks_of_other_sizes_in_one_another_pass():
     """Each level of a `Stack` has its own number of layers."""
     nested = jbp.repeat(jbp.repeat(jbp.Dense(3), 2), 3)
     jbp.check.layer(nested, (3,), batch=3, differences=False).raise_if_failed()
-    pair = jbp.backward(nested, *_walked(nested))[1]["weight"]
+    params, _ = nested.init(jax.random.key(0), (3,))
+    output, saved = jbp.forward(nested, params, jnp.ones((5, 3)))
+    pair = jbp.backward(nested, params, saved, output)[1]["weight"]
     pair.check((3, 2, 3, 3), 1)
     with pytest.raises(ValueError, match=r"Stack of 2 layers cannot be of a parameter of shape \(4, 3, 3\)"):
         pair.check((3, 4, 3, 3), 1)
-
-
-def _walked(net):
-    params, _ = net.init(jax.random.key(0), (3,))
-    output, saved = jbp.forward(net, params, jnp.ones((5, 3)))
-    return params, saved, output
 
 
 @pytest.mark.parametrize("name", LAYERS)
