@@ -285,8 +285,9 @@ def mutants() -> list[dict[str, Any]]:
 
 
 def unreached() -> list[str]:
-    """The methods that go backward and are not in TARGETS; `check`, `tracing` and `train/blame` only call them, and what
-    `rules` and the slopes of a step send back is no derivative: tests/test_rules.py holds each to its own formula."""
+    """The methods that go backward and are not in TARGETS; `check`, `tracing` and `train/blame` only call them, and
+    what `rules` and the slopes of a step send back is no derivative: tests/test_rules.py holds each to its own
+    formula."""
     names = ("backward", "walk_backward", "pull", "delta", "sqrt_hessian", "total")
     found = []
     for path in sorted((ROOT / "jbp").rglob("*.py")):
